@@ -1,0 +1,77 @@
+//! The one error type of the crate: every message says what was expected, what came and what to do.
+
+use std::fmt::Display;
+
+/// `Result` with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong. Configuration is checked when it is built, shapes at the call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A configuration value outside its range.
+    #[error("{field}: expected {expected}, got {got}")]
+    Config {
+        /// The field or argument.
+        field: &'static str,
+        /// The values that are accepted.
+        expected: String,
+        /// The value that came.
+        got: String,
+    },
+    /// A tensor, slice or grid whose shape, type or device does not fit the call.
+    #[error("{op}: expected {expected}, got {got}")]
+    Input {
+        /// The operation that was called.
+        op: &'static str,
+        /// What it accepts, with the cure where there is one.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// A tap that the forward pass did not reach exactly once.
+    #[error("{0}")]
+    Tap(String),
+    /// Parameters that the gradient of a loss does not reach.
+    #[error(
+        "the gradient does not reach {} of {total} parameters: {}; \
+         look for a layer that cuts the graph (candle-nn's LayerNorm, RmsNorm and softmax_last_dim do, silently) \
+         or a detach() between them and the loss", names.len(), names.join(", ")
+    )]
+    Unreached {
+        /// The names of the parameters without a gradient.
+        names: Vec<String>,
+        /// How many parameters were checked.
+        total: usize,
+    },
+    /// An error of candle itself.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn config(field: &'static str, expected: impl Display, got: impl Display) -> Self {
+        Self::Config {
+            field,
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
+    }
+
+    pub(crate) fn input(op: &'static str, expected: impl Display, got: impl Display) -> Self {
+        Self::Input {
+            op,
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(e: Error) -> Self {
+        match e {
+            Error::Candle(e) => e,
+            e => candle_core::Error::wrap(e),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Token grids, and how a tensor lays its tokens out.
+
+use candle_core::Tensor;
+
+use crate::{Error, Result};
+
+/// A grid of `rows × cols` cells over the unit square, y down, x right, row-major.
+///
+/// Cell `(i, j)` has the index `n = i·cols + j` and its centre at `((i+½)/rows, (j+½)/cols)`. The cells are tokens of a
+/// feature map or pixels of an image.
+///
+/// ```
+/// use ser_reg::TokenGrid;
+/// let grid = TokenGrid::new(7, 9)?;
+/// assert_eq!((grid.rows(), grid.cols(), grid.len()), (7, 9, 63));
+/// assert!(TokenGrid::new(0, 9).is_err());
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TokenGrid {
+    rows: usize,
+    cols: usize,
+}
+
+impl std::fmt::Display for TokenGrid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.rows, self.cols)
+    }
+}
+
+impl TokenGrid {
+    /// A grid of `rows × cols` cells.
+    ///
+    /// # Errors
+    /// If either is zero, or if there are more cells than a `u32` can index.
+    pub fn new(rows: usize, cols: usize) -> Result<Self> {
+        match rows.checked_mul(cols) {
+            Some(n) if n > 0 && n < u32::MAX as usize => Ok(Self { rows, cols }),
+            _ => Err(Error::config(
+                "TokenGrid",
+                "at least one row and one column, and fewer than 2^32 cells",
+                format!("{rows}x{cols}"),
+            )),
+        }
+    }
+
+    /// A square grid of `side × side` cells.
+    ///
+    /// # Errors
+    /// As [`TokenGrid::new`].
+    pub fn square(side: usize) -> Result<Self> {
+        Self::new(side, side)
+    }
+
+    /// Number of rows (along y).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns (along x).
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Number of cells, `rows · cols`; never zero.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether `rows == cols`.
+    pub fn is_square(&self) -> bool {
+        self.rows == self.cols
+    }
+
+    /// The grid after a quarter turn: rows and columns change places.
+    pub fn transposed(&self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+        }
+    }
+}
+
+/// Where the channels of a rank-4 map stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Channels {
+    /// `(B, C, H, W)`: convolutional networks, ConvNeXt.
+    #[default]
+    First,
+    /// `(B, H, W, C)`: Swin and other window transformers.
+    Last,
+}
+
+/// How an intermediate output becomes grid tokens `(B, N, C)`.
+///
+/// A rank-3 output is read as `(B, prefix + N, C)`, a rank-4 one as a map whose channels stand where `channels` says.
+/// Prefix tokens (CLS, registers) lead the sequence and are no part of the grid: no action moves them.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use ser_reg::{Layout, TokenGrid};
+/// let vit = Tensor::zeros((2, 1 + 12, 8), DType::F32, &Device::Cpu)?;
+/// let conv = Tensor::zeros((2, 8, 3, 4), DType::F32, &Device::Cpu)?;
+/// let grid = TokenGrid::new(3, 4)?;
+/// let cls = Layout { prefix: 1, ..Default::default() };
+/// assert_eq!(cls.tokens(&vit, grid)?.dims(), [2, 12, 8]);
+/// assert_eq!(cls.tokens(&conv, grid)?.dims(), [2, 12, 8]);
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Leading tokens of a sequence that are no grid cells (CLS, registers).
+    pub prefix: usize,
+    /// Where the channels of a rank-4 map stand.
+    pub channels: Channels,
+}
+
+impl Layout {
+    /// The tokens of `x` on `grid`, `(B, N, C)` with `N = grid.len()`; differentiable.
+    ///
+    /// # Errors
+    /// If the rank is neither 3 nor 4, the batch is empty, or the number of tokens (or the height and width) does not
+    /// fit `grid` and the prefix.
+    pub fn tokens(&self, x: &Tensor, grid: TokenGrid) -> Result<Tensor> {
+        let op = "Layout::tokens";
+        let (rows, cols, n) = (grid.rows(), grid.cols(), grid.len());
+        let fail = |expected: String| Err(Error::input(op, expected, format!("{:?}", x.dims())));
+        if x.dims().first() == Some(&0) {
+            return fail("a batch of at least one sample".to_string());
+        }
+        match (x.rank(), self.channels) {
+            (3, _) if x.dims()[1] == self.prefix + n => Ok(x.narrow(1, self.prefix, n)?),
+            (3, _) => fail(format!(
+                "(B, {}, C) = {} prefix tokens + {rows}x{cols} grid tokens (set Layout::prefix to the number of CLS \
+                 and register tokens)",
+                self.prefix + n,
+                self.prefix
+            )),
+            (4, Channels::First) if x.dims()[2..] == [rows, cols] => {
+                Ok(x.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
+            }
+            (4, Channels::First) => fail(format!("(B, C, {rows}, {cols})")),
+            (4, Channels::Last) if x.dims()[1..3] == [rows, cols] => Ok(x.flatten(1, 2)?),
+            (4, Channels::Last) => fail(format!("(B, {rows}, {cols}, C)")),
+            _ => fail("tokens of rank 3 or a map of rank 4".to_string()),
+        }
+    }
+}
