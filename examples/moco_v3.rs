@@ -15,6 +15,7 @@ fn encode(vit: &Vit, aug: &Augment, images: &data::Images, dev: &Device) -> Resu
 }
 
 fn main() -> Result<()> {
+    common::environment::prepare()?;
     let dev = Device::Cpu;
     let d = data::load(&data::embedded())?;
     println!("{}", d.note);

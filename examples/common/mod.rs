@@ -7,6 +7,7 @@
 
 pub mod augment;
 pub mod data;
+pub mod environment;
 pub mod nn;
 pub mod vit;
 pub mod weights;

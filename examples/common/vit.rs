@@ -1,6 +1,6 @@
 //! A small vision transformer (pre-norm, GELU) whose CLS token joins after a block of choice.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{D, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
 use super::nn::{self, LayerNorm, Linear};
@@ -27,6 +27,9 @@ pub struct VitConfig {
     /// The CLS token joins after this many blocks; 0 is the usual place, before the first one.
     pub cls_after: usize,
     pub positions: Positions,
+    /// Whether the tokens of the last block are wanted; if not, it computes its CLS token only, which is all that the
+    /// output needs.
+    pub last_map: bool,
     /// Averages the patch kernel over the eight poses of a square: turning a patch then changes nothing.
     pub symmetric_patches: bool,
 }
@@ -44,6 +47,7 @@ impl VitConfig {
             mlp_ratio: 2,
             cls_after,
             positions: Positions::SinCos,
+            last_map: false,
             symmetric_patches: false,
         }
     }
@@ -112,12 +116,15 @@ impl Vit {
             x = self.join_cls(&x)?;
         }
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x)?;
-            if self.config.cls_after == i + 1 {
+            let (last, joins) = (i + 1 == self.blocks.len(), self.config.cls_after == i + 1);
+            x = match last && !joins && !self.config.last_map {
+                true => block.forward_cls(&x)?,
+                false => block.forward(&x)?,
+            };
+            if joins {
                 x = self.join_cls(&x)?;
             }
         }
-        // Only the CLS token is read: normalise no other.
         self.norm.forward(&x.narrow(1, 0, 1)?.squeeze(1)?)
     }
 
@@ -178,6 +185,25 @@ impl Block {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
         let x = (x + self.out.forward(&nn::attention(&qkv, self.heads)?)?)?;
+        let hidden = nn::gelu(&self.up.forward(&self.norm2.forward(&x)?)?)?;
+        x + self.down.forward(&hidden)?
+    }
+
+    /// What [`Self::forward`] makes of the first token, as `(B, 1, D)`: all tokens give keys and values, one asks.
+    fn forward_cls(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, dim) = x.dims3()?;
+        let (heads, head) = (self.heads, dim / self.heads);
+        let normed = self.norm1.forward(x)?;
+        let query = normed.narrow(1, 0, 1)?.contiguous()?;
+        let query = self.qkv.narrow(0..dim)?.forward(&query)?;
+        let query = query.reshape((batch, heads, 1, head))?;
+        let pairs = self.qkv.narrow(dim..3 * dim)?.forward(&normed)?;
+        let pairs = pairs.reshape((batch, tokens, 2, heads, head))?;
+        let pairs = pairs.permute((2, 0, 3, 1, 4))?.contiguous()?;
+        let (keys, values) = (pairs.get(0)?, pairs.get(1)?);
+        let scores = (query.matmul(&keys.t()?)? / (head as f64).sqrt())?;
+        let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&values)?;
+        let x = (x.narrow(1, 0, 1)? + self.out.forward(&mixed.reshape((batch, 1, dim))?)?)?;
         let hidden = nn::gelu(&self.up.forward(&self.norm2.forward(&x)?)?)?;
         x + self.down.forward(&hidden)?
     }

@@ -5,8 +5,8 @@
 mod attention;
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
-    bail,
+    CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor,
+    backend::BackendStorage, bail,
 };
 use rayon::prelude::*;
 
@@ -29,8 +29,8 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Gelu)
 }
 
-pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(bias, AddBias)
+pub fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.apply_op3(weight, bias, Affine)
 }
 
 struct LayerNorm {
@@ -152,37 +152,45 @@ impl CustomOp1 for Gelu {
     }
 }
 
-struct AddBias;
+struct Affine;
 
-impl CustomOp2 for AddBias {
+impl CustomOp3 for Affine {
     fn name(&self) -> &'static str {
-        "add-bias"
+        "affine"
     }
 
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
         x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, bias) = (floats(x, x_layout)?, floats(bias, bias_layout)?);
-        let width = row_width(x_layout, bias.len())?;
-        let mut out = x.to_vec();
-        out.par_chunks_mut(ROWS * width).for_each(|out| {
-            out.chunks_exact_mut(width)
-                .for_each(|row| kernels::accumulate(row, bias));
-        });
-        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+        let &[rows, inputs] = x_layout.dims() else {
+            bail!("expected rows (M, C), got {:?}", x_layout.dims());
+        };
+        let bias = floats(bias, bias_layout)?;
+        let width = row_width(weight_layout, bias.len())?;
+        let mut out = x.matmul(weight, (1, rows, width, inputs), x_layout, weight_layout)?;
+        if let CpuStorage::F32(out) = &mut out {
+            out.par_chunks_mut(ROWS * width).for_each(|out| {
+                out.chunks_exact_mut(width)
+                    .for_each(|row| kernels::accumulate(row, bias));
+            });
+        }
+        Ok((out, (rows, width).into()))
     }
 
     fn bwd(
         &self,
-        _x: &Tensor,
+        x: &Tensor,
+        weight: &Tensor,
         bias: &Tensor,
         _out: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let width = bias.elem_count();
         let sums = with_floats([grad], |[grad]| {
             let piece = |grad: &[f32]| {
@@ -196,8 +204,12 @@ impl CustomOp2 for AddBias {
                 width,
             ))
         })?;
-        let d_bias = Tensor::from_vec(sums, width, grad.device())?;
-        Ok((Some(grad.clone()), Some(d_bias)))
+        let (x, weight) = (x.detach(), weight.detach());
+        Ok((
+            Some(grad.matmul(&weight.t()?)?),
+            Some(x.t()?.matmul(grad)?),
+            Some(Tensor::from_vec(sums, width, grad.device())?),
+        ))
     }
 }
 

@@ -35,11 +35,11 @@ pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     }
 }
 
-/// `x + bias` along the last axis.
-fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+/// `x·W + b` of rows `(M, in)`, with `W` as `(in, out)`.
+pub fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     match fused::applies(x) {
-        true => fused::add_bias(x, bias),
-        false => x.broadcast_add(bias),
+        true => fused::affine(x, weight, bias),
+        false => plain::affine(x, weight, bias),
     }
 }
 
@@ -81,18 +81,23 @@ impl Linear {
         Ok(Self { weight, bias: None })
     }
 
-    /// A map given by its matrix `(in, out)`.
-    pub fn from_parts(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias }
+    /// The map to the outputs `columns` only.
+    pub fn narrow(&self, columns: std::ops::Range<usize>) -> Result<Self> {
+        let cut = |t: &Tensor, axis| t.narrow(axis, columns.start, columns.len())?.contiguous();
+        let bias = self.bias.as_ref().map(|b| cut(b, 0)).transpose()?;
+        Ok(Self {
+            weight: cut(&self.weight, 1)?,
+            bias,
+        })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (inputs, outputs) = self.weight.dims2()?;
         // One large product: a batched one would loop over the samples.
-        let rows = x.reshape(((), inputs))?.matmul(&self.weight)?;
+        let rows = x.reshape(((), inputs))?;
         let rows = match &self.bias {
-            Some(bias) => add_bias(&rows, bias)?,
-            None => rows,
+            Some(bias) => affine(&rows, &self.weight, bias)?,
+            None => rows.matmul(&self.weight)?,
         };
         let mut shape = x.dims().to_vec();
         shape[x.rank() - 1] = outputs;

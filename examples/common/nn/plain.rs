@@ -16,6 +16,10 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     x.gelu()
 }
 
+pub fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.matmul(weight)?.broadcast_add(bias)
+}
+
 pub fn attention(qkv: &Tensor, heads: usize) -> Result<Tensor> {
     let (batch, tokens, width) = qkv.dims3()?;
     let channels = width / 3;
