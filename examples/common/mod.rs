@@ -6,11 +6,14 @@
 #![allow(dead_code)]
 
 pub mod augment;
+pub mod cli;
 pub mod data;
 pub mod environment;
-pub mod nn;
-pub mod vit;
-pub mod weights;
+pub mod eval;
 pub mod knn;
 pub mod moco;
+pub mod nn;
 pub mod optimizer;
+pub mod progress;
+pub mod vit;
+pub mod weights;

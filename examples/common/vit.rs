@@ -3,6 +3,8 @@
 use candle_core::{D, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
+use ser_reg::tap;
+
 use super::nn::{self, LayerNorm, Linear};
 
 /// What stands for the position of a patch.
@@ -109,6 +111,10 @@ impl Vit {
         })
     }
 
+    pub fn config(&self) -> &VitConfig {
+        &self.config
+    }
+
     /// Pictures `(B, C, S, S)` to the normalised CLS token `(B, D)`.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         let mut x = self.embed(images)?;
@@ -121,6 +127,7 @@ impl Vit {
                 true => block.forward_cls(&x)?,
                 false => block.forward(&x)?,
             };
+            tap::record(&format!("block{}", i + 1), &x); // SER: the one line in the model
             if joins {
                 x = self.join_cls(&x)?;
             }
