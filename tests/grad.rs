@@ -108,13 +108,14 @@ fn a_detached_branch_is_reported() {
 
 #[test]
 fn absent_zero_and_not_finite_are_told_apart() {
-    let var = |x: f32| Var::new(&[x, 0.], CPU).unwrap();
-    let (fine, absent, zero, nan) = (var(1.), var(1.), var(1.), var(-1.));
+    let var = |x: f32| Var::new(&[x, 1.], CPU).unwrap();
+    let (fine, absent, zero, nan, inf) = (var(1.), var(1.), var(1.), var(-1.), var(0.));
     let term = |x: Result<Tensor>| x.unwrap().sum_all().unwrap();
     let loss = [
         term(fine.sqr()),
         term(zero.mul(&zero.zeros_like().unwrap())),
-        term(nan.sqrt()), // NaN at -1, infinite at 0
+        term(nan.sqrt()),
+        term(inf.sqrt()),
     ];
     let loss = Tensor::stack(&loss, 0).unwrap().sum_all().unwrap();
     let vars = [
@@ -122,39 +123,32 @@ fn absent_zero_and_not_finite_are_told_apart() {
         ("absent", &absent),
         ("zero", &zero),
         ("nan", &nan),
+        ("inf", &inf),
     ];
     let error = grad::assert_reaches(&loss, vars).unwrap_err();
-    match &error {
-        Error::Unreached {
-            absent,
-            zero,
-            not_finite,
-            total: 4,
-        } => {
-            assert_eq!(
-                (&absent[..], &zero[..], &not_finite[..]),
-                (
-                    &["absent".to_string()][..],
-                    &["zero".to_string()][..],
-                    &["nan".to_string()][..],
-                )
-            );
-        }
-        other => panic!("{other}"),
-    }
+    let Error::Unreached {
+        absent,
+        zero,
+        not_finite,
+        total: 5,
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(absent, &["absent"]);
+    assert_eq!(zero, &["zero"]);
+    assert_eq!(not_finite, &["nan", "inf"]);
     let text = error.to_string();
     for part in [
-        "3 of 4",
+        "4 of 5",
         "no gradient at: absent",
         "all zero at: zero",
-        "not finite at: nan",
+        "not finite at: nan, inf",
     ] {
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(
-        grad::unreached(&loss, vars).unwrap(),
-        ["absent", "zero", "nan"]
-    );
+    let names = grad::unreached(&loss, vars).unwrap();
+    assert_eq!(names, ["absent", "zero", "nan", "inf"]);
 }
 
 #[test]
