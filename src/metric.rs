@@ -30,13 +30,13 @@ use crate::{Error, GridOperator, GroupAction, Layout, Resample, Result, TokenGri
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use rand::{SeedableRng, rngs::StdRng};
-/// use ser_reg::{GroupAction, TokenGrid, group::D4, metric::EqScore};
+/// use ser_reg::{TokenGrid, group::D4, metric::EqScore};
 ///
 /// // average pooling commutes with the quarter turns and flips
 /// let images = Tensor::rand(0f64, 1., (4, 3, 8, 8), &Device::Cpu)?;
-/// let others = D4::elements().filter(|g| *g != D4::identity()).collect::<Vec<_>>();
 /// let score = EqScore::new(TokenGrid::square(4)?);
-/// let report = score.measure(&images, &others, &mut StdRng::seed_from_u64(0), |x| x.avg_pool2d(2))?;
+/// let others = &D4::ALL[1..]; // all but the identity
+/// let report = score.measure(&images, others, &mut StdRng::seed_from_u64(0), |x| x.avg_pool2d(2))?;
 /// assert!((report.mean.score.centred - 1.).abs() < 1e-12);
 /// assert!(report.mean.shuffled_positions.unwrap().centred < 0.5);
 /// # Ok::<(), candle_core::Error>(())
@@ -66,7 +66,7 @@ pub struct Scores {
     pub correlation: f64,
     /// Norm of the difference, relative to the map of the moved image; over all images together.
     pub relative_error: f64,
-    /// Largest difference of two values; its mean over elements is the largest of theirs.
+    /// Largest difference of two values. Over several elements: the largest, not the mean.
     pub max_abs: f64,
 }
 
@@ -138,11 +138,14 @@ impl EqScore {
             let mover = GridOperator::between(one, from_px, to_px, &self.resample)?;
             let seen = self.tokens(images, to, |x| map(&mover.apply(x)?))?;
             let (moved, seen, channels) = matched(g, &action, &upright, &seen)?;
-            scored.push((g.clone(), compare(&moved, &seen, channels, images.dims()[0], rng)));
+            scored.push((
+                g.clone(),
+                compare(&moved, &seen, channels, images.dims()[0], rng),
+            ));
         }
         let comparisons = || scored.iter().map(|(_, c)| c);
         let mean = Comparison {
-            score: Scores::mean(comparisons().map(|c| c.score)),
+            score: Scores::mean(&comparisons().map(|c| c.score).collect::<Vec<_>>()),
             shuffled_positions: Scores::mean_of_some(comparisons().map(|c| c.shuffled_positions)),
             shuffled_images: Scores::mean_of_some(comparisons().map(|c| c.shuffled_images)),
         };
@@ -171,10 +174,12 @@ impl EqScore {
     fn patch(&self, images: &Tensor) -> Result<Patch> {
         let (rows, cols) = (self.grid.rows(), self.grid.cols());
         match *images.dims() {
-            [b, _, h, w] if b > 0 && h > 0 && w > 0 && h % rows == 0 && w % cols == 0 => Ok(Patch {
-                height: h / rows,
-                width: w / cols,
-            }),
+            [b, _, h, w] if b > 0 && h > 0 && w > 0 && h % rows == 0 && w % cols == 0 => {
+                Ok(Patch {
+                    height: h / rows,
+                    width: w / cols,
+                })
+            }
             _ => Err(Error::input(
                 OP,
                 format!(
@@ -259,7 +264,11 @@ fn compare(a: &[f64], v: &[f64], channels: usize, images: usize, rng: &mut impl 
         score: score(&|i| i),
         shuffled_positions: (positions > 1).then(|| {
             let shuffles: Vec<usize> = (0..images)
-                .flat_map(|b| cycle(positions, rng).into_iter().map(move |p| b * positions + p))
+                .flat_map(|b| {
+                    cycle(positions, rng)
+                        .into_iter()
+                        .map(move |p| b * positions + p)
+                })
                 .collect();
             score(&|i| shuffles[i])
         }),
@@ -284,7 +293,7 @@ impl Scores {
     fn between(a: &[f64], v: &[f64], channels: usize, row: &dyn Fn(usize) -> usize) -> Self {
         let (mean_a, mean_v) = (mean_row(a, channels), mean_row(v, channels));
         let (mut cosine, mut centred, mut correlation) = <(Mean, Mean, Mean)>::default();
-        let (mut error, mut norm, mut max_abs) = (0., 0., 0f64);
+        let (mut error, mut norm, mut max_abs) = (0., 0., 0.);
         let mut per_channel = vec![(Products::default(), Products::default()); channels];
         for (i, v) in v.chunks_exact(channels).enumerate() {
             let a = &a[row(i) * channels..][..channels];
@@ -299,10 +308,7 @@ impl Scores {
                 let d = (x - y).abs();
                 error += d * d;
                 norm += y * y;
-                // Not `max`, which would swallow a NaN.
-                if d > max_abs || d.is_nan() {
-                    max_abs = d;
-                }
+                max_abs = largest(max_abs, d);
             }
             cosine.add(raw.cosine(&raw));
             centred.add(less_mean.cosine(&raw));
@@ -319,20 +325,27 @@ impl Scores {
         }
     }
 
-    fn mean(scores: impl Iterator<Item = Self> + Clone) -> Option<Self> {
-        let of = |field: fn(&Self) -> f64| {
-            let mut mean = Mean::default();
-            scores.clone().for_each(|s| mean.add(Some(field(&s))));
-            mean.get()
-        };
-        scores.clone().next().map(|first| Self {
+    fn mean(scores: &[Self]) -> Self {
+        let of =
+            |field: fn(&Self) -> f64| scores.iter().map(field).sum::<f64>() / scores.len() as f64;
+        Self {
             cosine: of(|s| s.cosine),
             centred: of(|s| s.centred),
             correlation: of(|s| s.correlation),
             relative_error: of(|s| s.relative_error),
-            max_abs: scores.map(|s| s.max_abs).fold(first.max_abs, f64::max),
-        })
+            max_abs: scores.iter().map(|s| s.max_abs).fold(0., largest),
+        }
     }
+
+    fn mean_of_some(scores: impl Iterator<Item = Option<Self>>) -> Option<Self> {
+        let some: Vec<_> = scores.flatten().collect();
+        (!some.is_empty()).then(|| Self::mean(&some))
+    }
+}
+
+/// The larger of two; unlike `f64::max`, NaN if either is.
+fn largest(a: f64, b: f64) -> f64 {
+    if a > b || a.is_nan() { a } else { b }
 }
 
 fn mean_row(x: &[f64], channels: usize) -> Vec<f64> {
