@@ -408,6 +408,10 @@ fn bad_input_is_named() {
             run(&score, &[2, 1, 9, 8], turn),
             ["multiples", "[2, 1, 9, 8]"],
         ),
+        (
+            run(&score, &[2, 1, 8, 9], turn),
+            ["multiples", "[2, 1, 8, 9]"],
+        ),
         (run(&score, &[0, 1, 8, 8], turn), ["B > 0", "[0, 1, 8, 8]"]),
         (
             run(&score, &[2, 1, 8, 8], &[]),
