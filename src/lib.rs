@@ -19,3 +19,5 @@ pub mod view;
 
 pub use error::{Error, Result};
 pub use grid::{Channels, Layout, TokenGrid};
+pub use group::GroupAction;
+pub use operator::{Filter, GridOperator, Padding, Resample};

@@ -1,1 +1,97 @@
-//! (to come)
+//! Group elements, without tensors: exact or `f64` algebra on points of the plane.
+//!
+//! The image covers the unit square, y down, x right; a [`Point`] is `(y, x)`. An element `g` moves points, and acts on
+//! images from the left: `(g·x)(p) = x(g⁻¹ p)`, so `act(a, act(b, x)) = act(a∘b, x)`.
+//!
+//! | type | what it is | on the plane |
+//! |---|---|---|
+//! | [`D4`] | quarter turns and flips | exact, finite, order 8 |
+//! | [`Scale`] | resizing by `(sy, sx)` | the identity: only the grid changes |
+//! | [`Window`] | a crop: the view is a sub-window of the source | axis-aligned, `f64` |
+//! | [`Affine`] | any rotation, shear, translation | `f64` |
+//! | [`Element`] | all of the above, composed in any order | D4 stays exact |
+
+mod affine;
+mod d4;
+mod element;
+mod scale;
+mod window;
+
+pub use affine::Affine;
+pub use d4::{D4, Subgroup};
+pub use element::Element;
+pub use scale::Scale;
+pub use window::Window;
+
+use crate::{Result, TokenGrid};
+
+/// A point `(y, x)` of the plane; the image covers `[0, 1]²`, y down, x right.
+pub type Point = [f64; 2];
+
+/// An element of a group that acts on images and token maps by moving points of the plane.
+///
+/// Four methods say what the element is; everything else (tokens, images, gradients, masks, per-sample batches, the law
+/// suite of `ser_reg::testing`) follows from them. A transformation of one's own takes about twenty lines:
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ser_reg::{GridOperator, Resample, TokenGrid, group::{GroupAction, Point}};
+///
+/// /// A cyclic shift to the right, by a fraction of the image's width.
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct Roll(f64);
+///
+/// impl GroupAction for Roll {
+///     fn identity() -> Self {
+///         Roll(0.0)
+///     }
+///     fn compose(&self, first: &Self) -> Self {
+///         Roll((self.0 + first.0).rem_euclid(1.0))
+///     }
+///     fn inverse(&self) -> Self {
+///         Roll((-self.0).rem_euclid(1.0))
+///     }
+///     fn source(&self, [y, x]: Point) -> Point {
+///         [y, (x - self.0).rem_euclid(1.0)]
+///     }
+/// }
+///
+/// let grid = TokenGrid::new(1, 4)?;
+/// let tokens = Tensor::new(&[[[0f32], [1.], [2.], [3.]]], &Device::Cpu)?;
+/// let shifted = GridOperator::new(&[Roll(0.25)], grid, &Resample::default())?.apply(&tokens)?;
+/// assert_eq!(shifted.flatten_all()?.to_vec1::<f32>()?, [3., 0., 1., 2.]);
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+pub trait GroupAction: Clone + PartialEq + std::fmt::Debug {
+    /// The neutral element.
+    fn identity() -> Self;
+
+    /// `self ∘ first`: `first` acts first.
+    fn compose(&self, first: &Self) -> Self;
+
+    /// The element that undoes this one.
+    fn inverse(&self) -> Self;
+
+    /// Where the point `p` of the result comes from: `g⁻¹ p`.
+    fn source(&self, p: Point) -> Point;
+
+    /// `to ∘ from⁻¹`: carries the view `from·x` into the frame of the view `to·x`.
+    fn relative(from: &Self, to: &Self) -> Self {
+        to.compose(&from.inverse())
+    }
+
+    /// The grid on which the result of acting on `grid` is naturally sampled; the same grid unless an element says
+    /// otherwise (a quarter turn swaps rows and columns, a scale changes their number).
+    ///
+    /// # Errors
+    /// If the result would have no cell, or too many.
+    fn out_grid(&self, grid: TokenGrid) -> Result<TokenGrid> {
+        Ok(grid)
+    }
+
+    /// The affine map by which this element moves points, if it is one: its operators are then permutations or
+    /// separable where the map allows, instead of general sparse ones.
+    fn affine(&self) -> Option<Affine> {
+        None
+    }
+}

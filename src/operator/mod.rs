@@ -1,1 +1,365 @@
-//! (to come)
+//! Grid operators: the linear map by which a group element acts on tokens.
+//!
+//! ```text
+//! element (algebra)  ->  grid operator (permutation | separable | sparse) + mask  ->  tensor op
+//! ```
+//!
+//! The backward pass of an operator is its adjoint. A batch in which every sample has its own element is one operator
+//! and one application.
+
+mod build;
+mod cpu;
+mod filter;
+mod portable;
+mod step;
+mod taps;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+pub use filter::{Filter, Padding, Resample};
+
+use self::step::{Chain, Memory, Step};
+use crate::{Error, Result, TokenGrid, group::GroupAction};
+
+/// The most general form among the steps of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Form {
+    /// Cells move and are not mixed: exact, for any type of value.
+    Permutation,
+    /// `R · X · Cᵀ`: rows and columns are resampled on their own.
+    Separable,
+    /// A few taps of the whole grid for each cell.
+    Sparse,
+}
+
+/// How many distinct elements of a batch are remembered to share their operators.
+const SHARED: usize = 16;
+
+/// The operator of one sample; shared between samples of equal elements.
+#[derive(Clone, Debug)]
+struct Sample {
+    chain: Arc<Chain>,
+    /// Which output cells have a preimage; `None`: all.
+    valid: Option<Arc<Vec<bool>>>,
+}
+
+/// A linear map from the tokens of one grid to the tokens of another: one for the whole batch, or one per sample.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use ser_reg::{GridOperator, Resample, TokenGrid, group::{D4, Element, Scale}};
+/// let grid = TokenGrid::new(6, 4)?;
+/// // every sample has its own element, one application
+/// let turn = GridOperator::new(&[D4::HFLIP, D4::ROT180], grid, &Resample::default())?;
+/// let tokens = Tensor::rand(0f32, 1., (2, grid.len(), 8), &Device::Cpu)?;
+/// let turned = turn.apply(&tokens)?;
+/// // a permutation's adjoint is its inverse
+/// let back = turn.adjoint().apply(&turned)?;
+/// assert_eq!(back.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);
+/// // images take the same operator, built on the grid of pixels
+/// let image = Tensor::rand(0f32, 1., (2, 3, 6, 4), &Device::Cpu)?;
+/// assert_eq!(turn.apply(&image)?.dims(), [2, 3, 6, 4]);
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct GridOperator {
+    in_grid: TokenGrid,
+    out_grid: TokenGrid,
+    samples: Arc<Vec<Sample>>,
+}
+
+impl GridOperator {
+    /// The operator by which `elements` act on `grid`: one element for the whole batch, or one per sample.
+    ///
+    /// The result is sampled on the elements' own [`out_grid`](GroupAction::out_grid), which must be one for all of them.
+    ///
+    /// # Errors
+    /// If there is no element, or the elements lead to different grids (an odd quarter turn among even ones on a
+    /// non-square grid, say).
+    pub fn new<G: GroupAction>(
+        elements: &[G],
+        grid: TokenGrid,
+        resample: &Resample,
+    ) -> Result<Self> {
+        let op = "GridOperator::new";
+        let Some(first) = elements.first() else {
+            return Err(Error::input(op, "one element, or one per sample", "none"));
+        };
+        let to = first.out_grid(grid)?;
+        for (i, g) in elements.iter().enumerate() {
+            let other = g.out_grid(grid)?;
+            if other != to {
+                return Err(Error::input(
+                    op,
+                    format!(
+                        "elements that take the {grid} grid to one grid for all samples (on a non-square grid no odd \
+                         quarter turn among even ones)"
+                    ),
+                    format!("{to} for sample 0, {other} for sample {i} ({g:?})"),
+                ));
+            }
+        }
+        Self::between(elements, grid, to, resample)
+    }
+
+    /// The operator by which `elements` act from the grid `from`, sampled on the grid `to` whatever their own grids are.
+    ///
+    /// # Errors
+    /// If there is no element.
+    pub fn between<G: GroupAction>(
+        elements: &[G],
+        from: TokenGrid,
+        to: TokenGrid,
+        resample: &Resample,
+    ) -> Result<Self> {
+        if elements.is_empty() {
+            return Err(Error::input(
+                "GridOperator::between",
+                "one element, or one per sample",
+                "none",
+            ));
+        }
+        let mut built: Vec<(&G, Sample)> = Vec::new();
+        let samples = elements
+            .iter()
+            .map(|g| {
+                if let Some((_, sample)) = built.iter().find(|(other, _)| *other == g) {
+                    return sample.clone();
+                }
+                let (chain, valid) = build::chain(g, from, to, resample);
+                let sample = Sample {
+                    chain: Arc::new(chain),
+                    valid: valid.map(Arc::new),
+                };
+                if built.len() < SHARED {
+                    built.push((g, sample.clone()));
+                }
+                sample
+            })
+            .collect();
+        Ok(Self {
+            in_grid: from,
+            out_grid: to,
+            samples: Arc::new(samples),
+        })
+    }
+
+    /// The grid of the tokens that go in.
+    pub fn in_grid(&self) -> TokenGrid {
+        self.in_grid
+    }
+
+    /// The grid of the tokens that come out.
+    pub fn out_grid(&self) -> TokenGrid {
+        self.out_grid
+    }
+
+    /// How many samples have an operator of their own; 1: one operator for any batch.
+    pub fn samples(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// The most general form among the steps of all samples.
+    pub fn form(&self) -> Form {
+        let form = |s: &Step| match s {
+            Step::Permute { .. } => Form::Permutation,
+            Step::Separable { .. } => Form::Separable,
+            Step::Sparse(_) => Form::Sparse,
+        };
+        let steps = self.samples.iter().flat_map(|s| &s.chain.steps);
+        steps.map(form).max().unwrap_or(Form::Permutation)
+    }
+
+    /// Whether cells only move: the operator is exact, and any type of value can be moved.
+    pub fn is_exact(&self) -> bool {
+        self.samples.iter().all(|s| s.chain.is_permutation())
+    }
+
+    /// The adjoint `Aᵀ`, with `⟨A·x, y⟩ = ⟨x, Aᵀ·y⟩`: the backward pass. All its output is valid.
+    pub fn adjoint(&self) -> Self {
+        let mut built: Vec<(*const Chain, Arc<Chain>)> = Vec::new();
+        let samples = self.samples.iter().map(|s| {
+            let key = Arc::as_ptr(&s.chain);
+            let chain = match built.iter().find(|(k, _)| *k == key) {
+                Some((_, chain)) => chain.clone(),
+                None => {
+                    let chain = Arc::new(s.chain.adjoint());
+                    if built.len() < SHARED {
+                        built.push((key, chain.clone()));
+                    }
+                    chain
+                }
+            };
+            Sample { chain, valid: None }
+        });
+        Self {
+            in_grid: self.out_grid,
+            out_grid: self.in_grid,
+            samples: Arc::new(samples.collect()),
+        }
+    }
+
+    /// `self ∘ first`. A cell of the result is valid if this operator finds it valid and reads only cells that `first`
+    /// finds valid.
+    ///
+    /// # Errors
+    /// If the grids do not meet, or both are per sample with different numbers of samples.
+    pub fn compose(&self, first: &Self) -> Result<Self> {
+        let op = "GridOperator::compose";
+        if first.out_grid != self.in_grid {
+            return Err(Error::input(
+                op,
+                format!("a first operator onto the {} grid", self.in_grid),
+                format!("one onto {}", first.out_grid),
+            ));
+        }
+        let (a, b) = (self.samples(), first.samples());
+        if a != b && a != 1 && b != 1 {
+            return Err(Error::input(
+                op,
+                format!("a first operator for 1 or {a} samples"),
+                format!("one for {b}"),
+            ));
+        }
+        let samples = (0..a.max(b)).map(|i| {
+            let (next, prev) = (self.sample(i), first.sample(i));
+            let valid = match (&next.valid, &prev.valid) {
+                (own, None) => own.clone(),
+                (own, Some(input)) => {
+                    let mut cells = next.chain.valid(input.to_vec());
+                    if let Some(own) = own {
+                        cells.iter_mut().zip(own.iter()).for_each(|(c, &o)| *c &= o);
+                    }
+                    Some(Arc::new(cells))
+                }
+            };
+            Sample {
+                chain: Arc::new(next.chain.after(&prev.chain)),
+                valid,
+            }
+        });
+        Ok(Self {
+            in_grid: first.in_grid,
+            out_grid: self.out_grid,
+            samples: Arc::new(samples.collect()),
+        })
+    }
+
+    /// Which cells of sample `b` have a preimage, `out_grid().len()` values; `None`: all.
+    ///
+    /// A cell counts if its centre comes from within the unit square of the source.
+    pub fn valid(&self, b: usize) -> Option<&[bool]> {
+        self.sample(b).valid.as_ref().map(|v| v.as_slice())
+    }
+
+    /// The validity mask as a tensor: 1 where a cell has a preimage, else 0; shape `(samples, out_grid().len())`.
+    /// `None` if every cell of every sample is valid.
+    ///
+    /// # Errors
+    /// Those of candle.
+    pub fn mask(&self, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+        if self.samples.iter().all(|s| s.valid.is_none()) {
+            return Ok(None);
+        }
+        let n = self.out_grid.len();
+        let cells: Vec<u8> = (0..self.samples())
+            .flat_map(|b| (0..n).map(move |i| self.valid(b).is_none_or(|v| v[i]) as u8))
+            .collect();
+        let mask = Tensor::from_vec(cells, (self.samples(), n), device)?;
+        Ok(Some(mask.to_dtype(dtype)?))
+    }
+
+    /// Acts on tokens `(B, N, C)` or on a map or image `(B, C, H, W)`, and returns the same kind on
+    /// [`out_grid`](Self::out_grid); differentiable, with the adjoint as its backward pass.
+    ///
+    /// A permutation moves values of any type and keeps them to the bit. Others compute `f16` and `bf16` in `f32`, and
+    /// take no integers.
+    ///
+    /// # Errors
+    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch is empty or does not
+    /// fit the number of samples, or integers would have to be mixed.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let memory = self.check(x)?;
+        if self.samples.iter().all(|s| s.chain.steps.is_empty()) {
+            return Ok(x.clone());
+        }
+        let dtype = x.dtype();
+        if !self.is_exact() && matches!(dtype, DType::F16 | DType::BF16) {
+            return Ok(self.apply(&x.to_dtype(DType::F32)?)?.to_dtype(dtype)?);
+        }
+        if matches!(x.device(), Device::Cpu) {
+            let operator = self.clone();
+            return Ok(x.contiguous()?.apply_op1(cpu::Apply { operator, memory })?);
+        }
+        self.apply_portable(x)
+    }
+
+    /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.
+    #[doc(hidden)]
+    pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(match self.check(x)? {
+            Memory::Tokens(_) => portable::apply(self, x)?,
+            Memory::Planes(_) => {
+                let (b, c, _, _) = x.dims4()?;
+                let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+                let (rows, cols) = (self.out_grid.rows(), self.out_grid.cols());
+                let out = portable::apply(self, &tokens)?;
+                out.transpose(1, 2)?
+                    .contiguous()?
+                    .reshape((b, c, rows, cols))?
+            }
+        })
+    }
+
+    fn sample(&self, b: usize) -> &Sample {
+        &self.samples[if self.samples.len() == 1 { 0 } else { b }]
+    }
+
+    fn chain(&self, b: usize) -> &Chain {
+        &self.sample(b).chain
+    }
+
+    fn check(&self, x: &Tensor) -> Result<Memory> {
+        let (op, got) = ("GridOperator::apply", || {
+            format!("{:?} {:?}", x.dims(), x.dtype())
+        });
+        let (n, rows, cols) = (self.in_grid.len(), self.in_grid.rows(), self.in_grid.cols());
+        let memory = match *x.dims() {
+            [_, tokens, c] if tokens == n => Memory::Tokens(c),
+            [_, c, h, w] if (h, w) == (rows, cols) => Memory::Planes(c),
+            _ => {
+                let expected = format!(
+                    "tokens (B, {n}, C) of a {rows}x{cols} grid without prefix tokens, or a map (B, C, {rows}, {cols})"
+                );
+                return Err(Error::input(op, expected, got()));
+            }
+        };
+        let batch = x.dims()[0];
+        if batch == 0 || x.elem_count() == 0 {
+            return Err(Error::input(
+                op,
+                "at least one sample and one channel",
+                got(),
+            ));
+        }
+        if self.samples() != 1 && self.samples() != batch {
+            let expected = format!("a batch of {} samples, one per element", self.samples());
+            return Err(Error::input(op, expected, got()));
+        }
+        if !(if self.is_exact() {
+            cpu::moves(x.dtype())
+        } else {
+            x.dtype().is_float() && cpu::moves(x.dtype())
+        }) {
+            let expected = if self.is_exact() {
+                "integers or floats of at least 8 bits"
+            } else {
+                "floats (this operator mixes cells; only permutations move integers)"
+            };
+            return Err(Error::input(op, expected, got()));
+        }
+        Ok(memory)
+    }
+}
