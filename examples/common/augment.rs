@@ -145,10 +145,11 @@ impl Augment {
             for (&(top, bottom, down), out) in rows.iter().zip(out.chunks_exact_mut(side)) {
                 let (top, bottom) = (&plane[top * side..], &plane[bottom * side..]);
                 for (&(left, right, across), out) in cols.iter().zip(out) {
-                    let lerp =
-                        |a: u8, b: u8| f32::from(a) + across * (f32::from(b) - f32::from(a));
-                    let (upper, lower) =
-                        (lerp(top[left], top[right]), lerp(bottom[left], bottom[right]));
+                    let lerp = |a: u8, b: u8| f32::from(a) + across * (f32::from(b) - f32::from(a));
+                    let (upper, lower) = (
+                        lerp(top[left], top[right]),
+                        lerp(bottom[left], bottom[right]),
+                    );
                     *out = (upper + down * (lower - upper)) / 255.0;
                 }
             }
@@ -158,8 +159,7 @@ impl Augment {
         out.iter_mut()
             .for_each(|p| *p = (*p * brightness).clamp(0.0, 1.0));
         let mean = out.iter().sum::<f32>() / out.len() as f32;
-        for (plane, (channel_mean, std)) in
-            out.chunks_exact_mut(side * side).zip(&self.statistics)
+        for (plane, (channel_mean, std)) in out.chunks_exact_mut(side * side).zip(&self.statistics)
         {
             for p in plane {
                 let p_contrast = (mean + contrast * (*p - mean)).clamp(0.0, 1.0);

@@ -3,9 +3,7 @@
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use rand::{SeedableRng, rngs::StdRng};
-use ser_reg::{
-    GridOperator, Layout, Resample, TokenGrid, group::D4, metric::EqScore, tap,
-};
+use ser_reg::{GridOperator, Layout, Resample, TokenGrid, group::D4, metric::EqScore, tap};
 
 use super::{
     augment::Augment,
@@ -64,7 +62,7 @@ impl Evaluation<'_> {
         let images = self.augment.plain(&self.data.test, 0..count, self.device)?;
         let score = EqScore {
             layout: Layout {
-                prefix: usize::from(vit.config().cls_after == 0),
+                prefix: vit.config().prefix(layer),
                 ..Default::default()
             },
             ..EqScore::new(TokenGrid::square(vit.config().grid())?)

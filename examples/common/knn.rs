@@ -78,7 +78,9 @@ impl Bank {
         for i in order {
             votes[self.labels[i as usize] as usize] += (cosines[i as usize] / TEMPERATURE).exp();
         }
-        let best = (0..self.classes).rev().max_by(|&a, &b| votes[a].total_cmp(&votes[b]));
+        let best = (0..self.classes)
+            .rev()
+            .max_by(|&a, &b| votes[a].total_cmp(&votes[b]));
         best.unwrap_or(0) as u32
     }
 }

@@ -64,6 +64,10 @@ impl Progress {
         self.clock = Instant::now();
     }
 
+    pub fn steps_done(&self) -> usize {
+        self.steps.len()
+    }
+
     /// To be called at the end of each step.
     pub fn step(&mut self, step: Step, lambda: f64, momentum: f64) -> Result<()> {
         ensure!(

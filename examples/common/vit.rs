@@ -5,7 +5,10 @@ use candle_nn::{Init, VarBuilder};
 
 use ser_reg::tap;
 
-use super::nn::{self, LayerNorm, Linear};
+use super::{
+    data::Images,
+    nn::{self, LayerNorm, Linear},
+};
 
 /// What stands for the position of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,21 +40,33 @@ pub struct VitConfig {
 }
 
 impl VitConfig {
-    /// The preset for pictures of `side × side` with the CLS token joining after `cls_after` blocks.
-    pub fn small(channels: usize, side: usize, cls_after: usize) -> Self {
-        Self {
-            channels,
-            side,
+    /// The preset for such pictures, with a tap on block `layer`, counted from 1.
+    ///
+    /// The CLS token joins after that block, so that the tapped map has patches only, or before the first one if
+    /// `early_cls`. After the last block it would see no patches, so it then joins before it.
+    pub fn small(images: &Images, layer: usize, early_cls: bool) -> Result<Self> {
+        let depth = 4;
+        if !(1..=depth).contains(&layer) {
+            bail!("expected one of the {depth} blocks, got block {layer}");
+        }
+        Ok(Self {
+            channels: images.channels,
+            side: images.side,
             patch: 4,
             dim: 64,
-            depth: 4,
+            depth,
             heads: 2,
             mlp_ratio: 2,
-            cls_after,
+            cls_after: if early_cls { 0 } else { layer.min(depth - 1) },
             positions: Positions::SinCos,
-            last_map: false,
+            last_map: layer == depth,
             symmetric_patches: false,
-        }
+        })
+    }
+
+    /// Tokens that lead the output of block `layer` before those of the grid: the CLS token, once it has joined.
+    pub fn prefix(&self, layer: usize) -> usize {
+        usize::from(self.cls_after < layer)
     }
 
     /// Rows, and columns, of the token grid.
@@ -75,7 +90,9 @@ impl Vit {
             side, patch, dim, ..
         } = *config;
         if patch == 0 || !side.is_multiple_of(patch) {
-            bail!("expected pictures whose side is a multiple of the patch size {patch}, got {side}");
+            bail!(
+                "expected pictures whose side is a multiple of the patch size {patch}, got {side}"
+            );
         }
         if config.heads == 0 || dim % config.heads != 0 || dim % 4 != 0 {
             bail!(

@@ -88,7 +88,9 @@ impl SimpleBackend for Weights {
             bail!("weight {name} is asked for twice; expected each name once");
         }
         let value = match source {
-            Source::Seed(rng) => draw(&shape, init, rng)?.to_device(device)?.to_dtype(dtype)?,
+            Source::Seed(rng) => draw(&shape, init, rng)?
+                .to_device(device)?
+                .to_dtype(dtype)?,
             Source::Copy(from) => match find(from, name) {
                 Some(var) if var.shape() == &shape => var.as_detached_tensor().copy()?,
                 Some(var) => bail!("weight {name}: expected {shape:?}, got {:?}", var.shape()),

@@ -173,7 +173,10 @@ fn read(path: &Path) -> Result<Data> {
     }
     if entries.iter().any(|p| p.is_dir()) {
         let images = folder::read(path)?;
-        return Ok(divided(images.split_classes(), "every fifth file of a class"));
+        return Ok(divided(
+            images.split_classes(),
+            "every fifth file of a class",
+        ));
     }
     bail!(
         "expected *-images-idx3-ubyte[.gz] with its labels, *_batch*.bin (CIFAR-10), or sub-folders of PNG or JPEG \
