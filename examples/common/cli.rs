@@ -14,7 +14,7 @@ use super::data::{self, Data};
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
     /// Weight of the equivariance loss; 0 is the control: the same batches and encoder, without that loss.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub lambda: f64,
     /// The base method alone: no partition, no poses, CLS before the first block.
     #[arg(long)]
