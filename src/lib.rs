@@ -1,5 +1,7 @@
 //! Soft equivariance regularization (SER) for any candle model.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod grid;
 

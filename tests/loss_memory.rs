@@ -1,0 +1,110 @@
+//! What NT-Xent allocates: bytes above its inputs at the peak, counted by the allocator.
+
+// A counting allocator cannot be written without: it forwards to the system's.
+#![allow(unsafe_code)]
+
+mod loss_common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use candle_core::{DType, Result, Tensor, Var};
+use loss_common::{rng, tokens};
+use ser_reg::loss::{Form, NtXent, nt_xent};
+
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Tests of this file measure one at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+const MIB: f64 = (1 << 20) as f64;
+
+fn peak_of(f: impl FnOnce() -> ser_reg::Result<Tensor>) -> ser_reg::Result<f64> {
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let loss = f()?;
+    loss.backward()?;
+    Ok((PEAK.load(Relaxed) - before) as f64 / MIB)
+}
+
+fn pair((b, n, d): (usize, usize, usize)) -> Result<(Var, Var)> {
+    let rng = &mut rng(1);
+    Ok((
+        tokens(rng, (b, n, d), DType::F32)?,
+        tokens(rng, (b, n, d), DType::F32)?,
+    ))
+}
+
+#[test]
+fn the_allocator_counts() -> ser_reg::Result<()> {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (z, zp) = pair((1, 256, 64))?;
+    let whole = peak_of(|| {
+        Ok(z.flatten(0, 1)?
+            .matmul(&zp.flatten(0, 1)?.t()?)?
+            .sum_all()?)
+    })?;
+    assert!(whole > 256.0 * 256.0 * 4.0 / MIB, "{whole} MiB");
+    Ok(())
+}
+
+#[test]
+fn peak_is_at_most_150_mib_at_the_papers_size() -> ser_reg::Result<()> {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (z, zp) = pair((16, 196, 512))?;
+    for symmetric in [false, true] {
+        let config = NtXent {
+            symmetric,
+            ..Default::default()
+        };
+        let peak = peak_of(|| Ok(nt_xent(&z, &zp, &config)?.loss))?;
+        println!("16x196x512 f32, symmetric {symmetric}: {peak:.1} MiB above the inputs");
+        assert!(peak <= 150.0, "{peak} MiB");
+    }
+    Ok(())
+}
+
+#[test]
+fn memory_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<()> {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let config = NtXent {
+        block_bytes: 1 << 20,
+        form: Form::Paper,
+        ..Default::default()
+    };
+    let peak = |images: usize| {
+        let (z, zp) = pair((images, 64, 32))?;
+        peak_of(|| Ok(nt_xent(&z, &zp, &config)?.loss))
+    };
+    let (small, large) = (peak(16)?, peak(64)?);
+    println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");
+    // Four times the tokens; the matrix would have 16 times the entries, 128 MiB.
+    assert!(large <= 4.5 * small, "{small} MiB, then {large} MiB");
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The loss does not depend on the number of threads, to the bit.
+
+mod loss_common;
+
+use std::process::Command;
+
+use candle_core::DType;
+use loss_common::{rng, tokens};
+use ser_reg::loss::{NtXent, nt_xent};
+
+const CHILD: &str = "SER_REG_PRINT_BITS";
+
+/// The bits of a loss and of its gradients, on so many threads as the environment says.
+fn bits() -> ser_reg::Result<String> {
+    let rng = &mut rng(1);
+    let (z, zp) = (
+        tokens(rng, (5, 67, 48), DType::F32)?,
+        tokens(rng, (5, 67, 48), DType::F32)?,
+    );
+    let config = NtXent {
+        block_bytes: 100_000,
+        temperature: 0.1,
+        ..Default::default()
+    };
+    let loss = nt_xent(&z, &zp, &config)?.loss;
+    let grads = loss.backward()?;
+    let mut bits = vec![loss.to_scalar::<f32>()?.to_bits()];
+    for v in [&z, &zp] {
+        let grad = grads
+            .get(v)
+            .expect("a gradient")
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        bits.extend(grad.into_iter().map(f32::to_bits));
+    }
+    Ok(format!("bits {bits:?}"))
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() -> ser_reg::Result<()> {
+    if std::env::var_os(CHILD).is_some() {
+        println!("threads {}", rayon::current_num_threads());
+        println!("{}", bits()?);
+        return Ok(());
+    }
+    // The pools of rayon and of candle's products are sized once per process: each count needs one of its own.
+    let on = |threads: &str| {
+        let test = std::env::current_exe().expect("the path of this test");
+        let out = Command::new(test)
+            .args([
+                "--exact",
+                "the_number_of_threads_does_not_change_a_bit",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .expect("a child process");
+        let out = String::from_utf8(out.stdout).expect("text");
+        assert!(out.contains(&format!("threads {threads}\n")), "{out}");
+        let line = out
+            .lines()
+            .find(|l| l.starts_with("bits"))
+            .expect("the child's bits");
+        line.to_string()
+    };
+    let single = on("1");
+    for threads in ["2", "3", "7"] {
+        assert!(on(threads) == single, "{threads} threads differ from one");
+    }
+    Ok(())
+}
