@@ -121,8 +121,8 @@ fn main() -> Result<()> {
             let [k1, k2] = halves(&keys)?.map(|k| key_projector.forward(&k));
             let (queries, map) = tap::capture(&layer, || encoder.forward(&x))?; // SER: captures
             let [q1, q2] = halves(&queries)?.map(|q| predictor.forward(&projector.forward(&q)?));
-            let first = contrast(&q1?, &k2?, TEMPERATURE)?;
-            let invariance = (first + contrast(&q2?, &k1?, TEMPERATURE)?)?;
+            let first = contrast(&q1?, &k2?, 0, TEMPERATURE)?;
+            let invariance = (first + contrast(&q2?, &k1?, 0, TEMPERATURE)?)?;
 
             let mut loss = invariance.clone();
             let mut seen = Step::default();

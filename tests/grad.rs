@@ -1,7 +1,7 @@
 //! `assert_reaches` on the layers that cut the graph in candle-nn 0.11.1, and on their differentiable twins.
 
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
-use candle_nn::{Init, LayerNorm, RmsNorm, VarBuilder, VarMap, linear, ops};
+use candle_nn::{Init, LayerNorm, RmsNorm, VarBuilder, VarMap, linear, ops, rotary_emb};
 use ser_reg::{Error, grad};
 
 const CPU: &Device = &Device::Cpu;
@@ -59,6 +59,41 @@ fn layer_norm_cuts_contiguous_input_only() {
     // Why a channels-first model may train and its channels-last twin not.
     let permuted = |x: &Tensor| layer_norm().forward(&x.t()?.contiguous()?.t()?);
     assert!(unreached(permuted).is_empty());
+}
+
+/// The table of docs/integrate-your-model.md: run again with each release of candle.
+#[test]
+fn the_guide_tells_the_truth_about_candle() {
+    let rope = |slow: bool| {
+        let (cos, sin) = (
+            Tensor::ones((2, 1), DType::F32, CPU)?,
+            Tensor::ones((2, 1), DType::F32, CPU)?,
+        );
+        let rope = if slow {
+            rotary_emb::rope_slow
+        } else {
+            rotary_emb::rope
+        };
+        let x = Var::ones((1, 1, 2, 2), DType::F32, CPU)?;
+        let loss = rope(&x, &cos, &sin)?.sqr()?.sum_all()?;
+        Result::Ok(grad::unreached(&loss, [("x", x)])?.is_empty())
+    };
+    assert_eq!((rope(false).unwrap(), rope(true).unwrap()), (false, true));
+    let rms = RmsNorm::new(Tensor::ones(4, DType::F32, CPU).unwrap(), 1e-5);
+    assert!(unreached(|x| rms.forward_diff(x)).is_empty());
+    let no_bias = LayerNorm::new_no_bias(layer_norm().weight().clone(), 1e-5);
+    assert!(unreached(|x| no_bias.forward(x)).is_empty());
+
+    let backward = |op: fn(&Tensor) -> Result<Tensor>| {
+        let x = Var::ones((1, 1, 6, 6), DType::F32, CPU).unwrap();
+        op(&x).unwrap().sum_all().unwrap().backward().map(|_| ())
+    };
+    backward(|x| x.upsample_bilinear2d(12, 12, false)).unwrap_err();
+    backward(|x| x.upsample_nearest2d(9, 9)).unwrap_err();
+    backward(|x| x.avg_pool2d_with_stride(2, 1)).unwrap_err();
+    backward(|x| x.max_pool2d_with_stride(2, 1)).unwrap_err();
+    backward(|x| x.upsample_nearest2d(12, 12)).unwrap();
+    backward(|x| x.avg_pool2d(2)).unwrap();
 }
 
 #[test]
