@@ -49,7 +49,7 @@ const MOMENTUM: f64 = 0.95;
 const TEMPERATURE: f64 = 0.2;
 
 fn main() -> Result<()> {
-    environment::prepare()?;
+    environment::prepare();
     let start = Instant::now();
     let args = Args::read();
     let (device, data) = (args.device()?, args.data()?);
