@@ -50,6 +50,11 @@ const TEMPERATURE: f64 = 0.2;
 
 fn main() -> Result<()> {
     environment::prepare();
+    // On a worker of the pool, so that no operation has to wake it from outside.
+    rayon::scope(|_| train())
+}
+
+fn train() -> Result<()> {
     let start = Instant::now();
     let args = Args::read();
     let (device, data) = (args.device()?, args.data()?);

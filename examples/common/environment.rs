@@ -5,6 +5,8 @@ use std::{env, process::Command, thread};
 /// Starts the program again with the settings in its environment, unless they are there.
 ///
 /// - `RAYON_NUM_THREADS`: without it, candle 0.11 reads `/proc/cpuinfo` before every matrix product.
+/// - `CANDLE_BARRIER_POOL_SPIN_LIMIT`: at its default, the threads of candle's second pool, which adds and multiplies, spin
+///   on for a while after each operation, on the cores that the first pool needs for products.
 /// - `MALLOC_*_THRESHOLD_`: without them, glibc gives each large tensor back to the system and fetches new pages for the
 ///   next one.
 ///
@@ -18,13 +20,17 @@ pub fn prepare() {
         return;
     }
     let threads = thread::available_parallelism().map_or(1, |n| n.get());
+    let gigabyte = 1 << 30;
     let mut command = Command::new(program);
-    command
-        .args(env::args_os().skip(1))
-        .env("RAYON_NUM_THREADS", threads.to_string());
-    for name in ["MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"] {
+    command.args(env::args_os().skip(1));
+    for (name, value) in [
+        ("RAYON_NUM_THREADS", threads),
+        ("CANDLE_BARRIER_POOL_SPIN_LIMIT", 0),
+        ("MALLOC_MMAP_THRESHOLD_", gigabyte),
+        ("MALLOC_TRIM_THRESHOLD_", gigabyte),
+    ] {
         if env::var_os(name).is_none() {
-            command.env(name, (1usize << 30).to_string());
+            command.env(name, value.to_string());
         }
     }
     // Returns only if it fails.
