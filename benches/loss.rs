@@ -3,6 +3,9 @@
 //!
 //! `cargo bench --bench loss`
 
+// The macros of criterion write public functions.
+#![allow(missing_docs)]
+
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ser_reg::loss::{NtXent, nt_xent};

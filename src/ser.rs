@@ -165,7 +165,7 @@ pub struct SerOutput {
 ///
 /// With `h` the projector, `F₁`, `F₂` the maps of two views and `ρ` the action of their relative element on tokens,
 ///
-/// ```math
+/// ```text
 /// L = ½ ( ℓ(h(F₂), ρ₁→₂ h(F₁)) + ℓ(h(F₁), ρ₂→₁ h(F₂)) )
 /// ```
 ///

@@ -67,7 +67,7 @@ pub struct Contrast {
 
 /// InfoNCE: each anchor against its positive and against the candidates of other groups.
 ///
-/// ```math
+/// ```text
 /// L = Σ_i w_i ℓ_i / Σ_i w_i,   ℓ_i = −log( e^{s(a_i,p_i)} / ( e^{s(a_i,p_i)} + Σ_{c: g_c ≠ g_i} e^{s(a_i,c)} ) ),   s(a,b) = cos(a,b)/τ
 /// ```
 ///

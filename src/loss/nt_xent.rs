@@ -65,7 +65,7 @@ impl Default for NtXent {
 
 /// NT-Xent of `z` and `zp`, (B, N, D) each: token `(i, j)` of `z` belongs with token `(i, j)` of `zp`.
 ///
-/// ```math
+/// ```text
 /// ℓ_ij = −log e^{s(z_ij,z'_ij)} / ( e^{s(z_ij,z'_ij)} + Σ_{m≠i,n} e^{s(z_ij,z_mn)} + Σ_{m≠i,n} e^{s(z_ij,z'_mn)} )
 /// ```
 ///

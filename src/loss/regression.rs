@@ -32,7 +32,7 @@ fn unit(x: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// Mean squared error over all elements of `a` and `b`, (…, D) each.
 ///
-/// ```math
+/// ```text
 /// L = Σ_t w_t · (1/D) Σ_c (a_tc − b_tc)² / Σ_t w_t
 /// ```
 ///
