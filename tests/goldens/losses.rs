@@ -33,14 +33,16 @@ fn check_loss(
             .collect::<Result<HashMap<_, _>>>()?;
         let loss = f(&vars)?;
         ensure!(loss.dtype() == dtype, "the loss is {:?}", loss.dtype());
-        close(case.output("loss")?, &loss, loss_tolerance).with_context(|| format!("loss, {dtype:?}"))?;
+        close(case.output("loss")?, &loss, loss_tolerance)
+            .with_context(|| format!("loss, {dtype:?}"))?;
         let grads = loss.backward()?;
         let mut checked = 0;
         for (name, var) in &vars {
             let grad = format!("grad_{name}");
             match (case.output(&grad).ok(), grads.get(var)) {
                 (Some(want), Some(got)) => {
-                    close(want, got, grad_tolerance).with_context(|| format!("{grad}, {dtype:?}"))?;
+                    close(want, got, grad_tolerance)
+                        .with_context(|| format!("{grad}, {dtype:?}"))?;
                     checked += 1;
                 }
                 (Some(_), None) => bail!("{name} gets no gradient"),
@@ -73,7 +75,9 @@ fn nt_xent_config(case: &Case, variant: &str) -> Result<NtXent> {
 
 pub fn token_losses(case: &Case) -> Result<Outcome> {
     let pair = |f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
-        check_loss(case, &["z", "zp"], |v| f(v["z"].as_tensor(), v["zp"].as_tensor()))
+        check_loss(case, &["z", "zp"], |v| {
+            f(v["z"].as_tensor(), v["zp"].as_tensor())
+        })
     };
     match case.op.as_str() {
         "token_ntxent" => {
@@ -82,13 +86,18 @@ pub fn token_losses(case: &Case) -> Result<Outcome> {
         }
         "token_ntxent_ragged" => {
             let config = nt_xent_config(case, case.text("variant")?)?;
-            let ids: Vec<u32> = case.indices("image_ids")?.iter().map(|&i| i as u32).collect();
+            let ids: Vec<u32> = case
+                .indices("image_ids")?
+                .iter()
+                .map(|&i| i as u32)
+                .collect();
             pair(&|z, zp| Ok(loss::nt_xent_ragged(z, zp, &ids, None, &config)?.loss))?;
         }
         "official_moco_dino" => {
             let config = nt_xent_config(case, "cross")?;
             check_loss(case, &["q0", "k1_aligned", "q1", "k0_aligned"], |v| {
-                let cross = |q, k| Ok::<_, anyhow::Error>(loss::nt_xent(&v[q], &v[k], &config)?.loss);
+                let cross =
+                    |q, k| Ok::<_, anyhow::Error>(loss::nt_xent(&v[q], &v[k], &config)?.loss);
                 Ok(((cross("q1", "k0_aligned")? + cross("q0", "k1_aligned")?)? * 0.5)?)
             })?;
         }
@@ -120,7 +129,9 @@ pub fn ssl_losses(case: &Case) -> Result<Outcome> {
                 Ok(moco::contrast(&v["q"], &v["k_all"].detach(), offset, tau)?)
             })?;
         }
-        "dino" | "barlow_twins" | "vicreg" | "simsiam" | "byol" | "simclr" => return Ok(Outcome::Deferred),
+        "dino" | "barlow_twins" | "vicreg" | "simsiam" | "byol" | "simclr" => {
+            return Ok(Outcome::Deferred);
+        }
         op => bail!("unknown op {op}"),
     }
     Ok(Outcome::Checked)
@@ -128,7 +139,8 @@ pub fn ssl_losses(case: &Case) -> Result<Outcome> {
 
 pub fn schedules(case: &Case) -> Result<Outcome> {
     let steps_per_epoch = case.int("iters_per_epoch")? as usize;
-    let steps = |epochs: &str| -> Result<usize> { Ok(case.int(epochs)? as usize * steps_per_epoch) };
+    let steps =
+        |epochs: &str| -> Result<usize> { Ok(case.int(epochs)? as usize * steps_per_epoch) };
     let schedule = match case.op.as_str() {
         "moco_lr" => {
             let warm_up = steps("warmup")?;
@@ -142,7 +154,10 @@ pub fn schedules(case: &Case) -> Result<Outcome> {
     ensure!(!rows.is_empty(), "no rows");
     for (step, want) in rows {
         let got = schedule.at(step);
-        ensure!((got - want).abs() <= 1e-12 * (1.0 + want.abs()), "step {step}: {got}, not {want}");
+        ensure!(
+            (got - want).abs() <= 1e-12 * (1.0 + want.abs()),
+            "step {step}: {got}, not {want}"
+        );
     }
     Ok(Outcome::Checked)
 }
