@@ -144,7 +144,7 @@ fn main() -> Result<()> {
             let [q1, q2] = halves(&queries)?.map(|q| predictor.forward(&projector.forward(&q)?));
             // Batch statistics are those of one view, so heads see the views one after the other.
             let invariance =
-                (contrast(&q1?, &k2?, TEMPERATURE)? + contrast(&q2?, &k1?, TEMPERATURE)?)?;
+                (contrast(&q1?, &k2?, 0, TEMPERATURE)? + contrast(&q2?, &k1?, 0, TEMPERATURE)?)?;
             let mut loss = invariance.clone();
             let mut seen = Step::default();
             if let (Some(part), Some(views)) = (&part, &views) {

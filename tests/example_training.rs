@@ -175,8 +175,8 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
         let ((g1, n1), (g2, n2)) = (key(&x1), key(&x2));
         let q = |f| predictor.forward(&projector.forward(f).unwrap()).unwrap();
         let k = |f| key_projector.forward(f).unwrap();
-        let mut loss = (contrast(&q(&f1), &k(&g2), 0.2).unwrap()
-            + contrast(&q(&f2), &k(&g1), 0.2).unwrap())
+        let mut loss = (contrast(&q(&f1), &k(&g2), 0, 0.2).unwrap()
+            + contrast(&q(&f2), &k(&g1), 0, 0.2).unwrap())
         .unwrap();
         if lambda.is_some() {
             let [m1, m2, n1, n2] = [m1, m2, n1, n2].map(|m| part.split(&m).unwrap().1);

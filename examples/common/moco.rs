@@ -52,9 +52,14 @@ impl Head {
     }
 }
 
-/// `2τ · CE(q̂·k̂ᵀ/τ, diagonal)`: each query must pick out its own key among those of the batch.
-pub fn contrast(queries: &Tensor, keys: &Tensor, temperature: f64) -> Result<Tensor> {
+/// `2τ · CE(q̂·k̂ᵀ/τ, own)`: each query must pick out its own key among all of them. Query `i` belongs to key `first + i`;
+/// `first` is 0 unless keys were gathered from several processes.
+pub fn contrast(queries: &Tensor, keys: &Tensor, first: usize, temperature: f64) -> Result<Tensor> {
     let logits = (normalize(queries)?.matmul(&normalize(keys)?.t()?)? / temperature)?;
-    let own = Tensor::arange(0, queries.dim(0)? as u32, queries.device())?;
+    let own = Tensor::arange(
+        first as u32,
+        (first + queries.dim(0)?) as u32,
+        queries.device(),
+    )?;
     candle_nn::loss::cross_entropy(&logits, &own)? * (2.0 * temperature)
 }
