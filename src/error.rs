@@ -34,13 +34,18 @@ pub enum Error {
     Tap(String),
     /// Parameters that the gradient of a loss does not reach.
     #[error(
-        "the gradient does not reach {} of {total} parameters: {}; \
-         look for a layer that cuts the graph (candle-nn's LayerNorm, RmsNorm and softmax_last_dim do, silently) \
-         or a detach() between them and the loss", names.len(), names.join(", ")
+        "the gradient does not reach {} of {total} parameters{}{}{}; look for a layer that cuts the graph (candle-nn's \
+         LayerNorm, RmsNorm and softmax_last_dim do, silently), a detach() on the way, or a weight of zero",
+        absent.len() + zero.len() + not_finite.len(),
+        list("no gradient", absent), list("all zero", zero), list("not finite", not_finite),
     )]
     Unreached {
-        /// The names of the parameters without a gradient.
-        names: Vec<String>,
+        /// Parameters without a gradient: the graph is cut before them, or never held them.
+        absent: Vec<String>,
+        /// Parameters whose gradient is zero in every element.
+        zero: Vec<String>,
+        /// Parameters whose gradient holds a NaN or an infinity.
+        not_finite: Vec<String>,
         /// How many parameters were checked.
         total: usize,
     },
@@ -64,6 +69,14 @@ impl Error {
             expected: expected.to_string(),
             got: got.to_string(),
         }
+    }
+}
+
+/// `; <what> at: a, b`, or nothing if there are no names.
+fn list(what: &str, names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        names => format!("; {what} at: {}", names.join(", ")),
     }
 }
 

@@ -1,1 +1,203 @@
-//! (to come)
+//! Does the gradient of a loss arrive? Ask on step 0.
+//!
+//! candle-nn's `LayerNorm` (on contiguous input), `RmsNorm` and `softmax_last_dim` have no backward pass, and candle does
+//! not say so: `backward()` succeeds, the variables before them stay as they are, the loss may even fall. SER's own
+//! public code trained with a detached loss unnoticed. [`assert_reaches`] names every parameter a loss does not reach:
+//!
+//! ```
+//! use candle_core::{D, DType, Device, Module, Tensor};
+//! use candle_nn::{VarBuilder, VarMap, linear, ops};
+//! use ser_reg::grad;
+//!
+//! let vars = VarMap::new();
+//! let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+//! let layer = linear(4, 4, vb.pp("query"))?;
+//! let y = layer.forward(&Tensor::ones((2, 4), DType::F32, &Device::Cpu)?)?;
+//!
+//! let cut = ops::softmax_last_dim(&y)?.sqr()?.mean_all()?;
+//! assert_eq!(grad::unreached(&cut, grad::named(&vars, ""))?, ["query.bias", "query.weight"]);
+//!
+//! let whole = ops::softmax(&y, D::Minus1)?.sqr()?.mean_all()?;
+//! grad::assert_reaches(&whole, grad::named(&vars, ""))?;
+//! # Ok::<(), ser_reg::Error>(())
+//! ```
+
+use std::{borrow::Borrow, sync::PoisonError};
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarMap;
+
+use crate::{Error, Result};
+
+/// The variables of `map` under `prefix`, sorted by name.
+///
+/// `prefix` is a path as in `VarBuilder::pp`: `"blocks.1"` covers `blocks.1.norm.weight` and not `blocks.10.norm.weight`.
+/// An empty one covers the whole map.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::{Init, VarMap};
+/// use ser_reg::grad;
+///
+/// let map = VarMap::new();
+/// for name in ["b.1.w", "b.10.w", "a.w"] {
+///     map.get(3, name, Init::Const(0.), DType::F32, &Device::Cpu)?;
+/// }
+/// let names = |prefix| grad::named(&map, prefix).into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+/// assert_eq!(names("b.1"), ["b.1.w"]);
+/// assert_eq!(names(""), ["a.w", "b.1.w", "b.10.w"]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn named(map: &VarMap, prefix: &str) -> Vec<(String, Var)> {
+    let prefix = prefix.trim_end_matches('.');
+    let covers = |name: &str| {
+        let rest = name.strip_prefix(prefix);
+        rest.is_some_and(|r| prefix.is_empty() || r.is_empty() || r.starts_with('.'))
+    };
+    // A panic elsewhere while the map was locked cannot have broken a map of reference-counted variables.
+    let data = map.data().lock().unwrap_or_else(PoisonError::into_inner);
+    let mut vars: Vec<_> = data
+        .iter()
+        .filter(|(name, _)| covers(name))
+        .map(|(name, var)| (name.clone(), var.clone()))
+        .collect();
+    vars.sort_by(|(a, _), (b, _)| a.cmp(b));
+    vars
+}
+
+/// What the gradient of a loss does to one variable.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Reach {
+    /// The variable's name.
+    pub name: String,
+    /// `‖∂loss/∂θ‖₂`, accumulated in f64; `None` if the loss does not depend on θ as far as candle knows.
+    pub norm: Option<f64>,
+}
+
+impl Reach {
+    /// Whether a gradient arrived: finite and not identically zero.
+    pub fn arrived(&self) -> bool {
+        self.norm.is_some_and(|n| n.is_finite() && n > 0.)
+    }
+}
+
+/// Runs `loss.backward()` and measures what arrives at each of `vars`, in their order.
+///
+/// `vars` yields pairs of a name and a `Var`, such as [`named`] returns. (`Var::from_tensor` gives back the variable that
+/// a tensor of a `VarBuilder` is.)
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use ser_reg::grad;
+///
+/// let (a, b) = (Var::new(&[3f32, 4.], &Device::Cpu)?, Var::new(&[1f32], &Device::Cpu)?);
+/// let loss = (a.sqr()?.sum_all()? / 2.)?;
+/// let reach = grad::reach(&loss, [("a", &a), ("b", &b)])?;
+/// assert_eq!((reach[0].norm, reach[1].norm), (Some(5.), None));
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+///
+/// # Errors
+/// If `loss` is not a single floating-point number, if `vars` is empty, or if the backward pass of an operation fails.
+pub fn reach<S: Into<String>, V: Borrow<Var>>(
+    loss: &Tensor,
+    vars: impl IntoIterator<Item = (S, V)>,
+) -> Result<Vec<Reach>> {
+    if loss.elem_count() != 1 || !loss.dtype().is_float() {
+        return Err(Error::input(
+            "grad::reach",
+            "a scalar floating-point loss (take its mean_all or sum_all)",
+            format!("{:?} of {:?}", loss.dims(), loss.dtype()),
+        ));
+    }
+    let grads = loss.backward()?;
+    let mut reached = Vec::new();
+    for (name, var) in vars {
+        let norm = grads.get(var.borrow()).map(norm).transpose()?;
+        reached.push(Reach {
+            name: name.into(),
+            norm,
+        });
+    }
+    // A check of nothing passes always: most likely a prefix that matches no name.
+    if reached.is_empty() {
+        return Err(Error::input("grad::reach", "at least one variable", "none"));
+    }
+    Ok(reached)
+}
+
+/// The names of those `vars` that the gradient of `loss` does not reach: absent, identically zero, or not finite.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use ser_reg::grad;
+///
+/// let (student, teacher) = (Var::new(1f32, &Device::Cpu)?, Var::new(2f32, &Device::Cpu)?);
+/// let loss = (student.as_tensor() - teacher.detach())?.sqr()?;
+/// assert_eq!(grad::unreached(&loss, [("student", &student), ("teacher", &teacher)])?, ["teacher"]);
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`reach`].
+pub fn unreached<S: Into<String>, V: Borrow<Var>>(
+    loss: &Tensor,
+    vars: impl IntoIterator<Item = (S, V)>,
+) -> Result<Vec<String>> {
+    let reach = reach(loss, vars)?.into_iter();
+    Ok(reach.filter(|r| !r.arrived()).map(|r| r.name).collect())
+}
+
+/// Fails, naming them, if the gradient of `loss` does not reach all of `vars`.
+///
+/// Hand in the regularisation term alone, before it is weighted and added: in a sum, the gradient of the other terms
+/// hides what is missing, and at `λ = 0` none arrives. A gradient that is zero by design (a layer behind a
+/// zero-initialised one, an image without a valid token) counts as missing, so check on a batch and at a state where it is
+/// not.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use ser_reg::grad;
+///
+/// let w = Var::new(&[1f32, 2.], &Device::Cpu)?;
+/// let loss = w.sqr()?.mean_all()?;
+/// grad::assert_reaches(&loss, [("w", &w)])?;
+/// let error = grad::assert_reaches(&loss.detach(), [("w", &w)]).unwrap_err();
+/// assert!(error.to_string().contains("no gradient at: w"));
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Unreached`] with the names, and otherwise as [`reach`].
+pub fn assert_reaches<S: Into<String>, V: Borrow<Var>>(
+    loss: &Tensor,
+    vars: impl IntoIterator<Item = (S, V)>,
+) -> Result<()> {
+    let reach = reach(loss, vars)?;
+    let total = reach.len();
+    let (mut absent, mut zero, mut not_finite) = (Vec::new(), Vec::new(), Vec::new());
+    for Reach { name, norm } in reach {
+        match norm {
+            None => absent.push(name),
+            Some(0.) => zero.push(name),
+            Some(n) if n.is_finite() => {}
+            Some(_) => not_finite.push(name),
+        }
+    }
+    if absent.is_empty() && zero.is_empty() && not_finite.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Unreached {
+        absent,
+        zero,
+        not_finite,
+        total,
+    })
+}
+
+/// In f64, so that neither a large f32 gradient overflows nor a small one vanishes when squared.
+fn norm(grad: &Tensor) -> Result<f64> {
+    let grad = grad.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    Ok(grad.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
+}

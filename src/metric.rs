@@ -1,1 +1,408 @@
-//! (to come)
+//! How equivariant is a map? Scores of any closure from images to token maps.
+//!
+//! Let `A = ρ(g)F(x)` be the map of the image, moved, and `V = F(g·x)` the map of the moved image; `a_bp` and `v_bp` are
+//! their tokens at image `b` and position `p`, over all images and those positions that have a preimage. [`EqScore`]
+//! measures how far `A` and `V` agree:
+//!
+//! | score | formula | equivariant |
+//! |---|---|---|
+//! | [`cosine`](Scores::cosine) | mean over `b, p` of `cos(a_bp, v_bp)` | 1 |
+//! | [`centred`](Scores::centred) | the same of `a_bp − ā` and `v_bp − v̄` | 1 |
+//! | [`correlation`](Scores::correlation) | Pearson's, per channel over `b, p`; then the mean over channels | 1 |
+//! | [`relative_error`](Scores::relative_error) | `‖A − V‖ / ‖V‖` | 0 |
+//! | [`max_abs`](Scores::max_abs) | `max abs(A − V)` | 0 |
+//!
+//! The mean tokens `ā` and `v̄` are taken over all images and positions, each side its own. Read the plain cosine beside
+//! the centred one: tokens of a ViT share a large common part, which any two tokens agree on. And read each beside its
+//! nulls, the same score of `A` with its positions shuffled within each image, and with its images shuffled: what is left
+//! of the score when the positions, or the images, no longer match.
+//!
+//! This is our estimator. The SER paper's "Rotation Equiv" (0.804 → 0.840) is not defined in its public code, and no
+//! figure of this module claims to reproduce it. Correlation: after Bruintjes et al., arXiv 2304.02628.
+
+use candle_core::{DType, Device, Tensor};
+use rand::Rng;
+
+use crate::{Error, GridOperator, GroupAction, Layout, Resample, Result, TokenGrid};
+
+/// How to measure the equivariance of a closure from images to maps.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use rand::{SeedableRng, rngs::StdRng};
+/// use ser_reg::{TokenGrid, group::D4, metric::EqScore};
+///
+/// // average pooling commutes with the quarter turns and flips
+/// let images = Tensor::rand(0f64, 1., (4, 3, 8, 8), &Device::Cpu)?;
+/// let score = EqScore::new(TokenGrid::square(4)?);
+/// let others = &D4::ALL[1..]; // all but the identity
+/// let report = score.measure(&images, others, &mut StdRng::seed_from_u64(0), |x| x.avg_pool2d(2))?;
+/// assert!((report.mean.score.centred - 1.).abs() < 1e-12);
+/// assert!(report.mean.shuffled_positions.unwrap().centred < 0.5);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct EqScore {
+    /// The token grid of an image as it comes.
+    pub grid: TokenGrid,
+    /// How the closure's output becomes tokens.
+    pub layout: Layout,
+    /// How images and tokens are resampled where an element needs it.
+    pub resample: Resample,
+    /// Images per call of the closure.
+    pub chunk: usize,
+}
+
+/// How far two maps agree; the table above. What is undefined (the cosine of a zero token, the correlation of a constant
+/// channel) is left out of its mean; if nothing is left, the score is NaN.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Scores {
+    /// Mean cosine of the tokens.
+    pub cosine: f64,
+    /// Mean cosine of the tokens, less the mean token of either map.
+    pub centred: f64,
+    /// Pearson's correlation of each channel, averaged over channels.
+    pub correlation: f64,
+    /// Norm of the difference, relative to the map of the moved image; over all images together.
+    pub relative_error: f64,
+    /// Largest difference of two values. Over several elements: the largest, not the mean.
+    pub max_abs: f64,
+}
+
+/// The scores of one element, or their mean over elements, beside their nulls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Comparison {
+    /// The score.
+    pub score: Scores,
+    /// With the positions shuffled within each image; `None` if there is only one.
+    pub shuffled_positions: Option<Scores>,
+    /// With the images shuffled; `None` if there is only one.
+    pub shuffled_images: Option<Scores>,
+}
+
+/// The equivariance of a closure under some elements of a group.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Report<G> {
+    /// Each element with its scores, in the order they were handed in.
+    pub elements: Vec<(G, Comparison)>,
+    /// The mean over the elements.
+    pub mean: Comparison,
+}
+
+impl EqScore {
+    /// For maps whose tokens lie on `grid`: no prefix tokens, channels first, the default filter, 64 images at a time.
+    pub fn new(grid: TokenGrid) -> Self {
+        Self {
+            grid,
+            layout: Layout::default(),
+            resample: Resample::default(),
+            chunk: 64,
+        }
+    }
+
+    /// Scores `map` under each of `elements`, on `images` of shape `(B, C, H, W)`.
+    ///
+    /// `map` takes images to tokens `(B, prefix + N, C')` or a map of rank 4, as [`layout`](Self::layout) says. An element
+    /// moves an image onto its own token grid times the patch, so that a moved image may have another height and width.
+    /// The identity scores 1 by construction: leave it out. `rng` shuffles the nulls.
+    ///
+    /// `map` runs `1 + elements.len()` times on each image; the rest is computed in `f64` on the host, where the tokens of
+    /// all images are held twice.
+    ///
+    /// # Errors
+    /// Those of `map`. If there is no image or element, the grid does not divide the images, the tokens do not fit it, or
+    /// an element leaves no position with a preimage.
+    pub fn measure<G: GroupAction, E: From<Error>>(
+        &self,
+        images: &Tensor,
+        elements: &[G],
+        rng: &mut (impl Rng + ?Sized),
+        mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
+    ) -> Result<Report<G>, E> {
+        let patch = self.patch(images)?;
+        if elements.is_empty() || self.chunk == 0 {
+            let got = format!("{} and {}", elements.len(), self.chunk);
+            let expected = "at least one element, and at least one image in a chunk";
+            return Err(Error::input(OP, expected, got).into());
+        }
+        let upright = self.tokens(images, self.grid, &mut map)?;
+        let mut scored = Vec::with_capacity(elements.len());
+        for g in elements {
+            let one = std::slice::from_ref(g);
+            let action = GridOperator::new(one, self.grid, &self.resample)?;
+            let to = action.out_grid();
+            let (from_px, to_px) = (patch.pixels(self.grid)?, patch.pixels(to)?);
+            let mover = GridOperator::between(one, from_px, to_px, &self.resample)?;
+            let seen = self.tokens(images, to, |x| map(&mover.apply(x)?))?;
+            let (moved, seen, channels) = matched(g, &action, &upright, &seen)?;
+            scored.push((
+                g.clone(),
+                compare(&moved, &seen, channels, images.dims()[0], rng),
+            ));
+        }
+        let comparisons = || scored.iter().map(|(_, c)| c);
+        let mean = Comparison {
+            score: Scores::mean(&comparisons().map(|c| c.score).collect::<Vec<_>>()),
+            shuffled_positions: Scores::mean_of_some(comparisons().map(|c| c.shuffled_positions)),
+            shuffled_images: Scores::mean_of_some(comparisons().map(|c| c.shuffled_images)),
+        };
+        Ok(Report {
+            elements: scored,
+            mean,
+        })
+    }
+}
+
+const OP: &str = "EqScore::measure";
+
+/// How many pixels a token spans.
+struct Patch {
+    height: usize,
+    width: usize,
+}
+
+impl Patch {
+    fn pixels(&self, grid: TokenGrid) -> Result<TokenGrid> {
+        TokenGrid::new(grid.rows() * self.height, grid.cols() * self.width)
+    }
+}
+
+impl EqScore {
+    fn patch(&self, images: &Tensor) -> Result<Patch> {
+        let (rows, cols) = (self.grid.rows(), self.grid.cols());
+        match *images.dims() {
+            [b, _, h, w] if b > 0 && h > 0 && w > 0 && h % rows == 0 && w % cols == 0 => {
+                Ok(Patch {
+                    height: h / rows,
+                    width: w / cols,
+                })
+            }
+            _ => Err(Error::input(
+                OP,
+                format!(
+                    "images (B, C, H, W), B > 0, H and W multiples of the {rows}x{cols} token grid"
+                ),
+                format!("{:?}", images.dims()),
+            )),
+        }
+    }
+
+    /// The tokens of all images, `(B, N, C)` in f64 on the host, off the graph.
+    fn tokens<E: From<Error>>(
+        &self,
+        images: &Tensor,
+        grid: TokenGrid,
+        mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
+    ) -> Result<Tensor, E> {
+        let batch = images.dims()[0];
+        let mut chunks = Vec::new();
+        for start in (0..batch).step_by(self.chunk) {
+            let size = self.chunk.min(batch - start);
+            let chunk = images.narrow(0, start, size).map_err(Error::from)?;
+            chunks.push(self.host_tokens(&map(&chunk)?, size, grid)?);
+        }
+        Ok(Tensor::cat(&chunks, 0).map_err(Error::from)?)
+    }
+
+    fn host_tokens(&self, map: &Tensor, batch: usize, grid: TokenGrid) -> Result<Tensor> {
+        let tokens = self.layout.tokens(&map.detach(), grid)?;
+        if tokens.dims()[0] != batch {
+            return Err(Error::input(
+                OP,
+                format!("a map of {batch} images from a closure that was given as many"),
+                format!("{:?}", map.dims()),
+            ));
+        }
+        Ok(tokens.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)
+    }
+}
+
+/// The tokens of either map where the moved one has a preimage, flattened to rows: image by image, position by position.
+fn matched<G: GroupAction>(
+    g: &G,
+    action: &GridOperator,
+    upright: &Tensor,
+    seen: &Tensor,
+) -> Result<(Vec<f64>, Vec<f64>, usize)> {
+    let valid: Vec<u32> = (0..action.out_grid().len() as u32)
+        .filter(|&p| action.valid(0).is_none_or(|v| v[p as usize]))
+        .collect();
+    if valid.is_empty() {
+        return Err(Error::input(
+            OP,
+            "elements that leave some position a preimage",
+            format!("{g:?}, which leaves none"),
+        ));
+    }
+    let moved = action.apply(upright)?;
+    if moved.dims() != seen.dims() {
+        return Err(Error::input(
+            OP,
+            format!("a map of {:?} for the moved images too", moved.dims()),
+            format!("{:?}", seen.dims()),
+        ));
+    }
+    let valid = Tensor::new(valid, &Device::Cpu)?;
+    let rows = |x: &Tensor| {
+        x.contiguous()?
+            .index_select(&valid, 1)?
+            .flatten_all()?
+            .to_vec1::<f64>()
+    };
+    Ok((rows(&moved)?, rows(seen)?, seen.dims()[2]))
+}
+
+/// The score of rows `a` against rows `v` of `channels` values each, with both nulls.
+fn compare(
+    a: &[f64],
+    v: &[f64],
+    channels: usize,
+    images: usize,
+    rng: &mut (impl Rng + ?Sized),
+) -> Comparison {
+    let rows = a.len() / channels;
+    let positions = rows / images;
+    let score = |row: &dyn Fn(usize) -> usize| Scores::between(a, v, channels, row);
+    Comparison {
+        score: score(&|i| i),
+        shuffled_positions: (positions > 1).then(|| {
+            let shuffles: Vec<usize> = (0..images)
+                .flat_map(|b| {
+                    cycle(positions, rng)
+                        .into_iter()
+                        .map(move |p| b * positions + p)
+                })
+                .collect();
+            score(&|i| shuffles[i])
+        }),
+        shuffled_images: (images > 1).then(|| {
+            let image = cycle(images, rng);
+            score(&|i| image[i / positions] * positions + i % positions)
+        }),
+    }
+}
+
+/// A random permutation of `0..n` that is one cycle (Sattolo): nothing stays in its place.
+fn cycle(n: usize, rng: &mut (impl Rng + ?Sized)) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        order.swap(i, rng.random_range(0..i));
+    }
+    order
+}
+
+impl Scores {
+    /// Of row `row(i)` of `a` against row `i` of `v`.
+    fn between(a: &[f64], v: &[f64], channels: usize, row: &dyn Fn(usize) -> usize) -> Self {
+        let (mean_a, mean_v) = (mean_row(a, channels), mean_row(v, channels));
+        let (mut cosine, mut centred, mut correlation) = <(Mean, Mean, Mean)>::default();
+        let (mut error, mut norm, mut max_abs) = (0., 0., 0.);
+        let mut per_channel = vec![(Products::default(), Products::default()); channels];
+        for (i, v) in v.chunks_exact(channels).enumerate() {
+            let a = &a[row(i) * channels..][..channels];
+            let (mut raw, mut less_mean) = <(Products, Products)>::default();
+            for (c, (raw_c, less_mean_c)) in per_channel.iter_mut().enumerate() {
+                let (x, y) = (a[c], v[c]);
+                let (x0, y0) = (x - mean_a[c], y - mean_v[c]);
+                raw.add(x, y);
+                raw_c.add(x, y);
+                less_mean.add(x0, y0);
+                less_mean_c.add(x0, y0);
+                let d = (x - y).abs();
+                error += d * d;
+                norm += y * y;
+                max_abs = largest(max_abs, d);
+            }
+            cosine.add(raw.cosine(&raw));
+            centred.add(less_mean.cosine(&raw));
+        }
+        for (raw, less_mean) in &per_channel {
+            correlation.add(less_mean.cosine(raw));
+        }
+        Self {
+            cosine: cosine.get(),
+            centred: centred.get(),
+            correlation: correlation.get(),
+            relative_error: (error / norm).sqrt(),
+            max_abs,
+        }
+    }
+
+    fn mean(scores: &[Self]) -> Self {
+        let of =
+            |field: fn(&Self) -> f64| scores.iter().map(field).sum::<f64>() / scores.len() as f64;
+        Self {
+            cosine: of(|s| s.cosine),
+            centred: of(|s| s.centred),
+            correlation: of(|s| s.correlation),
+            relative_error: of(|s| s.relative_error),
+            max_abs: scores.iter().map(|s| s.max_abs).fold(0., largest),
+        }
+    }
+
+    fn mean_of_some(scores: impl Iterator<Item = Option<Self>>) -> Option<Self> {
+        let some: Vec<_> = scores.flatten().collect();
+        (!some.is_empty()).then(|| Self::mean(&some))
+    }
+}
+
+/// The larger of two; unlike `f64::max`, NaN if either is.
+fn largest(a: f64, b: f64) -> f64 {
+    if a > b || a.is_nan() { a } else { b }
+}
+
+fn mean_row(x: &[f64], channels: usize) -> Vec<f64> {
+    let mut mean = vec![0.; channels];
+    for row in x.chunks_exact(channels) {
+        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+    }
+    let rows = (x.len() / channels) as f64;
+    mean.iter_mut().for_each(|m| *m /= rows);
+    mean
+}
+
+/// The mean of what is defined; NaN of nothing.
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: usize,
+}
+
+impl Mean {
+    fn add(&mut self, x: Option<f64>) {
+        if let Some(x) = x {
+            self.sum += x;
+            self.count += 1;
+        }
+    }
+
+    fn get(&self) -> f64 {
+        self.sum / self.count as f64
+    }
+}
+
+/// The inner products of two vectors `x` and `y`.
+#[derive(Clone, Copy, Default)]
+struct Products {
+    xx: f64,
+    yy: f64,
+    xy: f64,
+}
+
+impl Products {
+    fn add(&mut self, x: f64, y: f64) {
+        self.xx += x * x;
+        self.yy += y * y;
+        self.xy += x * y;
+    }
+
+    /// `⟨x, y⟩ / (‖x‖‖y‖)`, unless a vector is zero but for the rounding of the mean that was subtracted from `raw`.
+    fn cosine(&self, raw: &Self) -> Option<f64> {
+        let zero = |own: f64, raw: f64| own <= 1e-24 * raw;
+        let defined = !zero(self.xx, raw.xx) && !zero(self.yy, raw.yy);
+        defined.then(|| self.xy / (self.xx.sqrt() * self.yy.sqrt()))
+    }
+}

@@ -1,1 +1,484 @@
-//! (to come)
+//! The law suite: what every [`GroupAction`] must satisfy, as functions that a user's own action is tested by.
+//!
+//! Behind the feature `testing`. A broken law comes back as a [`Violation`] that names the law and the elements.
+//!
+//! ```
+//! use rand::{SeedableRng, rngs::StdRng};
+//! use ser_reg::{Resample, TokenGrid, group::D4, testing};
+//!
+//! let mut rng = StdRng::seed_from_u64(0);
+//! testing::check_group_laws(&D4::ALL, testing::POINTS)?;
+//! testing::check_closure(&D4::GENERATORS, &D4::ALL, testing::POINTS)?;
+//! testing::check_action_laws(&D4::ALL, TokenGrid::new(3, 5)?, &Resample::default(), testing::EXACT, &mut rng)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use candle_core::{DType, Device, Tensor, Var};
+use rand::Rng;
+
+use crate::{Error, GridOperator, Resample, TokenGrid, group::GroupAction};
+
+/// Tolerance of the algebra on points of the unit square: rounding of a few `f64` operations.
+pub const POINTS: f64 = 1e-9;
+
+/// Tolerance of the action of permutations: none.
+pub const EXACT: f64 = 0.0;
+
+/// Tolerance of the adjoint and of gradients, which are exact up to rounding for every operator, in `f64`.
+pub const ADJOINT: f64 = 1e-10;
+
+/// Absolute plus relative tolerance suited to values computed in `dtype`.
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 1e-10,
+        DType::F32 => 1e-5,
+        DType::F16 => 5e-3,
+        DType::BF16 => 4e-2,
+        _ => 0.0,
+    }
+}
+
+/// A law of groups or of their actions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Law {
+    /// `e∘g = g = g∘e`
+    Identity,
+    /// `g⁻¹∘g = e = g∘g⁻¹`
+    Inverse,
+    /// `(a∘b)∘c = a∘(b∘c)`
+    Associativity,
+    /// `relative(a, b)∘a = b`
+    Relative,
+    /// Points compose: `(a∘b)⁻¹p = b⁻¹(a⁻¹p)`
+    Source,
+    /// The affine map, where there is one, moves points as the element does
+    Affine,
+    /// The products of the generators are the elements
+    Closure,
+    /// `act(e, x) = x`
+    ActIdentity,
+    /// `act(a, act(b, x)) = act(a∘b, x)` where both are valid
+    LeftAction,
+    /// `act(g⁻¹, act(g, x)) = x` where both are valid
+    ActInverse,
+    /// `⟨A·x, y⟩ = ⟨x, Aᵀ·y⟩`
+    Adjoint,
+    /// The gradient of `⟨A·x, y⟩` is `Aᵀ·y`
+    Gradient,
+    /// A batch of elements acts as each element on its own sample
+    PerSample,
+    /// Tokens and maps are acted on alike
+    Map,
+    /// A cell is valid if and only if its centre comes from within the image
+    Mask,
+    /// Constant maps stay constant where valid
+    Constant,
+    /// The fused operator agrees with the one made of plain candle ops
+    Portable,
+}
+
+/// A law that does not hold, or a check that could not be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Violation {
+    /// The law does not hold for these elements.
+    #[error("{law:?} does not hold: {detail}")]
+    Law {
+        /// Which law.
+        law: Law,
+        /// The elements and values that break it.
+        detail: String,
+    },
+    /// The check itself failed.
+    #[error(transparent)]
+    Error(#[from] Error),
+}
+
+impl Violation {
+    /// The law that does not hold, if it is one.
+    pub fn law(&self) -> Option<Law> {
+        match self {
+            Self::Law { law, .. } => Some(*law),
+            Self::Error(_) => None,
+        }
+    }
+}
+
+impl From<candle_core::Error> for Violation {
+    fn from(e: candle_core::Error) -> Self {
+        Self::Error(e.into())
+    }
+}
+
+type Checked = Result<(), Violation>;
+
+fn require(holds: bool, law: Law, detail: impl FnOnce() -> String) -> Checked {
+    if holds {
+        return Ok(());
+    }
+    Err(Violation::Law {
+        law,
+        detail: detail(),
+    })
+}
+
+/// Points on which elements are compared: no symmetry of the square maps one to another.
+const PROBES: [[f64; 2]; 4] = [[0.13, 0.29], [0.71, 0.07], [0.46, 0.83], [0.97, 0.61]];
+
+/// The largest distance between the sources of two elements over the probe points, relative to their size.
+fn distance<G: GroupAction>(a: &G, b: &G) -> f64 {
+    let gap = |p| {
+        let ([y, x], [v, u]) = (a.source(p), b.source(p));
+        (y - v).abs().max((x - u).abs()) / (1.0 + y.abs().max(x.abs()))
+    };
+    PROBES
+        .into_iter()
+        .map(gap)
+        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+}
+
+/// Checks identity, inverse, associativity, `relative` and the composition of points on all pairs and triples of
+/// `elements`, to `tolerance` in units of the image's side.
+///
+/// # Errors
+/// The first law that does not hold.
+pub fn check_group_laws<G: GroupAction>(elements: &[G], tolerance: f64) -> Checked {
+    let same = |a: &G, b: &G| distance(a, b) <= tolerance;
+    let near = |p: [f64; 2], q: [f64; 2]| {
+        let size = 1.0 + p[0].abs().max(p[1].abs());
+        (p[0] - q[0]).abs().max((p[1] - q[1]).abs()) <= tolerance * size
+    };
+    let e = G::identity();
+    for g in elements {
+        let neutral = same(&e.compose(g), g) && same(&g.compose(&e), g);
+        require(neutral, Law::Identity, || format!("g = {g:?}"))?;
+        let inverse = g.inverse();
+        let undone = same(&inverse.compose(g), &e) && same(&g.compose(&inverse), &e);
+        require(undone, Law::Inverse, || {
+            format!("g = {g:?}, inverse = {inverse:?}")
+        })?;
+        if let Some(map) = g.affine() {
+            let agrees = PROBES.into_iter().all(|p| near(g.source(p), map.source(p)));
+            require(agrees, Law::Affine, || {
+                format!("g = {g:?}, affine = {map:?}")
+            })?;
+        }
+    }
+    for a in elements {
+        for b in elements {
+            for c in elements {
+                let associative = same(&a.compose(b).compose(c), &a.compose(&b.compose(c)));
+                require(associative, Law::Associativity, || {
+                    format!("a = {a:?}, b = {b:?}, c = {c:?}")
+                })?;
+            }
+        }
+    }
+    for a in elements {
+        for b in elements {
+            let product = a.compose(b);
+            for p in PROBES {
+                let (once, twice) = (product.source(p), b.source(a.source(p)));
+                require(near(once, twice), Law::Source, || {
+                    format!("a = {a:?}, b = {b:?}, p = {p:?}: {once:?}, {twice:?}")
+                })?;
+            }
+            let carried = same(&G::relative(a, b).compose(a), b);
+            require(carried, Law::Relative, || format!("a = {a:?}, b = {b:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the products of `generators` are exactly `elements`: a finite group.
+///
+/// # Errors
+/// If a product is missing, or an element is never reached.
+pub fn check_closure<G: GroupAction>(generators: &[G], elements: &[G], tolerance: f64) -> Checked {
+    let find = |list: &[G], g: &G| list.iter().any(|h| distance(g, h) <= tolerance);
+    let mut reached = vec![G::identity()];
+    let mut next = 0;
+    while next < reached.len() {
+        for g in generators {
+            let product = g.compose(&reached[next]);
+            require(find(elements, &product), Law::Closure, || {
+                format!("{product:?} is no element")
+            })?;
+            if !find(&reached, &product) {
+                reached.push(product);
+            }
+        }
+        next += 1;
+    }
+    for g in elements {
+        require(find(&reached, g), Law::Closure, || {
+            format!("{g:?} is no product")
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks the action of `elements` on the tokens and maps of `grid`.
+///
+/// Identity, left action and inverse are checked on a smooth map with values in `[−1, 1]`, to `tolerance` in absolute
+/// value, on the cells that both sides find valid; an [`EXACT`] action is checked on random values as well. Adjoint,
+/// gradient, per-sample batches, maps, masks and the portable twin hold to [`ADJOINT`] for every action.
+///
+/// # Errors
+/// The first law that does not hold.
+pub fn check_action_laws<G: GroupAction>(
+    elements: &[G],
+    grid: TokenGrid,
+    resample: &Resample,
+    tolerance: f64,
+    rng: &mut impl Rng,
+) -> Checked {
+    let mut fields = vec![smooth(grid, rng)?];
+    if tolerance == EXACT {
+        fields.push(random(&[1, grid.len(), 3], rng)?);
+    }
+    for x in &fields {
+        let identity = GridOperator::new(&[G::identity()], grid, resample)?;
+        let gap = max_gap(x, &identity.apply(x)?, |_| true)?;
+        require(gap <= tolerance, Law::ActIdentity, || {
+            format!("error {gap:e}")
+        })?;
+        for a in elements {
+            for b in elements {
+                check_left_action(a, b, x, grid, resample, tolerance)?;
+            }
+        }
+        for g in elements {
+            check_inverse(g, x, grid, resample, tolerance)?;
+        }
+    }
+    for g in elements {
+        check_operator(g, grid, resample, rng)?;
+    }
+    check_per_sample(elements, grid, resample, rng)
+}
+
+fn check_left_action<G: GroupAction>(
+    a: &G,
+    b: &G,
+    x: &Tensor,
+    grid: TokenGrid,
+    resample: &Resample,
+    tolerance: f64,
+) -> Checked {
+    let first = GridOperator::new(std::slice::from_ref(b), grid, resample)?;
+    let second = GridOperator::new(std::slice::from_ref(a), first.out_grid(), resample)?;
+    let product = a.compose(b);
+    if tolerance == EXACT {
+        let out = product.out_grid(grid)?;
+        require(out == second.out_grid(), Law::LeftAction, || {
+            format!("a = {a:?}, b = {b:?}: onto {out} and {}", second.out_grid())
+        })?;
+    }
+    let product = GridOperator::between(&[product], grid, second.out_grid(), resample)?;
+    let chained = second.compose(&first)?;
+    let twice = second.apply(&first.apply(x)?)?;
+    let gap = max_gap(&product.apply(x)?, &twice, |i| {
+        is_valid(&product, i) && is_valid(&chained, i)
+    })?;
+    require(gap <= tolerance, Law::LeftAction, || {
+        format!("a = {a:?}, b = {b:?}: error {gap:e} above {tolerance:e}")
+    })?;
+    let gap = max_gap(&chained.apply(x)?, &twice, |_| true)?;
+    require(gap <= ADJOINT, Law::LeftAction, || {
+        format!("a = {a:?}, b = {b:?}: composed operators differ by {gap:e}")
+    })
+}
+
+fn check_inverse<G: GroupAction>(
+    g: &G,
+    x: &Tensor,
+    grid: TokenGrid,
+    resample: &Resample,
+    tolerance: f64,
+) -> Checked {
+    let there = GridOperator::new(std::slice::from_ref(g), grid, resample)?;
+    let back = GridOperator::between(&[g.inverse()], there.out_grid(), grid, resample)?;
+    let round = back.compose(&there)?;
+    let gap = max_gap(x, &round.apply(x)?, |i| is_valid(&round, i))?;
+    require(gap <= tolerance, Law::ActInverse, || {
+        format!("g = {g:?}: error {gap:e} above {tolerance:e}")
+    })
+}
+
+fn check_operator<G: GroupAction>(
+    g: &G,
+    grid: TokenGrid,
+    resample: &Resample,
+    rng: &mut impl Rng,
+) -> Checked {
+    let operator = GridOperator::new(std::slice::from_ref(g), grid, resample)?;
+    let (n, m) = (grid.len(), operator.out_grid().len());
+    check_adjoint(
+        |x| operator.apply(x),
+        |y| operator.adjoint().apply(y),
+        &[2, n, 3],
+        &[2, m, 3],
+        rng,
+    )?;
+
+    let x = random(&[2, n, 3], rng)?;
+    let portable = operator.apply_portable(&x)?;
+    let gap = max_gap(&operator.apply(&x)?, &portable, |_| true)?;
+    require(gap <= ADJOINT, Law::Portable, || {
+        format!("g = {g:?}: error {gap:e}")
+    })?;
+
+    let out = operator.out_grid();
+    let map = x
+        .transpose(1, 2)?
+        .reshape((2, 3, grid.rows(), grid.cols()))?;
+    let acted = operator.apply(&map)?.flatten_from(2)?.transpose(1, 2)?;
+    let gap = max_gap(&operator.apply(&x)?, &acted, |_| true)?;
+    require(gap <= ADJOINT, Law::Map, || {
+        format!("g = {g:?}: error {gap:e}")
+    })?;
+
+    let ones = operator.apply(&x.ones_like()?)?;
+    let gap = max_gap(&ones, &ones.ones_like()?, |i| is_valid(&operator, i))?;
+    let interior = resample.padding != crate::Padding::Zeros;
+    require(!interior || gap <= ADJOINT, Law::Constant, || {
+        format!("g = {g:?}: error {gap:e}")
+    })?;
+    for i in 0..m {
+        let (row, col) = (i / out.cols(), i % out.cols());
+        let centre = [
+            (row as f64 + 0.5) / out.rows() as f64,
+            (col as f64 + 0.5) / out.cols() as f64,
+        ];
+        let source = g.source(centre);
+        // Within rounding of the border either answer is right.
+        let depth = source
+            .iter()
+            .map(|&s| s.min(1.0 - s))
+            .fold(f64::INFINITY, f64::min);
+        let holds = depth.abs() < 1e-6 || (depth > 0.0) == is_valid(&operator, i);
+        require(holds, Law::Mask, || {
+            format!("g = {g:?}: cell {i} comes from {source:?}")
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks that `adjoint` is the adjoint of the linear map `apply` from tensors of `in_shape` to tensors of `out_shape`,
+/// and that the gradient of `⟨apply(x), y⟩` with respect to `x` is `adjoint(y)`; in `f64`, to [`ADJOINT`].
+///
+/// # Errors
+/// [`Law::Adjoint`] or [`Law::Gradient`] if one does not hold; errors of the two maps.
+pub fn check_adjoint(
+    apply: impl Fn(&Tensor) -> crate::Result<Tensor>,
+    adjoint: impl Fn(&Tensor) -> crate::Result<Tensor>,
+    in_shape: &[usize],
+    out_shape: &[usize],
+    rng: &mut impl Rng,
+) -> Checked {
+    let x = Var::from_tensor(&random(in_shape, rng)?)?;
+    let y = random(out_shape, rng)?;
+    let (ax, aty) = (apply(&x)?, adjoint(&y)?);
+    let (left, right) = (dot(&ax, &y)?, dot(&x, &aty)?);
+    require(
+        (left - right).abs() <= ADJOINT * (1.0 + left.abs()),
+        Law::Adjoint,
+        || format!("{left} and {right}"),
+    )?;
+    let grads = (ax * &y)?.sum_all()?.backward()?;
+    let gap = match grads.get(&x) {
+        Some(grad) => max_gap(grad, &aty, |_| true)?,
+        None => f64::INFINITY,
+    };
+    require(gap <= ADJOINT, Law::Gradient, || format!("error {gap:e}"))
+}
+
+fn check_per_sample<G: GroupAction>(
+    elements: &[G],
+    grid: TokenGrid,
+    resample: &Resample,
+    rng: &mut impl Rng,
+) -> Checked {
+    let Some(first) = elements.first() else {
+        return Ok(());
+    };
+    let to = first.out_grid(grid)?;
+    let mut same = Vec::new();
+    for g in elements {
+        if g.out_grid(grid)? == to {
+            same.push(g.clone());
+        }
+    }
+    let x = random(&[same.len(), grid.len(), 2], rng)?;
+    let batch = GridOperator::new(&same, grid, resample)?;
+    for (how, acted) in [
+        ("fused", batch.apply(&x)?),
+        ("portable", batch.apply_portable(&x)?),
+    ] {
+        for (b, g) in same.iter().enumerate() {
+            let alone = GridOperator::new(std::slice::from_ref(g), grid, resample)?
+                .apply(&x.narrow(0, b, 1)?)?;
+            let gap = max_gap(&alone, &acted.narrow(0, b, 1)?, |_| true)?;
+            require(gap <= ADJOINT, Law::PerSample, || {
+                format!("sample {b}, g = {g:?}: {how} error {gap:e}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn is_valid(operator: &GridOperator, cell: usize) -> bool {
+    operator.valid(0).is_none_or(|v| v[cell])
+}
+
+/// The largest absolute difference over the cells that count; NaN counts as infinite.
+fn max_gap(a: &Tensor, b: &Tensor, counts: impl Fn(usize) -> bool) -> Result<f64, Violation> {
+    let (_, _, channels) = a.dims3()?;
+    let gaps = (a - b)?.abs()?.flatten_all()?.to_vec1::<f64>()?;
+    let n = a.dims()[1];
+    let gap = |(i, &gap): (usize, &f64)| {
+        if !counts((i / channels) % n) {
+            0.0
+        } else if gap.is_nan() {
+            f64::INFINITY
+        } else {
+            gap
+        }
+    };
+    Ok(gaps.iter().enumerate().map(gap).fold(0.0, f64::max))
+}
+
+fn dot(a: &Tensor, b: &Tensor) -> Result<f64, Violation> {
+    Ok((a * b)?.sum_all()?.to_scalar::<f64>()?)
+}
+
+fn random(shape: &[usize], rng: &mut impl Rng) -> Result<Tensor, Violation> {
+    let values: Vec<f64> = (0..shape.iter().product())
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// A map `(1, N, 2)` of one slow wave per channel, at most half a period across the image.
+fn smooth(grid: TokenGrid, rng: &mut impl Rng) -> Result<Tensor, Violation> {
+    let waves: [[f64; 3]; 2] = std::array::from_fn(|_| {
+        [
+            rng.random_range(-3.0..3.0),
+            rng.random_range(-3.0..3.0),
+            rng.random_range(0.0..6.0),
+        ]
+    });
+    let mut values = Vec::with_capacity(2 * grid.len());
+    for i in 0..grid.rows() {
+        for j in 0..grid.cols() {
+            let (y, x) = (
+                (i as f64 + 0.5) / grid.rows() as f64,
+                (j as f64 + 0.5) / grid.cols() as f64,
+            );
+            values.extend(waves.map(|[a, b, phase]| (a * y + b * x + phase).sin()));
+        }
+    }
+    Ok(Tensor::from_vec(values, (1, grid.len(), 2), &Device::Cpu)?)
+}

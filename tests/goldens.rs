@@ -7,6 +7,12 @@ mod runner;
 #[path = "goldens/geometry.rs"]
 mod geometry;
 
+#[path = "goldens/losses.rs"]
+mod losses;
+
+#[path = "../examples/common/mod.rs"]
+mod example;
+
 use std::path::PathBuf;
 
 use runner::{Case, Golden, Outcome};
@@ -19,6 +25,9 @@ fn run(kind: &str, case: &Case) -> anyhow::Result<Outcome> {
         "crops" => geometry::crops(case),
         "affine" => geometry::affine(case),
         "ser_views" => geometry::ser_views(case),
+        "token_losses" => losses::token_losses(case),
+        "ssl_losses" => losses::ssl_losses(case),
+        "schedules" => losses::schedules(case),
         _ => anyhow::bail!("unknown kind {kind}"),
     }
 }

@@ -1,0 +1,258 @@
+//! The examples' loaders: what they read, and what they say of files that they cannot read.
+
+#[path = "../examples/common/mod.rs"]
+mod common;
+
+use std::{fs, io::Write, path::Path};
+
+use common::data;
+use tempfile::TempDir;
+
+/// An IDX file: the magic number, the dimensions, the bytes.
+fn idx(magic: u32, dims: &[u32], body: &[u8]) -> Vec<u8> {
+    let header = std::iter::once(magic).chain(dims.iter().copied());
+    let mut bytes: Vec<u8> = header.flat_map(u32::to_be_bytes).collect();
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A folder with these files.
+fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    dir
+}
+
+/// Ten pictures of 2x2 whose pixels count up, labelled 0 to 9.
+fn ten() -> (Vec<u8>, Vec<u8>) {
+    let pixels: Vec<u8> = (0..40).collect();
+    let labels: Vec<u8> = (0..10).collect();
+    (
+        idx(0x0803, &[10, 2, 2], &pixels),
+        idx(0x0801, &[10], &labels),
+    )
+}
+
+fn error(path: &Path) -> String {
+    let error = data::load(path).expect_err("the data should be refused");
+    format!("{error:#}")
+}
+
+#[track_caller]
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "expected `{part}` in: {message}");
+    }
+}
+
+#[test]
+fn embedded_pictures_are_divided_by_index() {
+    let data = data::load(&data::embedded()).unwrap();
+    assert_eq!((data.train.len(), data.test.len()), (8000, 2000));
+    assert_eq!((data.train.channels, data.train.side), (1, 28));
+    assert_says(&data.note, &["re-split", "t10k", "not comparable"]);
+    let (mean, std) = data.train.statistics()[0];
+    // The published statistics of the whole file are .2868 and .3524.
+    assert!((mean - 0.2868).abs() < 1e-3 && (std - 0.3524).abs() < 1e-3);
+    // The first labels of the official test file.
+    assert_eq!(data.train.labels[..6], [9, 2, 1, 1, 6, 1]);
+}
+
+#[test]
+fn idx_is_read_plain_and_gzipped() {
+    let (images, labels) = ten();
+    for (images, labels, suffix) in [
+        (images.clone(), labels.clone(), ""),
+        (gzip(&images), gzip(&labels), ".gz"),
+    ] {
+        let names = [
+            format!("t10k-images-idx3-ubyte{suffix}"),
+            format!("t10k-labels-idx1-ubyte{suffix}"),
+        ];
+        let dir = folder(&[(&names[0], images), (&names[1], labels)]);
+        for path in [dir.path().to_path_buf(), dir.path().join(&names[0])] {
+            let data = data::load(&path).unwrap();
+            assert_eq!(data.train.labels, [0, 1, 2, 3, 4, 5, 6, 7]);
+            assert_eq!(data.test.labels, [8, 9]);
+            assert_eq!(data.test.get(1), [36, 37, 38, 39]);
+        }
+    }
+}
+
+#[test]
+fn idx_keeps_an_official_split() {
+    let (images, labels) = ten();
+    let dir = folder(&[
+        ("train-images-idx3-ubyte", images.clone()),
+        ("train-labels-idx1-ubyte", labels.clone()),
+        ("t10k-images-idx3-ubyte", images),
+        ("t10k-labels-idx1-ubyte", labels),
+    ]);
+    let data = data::load(dir.path()).unwrap();
+    assert_eq!((data.train.len(), data.test.len()), (10, 10));
+    assert_says(&data.note, &["official split"]);
+}
+
+#[test]
+fn damaged_idx_is_refused_with_what_was_expected() {
+    let (images, labels) = ten();
+    let zipped = gzip(&images);
+    let refused = |images: &[u8], labels: &[u8]| {
+        let dir = folder(&[
+            ("t10k-images-idx3-ubyte", images.to_vec()),
+            ("t10k-labels-idx1-ubyte", labels.to_vec()),
+        ]);
+        error(dir.path())
+    };
+    let truncated = "expected 40 bytes after it, got 36";
+    assert_says(
+        &refused(&images[..52], &labels),
+        &["t10k-images", truncated],
+    );
+    assert_says(
+        &refused(&images[..6], &labels),
+        &["truncated", "header", "6 bytes"],
+    );
+    assert_says(&refused(&[], &labels), &["truncated", "0 bytes"]);
+    assert_says(&refused(&zipped[..zipped.len() / 2], &labels), &["gzip"]);
+    assert_says(
+        &refused(&idx(0x0d03, &[10, 2, 2], &[0; 40]), &labels),
+        &["unknown layout of pictures", "0x00000803", "0x00000d03"],
+    );
+    assert_says(
+        &refused(&images, &idx(0x0802, &[10, 1], &[0; 10])),
+        &[
+            "t10k-labels",
+            "unknown layout of labels",
+            "0x00000801",
+            "0x00000802",
+        ],
+    );
+    assert_says(
+        &refused(&images, &idx(0x0801, &[9], &[0; 9])),
+        &["expected 10 labels", "got 9"],
+    );
+    assert_says(
+        &refused(&idx(0x0803, &[u32::MAX; 3], &[0; 8]), &labels),
+        &["too many", "got 8"],
+    );
+    assert_says(
+        &refused(&idx(0x0803, &[2, 2, 3], &[0; 12]), &labels),
+        &["square", "2x3"],
+    );
+}
+
+#[test]
+fn missing_files_are_named() {
+    let dir = folder(&[]);
+    assert_says(
+        &error(&dir.path().join("nowhere")),
+        &["nowhere", "no such file"],
+    );
+    assert_says(
+        &error(dir.path()),
+        &["idx3-ubyte", "CIFAR-10", "sub-folders"],
+    );
+    let (images, _) = ten();
+    let dir = folder(&[("t10k-images-idx3-ubyte", images.clone())]);
+    assert_says(&error(dir.path()), &["t10k-labels-idx1-ubyte", "neither"]);
+    let dir = folder(&[("pictures", images)]);
+    assert_says(&error(&dir.path().join("pictures")), &["named like"]);
+}
+
+/// `count` records whose labels count up from `first`.
+fn cifar(first: u8, count: u8) -> Vec<u8> {
+    let record = |i: u8| {
+        let mut record = vec![first + i];
+        for channel in 0..3 {
+            record.extend([10 * i + channel; 1024]);
+        }
+        record
+    };
+    (0..count).flat_map(record).collect()
+}
+
+#[test]
+fn cifar_is_read_by_record() {
+    let dir = folder(&[
+        ("data_batch_1.bin", cifar(0, 4)),
+        ("data_batch_2.bin", cifar(4, 3)),
+        ("test_batch.bin", cifar(1, 2)),
+        ("batches.meta.txt", b"cat\n".to_vec()),
+    ]);
+    let data = data::load(dir.path()).unwrap();
+    assert_eq!(data.train.labels, [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(data.test.labels, [1, 2]);
+    assert_eq!((data.train.channels, data.train.side), (3, 32));
+    assert_eq!(data.train.get(5)[1024..1026], [11, 11]);
+}
+
+#[test]
+fn damaged_cifar_is_refused() {
+    let whole = cifar(0, 5);
+    let truncated = folder(&[("data_batch_1.bin", whole[..9000].to_vec())]);
+    assert_says(&error(truncated.path()), &["truncated", "1 + 3072", "9000"]);
+    let hundred = folder(&[("train_batch.bin", vec![0; 2 * 3074])]);
+    assert_says(
+        &error(hundred.path()),
+        &["unknown label layout", "CIFAR-100"],
+    );
+    let labels = folder(&[("data_batch_1.bin", cifar(8, 5))]);
+    assert_says(&error(labels.path()), &["0 to 9", "got 10 in record 2"]);
+    let empty = folder(&[("data_batch_1.bin", vec![])]);
+    assert_says(&error(empty.path()), &["1 + 3072", "0 bytes"]);
+}
+
+fn png(width: u32, height: u32, colour: [u8; 3]) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_pixel(width, height, image::Rgb(colour))
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn class_folders_are_read_in_order() {
+    let red = || png(40, 20, [200, 10, 0]);
+    let blue = || png(8, 64, [0, 10, 200]);
+    let names: Vec<String> = (0..6).map(|i| format!("{i}.png")).collect();
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    for name in &names {
+        files.push((format!("blue/{name}"), blue()));
+        files.push((format!("red/{name}"), red()));
+    }
+    files.push(("red/notes.txt".into(), b"not a picture".to_vec()));
+    let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
+    let data = data::load(folder(&files).path()).unwrap();
+    assert_eq!(data.train.labels, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+    assert_eq!(data.test.labels, [0, 1]);
+    assert_eq!((data.test.channels, data.test.side), (3, 32));
+    let planes = |i: usize| [0, 1024, 2048].map(|at| data.test.get(i)[at]);
+    assert_eq!((planes(0), planes(1)), ([0, 10, 200], [200, 10, 0]));
+}
+
+#[test]
+fn damaged_class_folders_are_refused() {
+    let ok = || png(4, 4, [1, 2, 3]);
+    let damaged = folder(&[("a/1.png", ok()), ("b/1.png", ok()[..30].to_vec())]);
+    assert_says(&error(damaged.path()), &["b/1.png", "truncated or damaged"]);
+    let empty = folder(&[("a/1.png", ok()), ("b/notes.txt", vec![])]);
+    assert_says(&error(empty.path()), &["b: expected PNG or JPEG"]);
+    let single = folder(&[("a/1.png", ok())]);
+    assert_says(
+        &error(single.path()),
+        &["at least two sub-folders", "got 1"],
+    );
+    let few = folder(&[("a/1.png", ok()), ("b/1.png", ok())]);
+    assert_says(&error(few.path()), &["one test picture", "got 2 and 0"]);
+}

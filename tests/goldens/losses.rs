@@ -1,0 +1,163 @@
+//! Golden cases of the token objectives, of the base losses, and of schedules.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Tensor, Var};
+use ser_reg::{
+    loss::{self, Form, NtXent, SameImage},
+    schedule::Schedule,
+};
+
+use crate::{
+    example::moco,
+    runner::{Case, Outcome, close},
+};
+
+/// Loss and gradient tolerances by type, as the format's README suggests.
+const TOLERANCES: [(DType, f64, f64); 2] = [(DType::F64, 1e-10, 1e-9), (DType::F32, 1e-5, 1e-4)];
+
+/// The reference has no eps; this one is below rounding and keeps zero tokens finite.
+const EPS: f64 = 1e-30;
+
+/// Checks `f` of the named inputs against `loss` and the gradients `grad_*` of all of them that the case has.
+fn check_loss(
+    case: &Case,
+    names: &[&str],
+    f: impl Fn(&HashMap<&str, Var>) -> Result<Tensor>,
+) -> Result<()> {
+    for (dtype, loss_tolerance, grad_tolerance) in TOLERANCES {
+        let vars = names
+            .iter()
+            .map(|&n| Ok((n, Var::from_tensor(&case.input(n)?.to_dtype(dtype)?)?)))
+            .collect::<Result<HashMap<_, _>>>()?;
+        let loss = f(&vars)?;
+        ensure!(loss.dtype() == dtype, "the loss is {:?}", loss.dtype());
+        close(case.output("loss")?, &loss, loss_tolerance)
+            .with_context(|| format!("loss, {dtype:?}"))?;
+        let grads = loss.backward()?;
+        let mut checked = 0;
+        for (name, var) in &vars {
+            let grad = format!("grad_{name}");
+            match (case.output(&grad).ok(), grads.get(var)) {
+                (Some(want), Some(got)) => {
+                    close(want, got, grad_tolerance)
+                        .with_context(|| format!("{grad}, {dtype:?}"))?;
+                    checked += 1;
+                }
+                (Some(_), None) => bail!("{name} gets no gradient"),
+                (None, Some(_)) => bail!("{name} must get no gradient"),
+                (None, None) => {}
+            }
+        }
+        ensure!(checked > 0, "no gradient to check");
+    }
+    Ok(())
+}
+
+fn nt_xent_config(case: &Case, variant: &str) -> Result<NtXent> {
+    let (form, same_image) = match variant {
+        "paper" => (Form::Paper, SameImage::Exclude),
+        "cross" => (Form::CrossView, SameImage::Exclude),
+        "cross_all" => (Form::CrossView, SameImage::Keep),
+        "ntxent_all" => (Form::Paper, SameImage::Keep),
+        other => bail!("unknown variant {other}"),
+    };
+    Ok(NtXent {
+        form,
+        same_image,
+        symmetric: case.flag("symmetric"),
+        temperature: case.float("tau")?,
+        eps: EPS,
+        ..NtXent::default()
+    })
+}
+
+pub fn token_losses(case: &Case) -> Result<Outcome> {
+    let pair = |f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
+        check_loss(case, &["z", "zp"], |v| {
+            f(v["z"].as_tensor(), v["zp"].as_tensor())
+        })
+    };
+    match case.op.as_str() {
+        "token_ntxent" => {
+            let config = nt_xent_config(case, case.text("variant")?)?;
+            pair(&|z, zp| Ok(loss::nt_xent(z, zp, &config)?.loss))?;
+        }
+        "token_ntxent_ragged" => {
+            let config = nt_xent_config(case, case.text("variant")?)?;
+            let ids: Vec<u32> = case
+                .indices("image_ids")?
+                .iter()
+                .map(|&i| i as u32)
+                .collect();
+            pair(&|z, zp| Ok(loss::nt_xent_ragged(z, zp, &ids, None, &config)?.loss))?;
+        }
+        "official_moco_dino" => {
+            let config = nt_xent_config(case, "cross")?;
+            check_loss(case, &["q0", "k1_aligned", "q1", "k0_aligned"], |v| {
+                let cross =
+                    |q, k| Ok::<_, anyhow::Error>(loss::nt_xent(&v[q], &v[k], &config)?.loss);
+                Ok(((cross("q1", "k0_aligned")? + cross("q0", "k1_aligned")?)? * 0.5)?)
+            })?;
+        }
+        "token_mse" => pair(&|z, zp| Ok(loss::mse(z, zp, None)?))?,
+        "token_mse_normalized" => pair(&|z, zp| Ok(loss::normalized_mse(z, zp, EPS, None)?))?,
+        "token_cosine" => pair(&|z, zp| Ok(loss::cosine(z, zp, EPS, None)?))?,
+        "token_l1" => pair(&|z, zp| Ok(loss::l1(z, zp, None)?))?,
+        "token_smooth_l1" => {
+            let beta = case.float("beta")?;
+            pair(&|z, zp| Ok(loss::smooth_l1(z, zp, beta, None)?))?;
+        }
+        op => bail!("unknown op {op}"),
+    }
+    Ok(Outcome::Checked)
+}
+
+pub fn ssl_losses(case: &Case) -> Result<Outcome> {
+    match case.op.as_str() {
+        "moco_v3" => {
+            let tau = case.float("tau")?;
+            check_loss(case, &["q1", "q2", "k1", "k2"], |v| {
+                let term = |q, k| moco::contrast(&v[q], &v[k].detach(), 0, tau);
+                Ok((term("q1", "k2")? + term("q2", "k1")?)?)
+            })?;
+        }
+        "moco_v3_single_gathered" => {
+            let (tau, offset) = (case.float("tau")?, case.int("label_offset")? as usize);
+            check_loss(case, &["q", "k_all"], |v| {
+                Ok(moco::contrast(&v["q"], &v["k_all"].detach(), offset, tau)?)
+            })?;
+        }
+        "dino" | "barlow_twins" | "vicreg" | "simsiam" | "byol" | "simclr" => {
+            return Ok(Outcome::Deferred);
+        }
+        op => bail!("unknown op {op}"),
+    }
+    Ok(Outcome::Checked)
+}
+
+pub fn schedules(case: &Case) -> Result<Outcome> {
+    let steps_per_epoch = case.int("iters_per_epoch")? as usize;
+    let steps =
+        |epochs: &str| -> Result<usize> { Ok(case.int(epochs)? as usize * steps_per_epoch) };
+    let schedule = match case.op.as_str() {
+        "moco_lr" => {
+            let warm_up = steps("warmup")?;
+            Schedule::cosine(case.float("peak")?, 0.0, steps("epochs")? - warm_up)?.warm_up(warm_up)
+        }
+        "moco_momentum" => Schedule::cosine(case.float("base")?, 1.0, steps("epochs")?)?,
+        "dino_lr" | "dino_wd" | "dino_momentum" | "barlow_lr" => return Ok(Outcome::Deferred),
+        op => bail!("unknown schedule {op}"),
+    };
+    let rows: Vec<(usize, f64)> = serde_json::from_value(case.params["rows"].clone())?;
+    ensure!(!rows.is_empty(), "no rows");
+    for (step, want) in rows {
+        let got = schedule.at(step);
+        ensure!(
+            (got - want).abs() <= 1e-12 * (1.0 + want.abs()),
+            "step {step}: {got}, not {want}"
+        );
+    }
+    Ok(Outcome::Checked)
+}

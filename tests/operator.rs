@@ -1,0 +1,484 @@
+//! Grid operators against a slow twin, central differences, every dtype, and bad input.
+
+mod common;
+
+use candle_core::{DType, Device, Tensor, Var};
+use common::{affine, cases, element, grid, max_gap, random, rng, values};
+use proptest::prelude::*;
+use ser_reg::{
+    Filter, GridOperator, GroupAction, Padding, Resample, TokenGrid,
+    group::{Affine, D4, Element, Scale, Window},
+    operator::Form,
+    testing,
+};
+
+/// The definition, cell by cell: `y(p) = Σ_ij k(v − i)·k(u − j)·x[i, j]` with `(v, u) = g⁻¹p` in cells and the grid
+/// continued beyond its border.
+fn slow_twin(
+    g: &impl GroupAction,
+    x: &[f64],
+    from: TokenGrid,
+    to: TokenGrid,
+    resample: &Resample,
+) -> Vec<f64> {
+    let kernel = |d: f64| match resample.filter {
+        Filter::Bilinear => (1.0 - d.abs()).max(0.0),
+        Filter::Bicubic => {
+            let (a, d) = (-0.75, d.abs());
+            if d < 1.0 {
+                (a + 2.0) * d.powi(3) - (a + 3.0) * d.powi(2) + 1.0
+            } else if d < 2.0 {
+                a * d.powi(3) - 5.0 * a * d.powi(2) + 8.0 * a * d - 4.0 * a
+            } else {
+                0.0
+            }
+        }
+        _ => unreachable!("only interpolating kernels"),
+    };
+    let continued = |i: i64, n: usize| -> Option<usize> {
+        let n = n as i64;
+        let mirror = |i: i64| {
+            let mut i = i;
+            while !(0..n).contains(&i) {
+                i = if i < 0 { -1 - i } else { 2 * n - 1 - i };
+            }
+            i
+        };
+        match resample.padding {
+            Padding::Zeros => (0..n).contains(&i).then_some(i as usize),
+            Padding::Border => Some(i.max(0).min(n - 1) as usize),
+            Padding::Reflection => Some(mirror(i) as usize),
+        }
+    };
+    let mut out = Vec::new();
+    for i in 0..to.rows() {
+        for j in 0..to.cols() {
+            let p = [
+                (i as f64 + 0.5) / to.rows() as f64,
+                (j as f64 + 0.5) / to.cols() as f64,
+            ];
+            let [y, x_] = g.source(p);
+            let (v, u) = (y * from.rows() as f64 - 0.5, x_ * from.cols() as f64 - 0.5);
+            let mut sum = 0.0;
+            for a in v.floor() as i64 - 3..=v.floor() as i64 + 3 {
+                for b in u.floor() as i64 - 3..=u.floor() as i64 + 3 {
+                    if let (Some(a_in), Some(b_in)) =
+                        (continued(a, from.rows()), continued(b, from.cols()))
+                    {
+                        sum += kernel(v - a as f64)
+                            * kernel(u - b as f64)
+                            * x[a_in * from.cols() + b_in];
+                    }
+                }
+            }
+            out.push(sum);
+        }
+    }
+    out
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn apply_matches_the_slow_twin(g in element(), from in grid(), to in grid(), cubic: bool, pad in 0usize..3, seed: u64) {
+        let resample = Resample {
+            filter: if cubic { Filter::Bicubic } else { Filter::Bilinear },
+            padding: [Padding::Zeros, Padding::Border, Padding::Reflection][pad],
+        };
+        let x = random(&[1, from.len(), 1], seed);
+        let operator = GridOperator::between(&[g], from, to, &resample).unwrap();
+        let want = slow_twin(&g, &values(&x), from, to, &resample);
+        for (i, (w, y)) in want.iter().zip(values(&operator.apply(&x).unwrap())).enumerate() {
+            prop_assert!((w - y).abs() < 1e-7, "cell {i}: {y}, not {w}");
+        }
+    }
+
+    #[test]
+    fn fused_equals_portable_for_mixed_batches(
+        g in prop::collection::vec(element(), 1..=5), from in grid(), to in grid(), f in 0usize..6, seed: u64,
+    ) {
+        let filter = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::BilinearAntialias,
+            Filter::BicubicAntialias, Filter::Area][f];
+        let operator = GridOperator::between(&g, from, to, &filter.into()).unwrap();
+        let x = random(&[g.len(), from.len(), 3], seed);
+        prop_assert!(max_gap(&operator.apply(&x).unwrap(), &operator.apply_portable(&x).unwrap()) < testing::ADJOINT);
+    }
+
+    #[test]
+    fn single_precision_stays_near_double(g in affine(), from in grid(), to in grid(), seed: u64) {
+        let operator = GridOperator::between(&[g], from, to, &Resample::default()).unwrap();
+        let x = random(&[2, from.len(), 3], seed);
+        let want = operator.apply(&x).unwrap();
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let got = operator.apply(&x.to_dtype(dtype).unwrap()).unwrap();
+            prop_assert_eq!(got.dtype(), dtype);
+            // input rounding and the sum of absolute cubic weights, at most 1.6 squared, add up to a few units
+            prop_assert!(max_gap(&want, &got) < 8.0 * testing::tolerance(dtype), "{:?}", dtype);
+        }
+    }
+}
+
+#[test]
+fn every_filter_has_the_gradient_of_central_differences() {
+    let (from, to) = (TokenGrid::new(4, 5).unwrap(), TokenGrid::new(3, 6).unwrap());
+    let elements = [
+        Element::from(Scale::to_grid(from, to)),
+        Element::from(Window::new(0.1, 0.2, 0.6, 0.7).unwrap()).then(D4::ROT90),
+        Element::from(Affine::rotation(25.0).unwrap()),
+    ];
+    for filter in [
+        Filter::Nearest,
+        Filter::Bilinear,
+        Filter::Bicubic,
+        Filter::BilinearAntialias,
+        Filter::BicubicAntialias,
+        Filter::Area,
+    ] {
+        for padding in [Padding::Zeros, Padding::Border, Padding::Reflection] {
+            let operator =
+                GridOperator::between(&elements, from, to, &Resample { filter, padding }).unwrap();
+            let weights = random(&[3, to.len(), 2], 1);
+            // a non-linear function of the result, so that the gradient depends on it
+            let loss = |x: &Tensor| {
+                (operator.apply(x).unwrap().sqr().unwrap() * &weights)
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+            };
+            let x = Var::from_tensor(&random(&[3, from.len(), 2], 2)).unwrap();
+            let grads = loss(&x).backward().unwrap();
+            let got = values(grads.get(&x).unwrap());
+            let base = values(&x);
+            for i in (0..base.len()).step_by(7) {
+                let at = |d: f64| {
+                    let mut v = base.clone();
+                    v[i] += d;
+                    let x = Tensor::from_vec(v, x.dims(), &Device::Cpu).unwrap();
+                    loss(&x).to_scalar::<f64>().unwrap()
+                };
+                let want = (at(1e-4) - at(-1e-4)) / 2e-4;
+                assert!(
+                    (want - got[i]).abs() < 1e-7 * (1.0 + want.abs()),
+                    "{filter:?} {padding:?} {i}: {} {want}",
+                    got[i]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn permutations_keep_every_type_to_the_bit() {
+    let grid = TokenGrid::new(3, 4).unwrap();
+    let operator = GridOperator::new(&D4::ALL[..1], grid, &Resample::default()).unwrap();
+    assert_eq!(operator.form(), Form::Permutation);
+    let square = TokenGrid::square(3).unwrap();
+    let turns = GridOperator::new(&D4::ALL, square, &Resample::default()).unwrap();
+    let labels: Vec<i64> = (0..8 * 9).collect();
+    let x = Tensor::from_vec(labels, (8, 9, 1), &Device::Cpu).unwrap();
+    let back = |y: &Tensor| turns.adjoint().apply(y).unwrap();
+    for dtype in [
+        DType::U8,
+        DType::U32,
+        DType::I64,
+        DType::F16,
+        DType::BF16,
+        DType::F32,
+        DType::F64,
+    ] {
+        let x = x.to_dtype(dtype).unwrap();
+        let y = turns.apply(&x).unwrap();
+        assert_eq!(y.dtype(), dtype);
+        assert_eq!(values(&back(&y)), values(&x), "{dtype:?}");
+        assert_eq!(
+            values(&turns.apply_portable(&x).unwrap()),
+            values(&y),
+            "{dtype:?}"
+        );
+    }
+    let odd = Tensor::new(&[[[f32::NAN], [f32::INFINITY], [-0.0]]], &Device::Cpu).unwrap();
+    let line = TokenGrid::new(1, 3).unwrap();
+    let flip = GridOperator::new(&[D4::HFLIP], line, &Resample::default()).unwrap();
+    let y = flip
+        .apply(&odd)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1::<f32>()
+        .unwrap();
+    assert!(y[0].to_bits() == (-0.0f32).to_bits() && y[1] == f32::INFINITY && y[2].is_nan());
+}
+
+#[test]
+fn non_contiguous_input_and_gradient_are_fine() {
+    let grid = TokenGrid::new(3, 4).unwrap();
+    let operator = GridOperator::new(&[D4::ROT90], grid, &Resample::default()).unwrap();
+    let x = Var::from_tensor(&random(&[2, 5, 12], 3)).unwrap();
+    let tokens = x.transpose(1, 2).unwrap(); // (2, 12, 5), strided
+    let y = operator.apply(&tokens).unwrap();
+    assert_eq!(
+        max_gap(&y, &operator.apply(&tokens.contiguous().unwrap()).unwrap()),
+        0.0
+    );
+    let w = random(&[5, 12, 2], 4);
+    let loss = (y.permute((2, 1, 0)).unwrap() * &w)
+        .unwrap()
+        .sum_all()
+        .unwrap();
+    let grads = loss.backward().unwrap();
+    let want = operator
+        .adjoint()
+        .apply(&w.permute((2, 1, 0)).unwrap())
+        .unwrap()
+        .transpose(1, 2)
+        .unwrap();
+    assert!(max_gap(grads.get(&x).unwrap(), &want) < 1e-12);
+}
+
+#[test]
+fn a_crop_has_a_mask_and_its_complement_no_gradient() {
+    let grid = TokenGrid::new(2, 4).unwrap();
+    // the right half of the view lies beyond the source
+    let beyond = Window::new(0.0, 0.5, 1.0, 1.0).unwrap();
+    let operator = GridOperator::new(&[beyond], grid, &Resample::default()).unwrap();
+    assert_eq!(
+        operator.valid(0).unwrap(),
+        [true, true, false, false, true, true, false, false]
+    );
+    let mask = operator.mask(DType::F64, &Device::Cpu).unwrap().unwrap();
+    assert_eq!(
+        mask.to_vec2::<f64>().unwrap(),
+        [[1., 1., 0., 0., 1., 1., 0., 0.]]
+    );
+    let inside = GridOperator::new(&[D4::ROT90], grid, &Resample::default()).unwrap();
+    assert!(inside.mask(DType::F32, &Device::Cpu).unwrap().is_none());
+    // composed with a turn the mask turns too
+    let turned = GridOperator::new(&[D4::ROT180], grid, &Resample::default())
+        .unwrap()
+        .compose(&operator)
+        .unwrap();
+    assert_eq!(
+        turned.valid(0).unwrap(),
+        [false, false, true, true, false, false, true, true]
+    );
+}
+
+#[test]
+fn threads_do_not_change_the_result() {
+    let grid = TokenGrid::new(5, 6).unwrap();
+    let elements: Vec<Affine> = (0..7)
+        .map(|i| Affine::rotation(13.0 * i as f64).unwrap())
+        .collect();
+    let operator = GridOperator::new(&elements, grid, &Resample::default()).unwrap();
+    let x = random(&[7, grid.len(), 3], 6).to_dtype(DType::F32).unwrap();
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| values(&operator.apply(&x).unwrap()))
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn bad_input_says_what_was_expected_and_what_came() {
+    let grid = TokenGrid::new(3, 4).unwrap();
+    let any = Resample::default();
+    let operator = GridOperator::new(&[D4::HFLIP], grid, &any).unwrap();
+    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
+    let fails = |result: ser_reg::Result<Tensor>, expected: &[&str]| {
+        let message = result.unwrap_err().to_string();
+        for part in expected {
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+    };
+    fails(
+        operator.apply(&zeros(&[12, 8])),
+        &["tokens (B, 12, C)", "[12, 8]"],
+    );
+    fails(
+        operator.apply(&zeros(&[2, 13, 8])),
+        &["without prefix", "3x4", "[2, 13, 8]"],
+    );
+    fails(
+        operator.apply(&zeros(&[2, 8, 4, 3])),
+        &["(B, C, 3, 4)", "[2, 8, 4, 3]"],
+    );
+    fails(
+        operator.apply(&zeros(&[0, 12, 8])),
+        &["at least one sample", "[0, 12, 8]"],
+    );
+    fails(
+        operator.apply(&zeros(&[2, 12, 0])),
+        &["one channel", "[2, 12, 0]"],
+    );
+    let two = GridOperator::new(&[D4::HFLIP, D4::VFLIP], grid, &any).unwrap();
+    fails(
+        two.apply(&zeros(&[3, 12, 8])),
+        &["a batch of 2", "[3, 12, 8]"],
+    );
+    let scale = GridOperator::new(&[Scale::new(2.0, 2.0).unwrap()], grid, &any).unwrap();
+    let integers = Tensor::zeros((1, 12, 1), DType::U32, &Device::Cpu).unwrap();
+    fails(scale.apply(&integers), &["floats", "U32"]);
+
+    let message = |e: ser_reg::Error| e.to_string();
+    let mixed = message(GridOperator::new(&[D4::IDENTITY, D4::ROT90], grid, &any).unwrap_err());
+    assert!(
+        mixed.contains("odd quarter turn") && mixed.contains("4x3 for sample 1"),
+        "{mixed}"
+    );
+    let none = message(GridOperator::new::<D4>(&[], grid, &any).unwrap_err());
+    assert!(
+        none.contains("one element") && none.contains("none"),
+        "{none}"
+    );
+    let tiny =
+        message(GridOperator::new(&[Scale::new(0.01, 1.0).unwrap()], grid, &any).unwrap_err());
+    assert!(
+        tiny.contains("at least one row") && tiny.contains("3x4"),
+        "{tiny}"
+    );
+    let grids = message(
+        operator
+            .compose(&GridOperator::new(&[D4::ROT90], grid, &any).unwrap())
+            .unwrap_err(),
+    );
+    assert!(grids.contains("3x4") && grids.contains("4x3"), "{grids}");
+    for (rows, cols) in [(0, 3), (3, 0), (usize::MAX, 2), (1 << 20, 1 << 20)] {
+        let e = message(TokenGrid::new(rows, cols).unwrap_err());
+        assert!(
+            e.contains("at least one row") && e.contains(&rows.to_string()),
+            "{e}"
+        );
+    }
+}
+
+#[test]
+fn bad_elements_are_rejected_when_built() {
+    let says = |e: ser_reg::Error, parts: &[&str]| {
+        let message = e.to_string();
+        for part in parts {
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+    };
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-320] {
+        says(
+            Scale::new(1.0, bad).unwrap_err(),
+            &["finite factors above zero"],
+        );
+        says(
+            Window::new(0.0, 0.0, bad, 1.0).unwrap_err(),
+            &["finite sides above zero"],
+        );
+    }
+    says(
+        Window::new(f64::NAN, 0.0, 1.0, 1.0).unwrap_err(),
+        &["finite corner", "NaN"],
+    );
+    says(
+        Affine::new([[1.0, 2.0], [2.0, 4.0]], [0.0; 2]).unwrap_err(),
+        &["invertible", "det A = 0"],
+    );
+    says(
+        Affine::new([[f64::NAN, 0.0], [0.0, 1.0]], [0.0; 2]).unwrap_err(),
+        &["finite"],
+    );
+    says(Affine::shear(1.0, 1.0).unwrap_err(), &["invertible"]);
+    says(Affine::rotation(f64::INFINITY).unwrap_err(), &["finite"]);
+    says(D4::from_index(8).unwrap_err(), &["0..=7", "8"]);
+}
+
+#[test]
+fn a_hostile_action_cannot_panic() {
+    /// Sends points nowhere.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Nowhere(f64);
+    impl GroupAction for Nowhere {
+        fn identity() -> Self {
+            Nowhere(0.0)
+        }
+        fn compose(&self, _: &Self) -> Self {
+            self.clone()
+        }
+        fn inverse(&self) -> Self {
+            self.clone()
+        }
+        fn source(&self, _: [f64; 2]) -> [f64; 2] {
+            [self.0, self.0]
+        }
+    }
+    let grid = TokenGrid::new(3, 4).unwrap();
+    for at in [f64::NAN, f64::INFINITY, -f64::INFINITY, 1e300, -1e300] {
+        for filter in [
+            Filter::Nearest,
+            Filter::Bilinear,
+            Filter::Bicubic,
+            Filter::BicubicAntialias,
+            Filter::Area,
+        ] {
+            for padding in [Padding::Zeros, Padding::Border, Padding::Reflection] {
+                let operator =
+                    GridOperator::new(&[Nowhere(at)], grid, &Resample { filter, padding }).unwrap();
+                assert!(operator.valid(0).unwrap().iter().all(|v| !v));
+                operator.apply(&random(&[1, 12, 2], 1)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_seeded_pair_of_crops_overlaps_where_both_look() {
+    use ser_reg::view::{CropRange, ViewConfig, ViewSampler};
+    let config = ViewConfig {
+        crop: Some(CropRange::default()),
+        ..ViewConfig::default()
+    };
+    let sampler = ViewSampler::new(config, TokenGrid::square(12).unwrap()).unwrap();
+    let views = sampler.sample_pair(&mut rng(7), 4).unwrap();
+    // a smooth picture: both views of it agree where they overlap
+    let picture = Tensor::from_vec(
+        (0..4 * 48 * 48)
+            .map(|i| ((i % 48) as f64 * 0.05).sin() + ((i / 48 % 48) as f64 * 0.04).cos())
+            .collect::<Vec<f64>>(),
+        (4, 1, 48, 48),
+        &Device::Cpu,
+    )
+    .unwrap();
+    let (a, b) = (
+        views.first.act(&picture).unwrap(),
+        views.second.act(&picture).unwrap(),
+    );
+    let pixels = |x: &Tensor| TokenGrid::new(x.dims()[2], x.dims()[3]).unwrap();
+    let relative = views.relative();
+    let align = GridOperator::between(
+        relative.elements(),
+        pixels(&a),
+        pixels(&b),
+        &Resample::default(),
+    )
+    .unwrap();
+    let aligned = align.apply(&a).unwrap();
+    let (got, want) = (values(&aligned), values(&b));
+    let n = align.out_grid().len();
+    let mut seen = 0;
+    for sample in 0..4 {
+        let counts = |i: &usize| align.valid(sample).is_none_or(|v| v[*i]);
+        for i in (0..n).filter(counts) {
+            let k = sample * n + i;
+            assert!(
+                (got[k] - want[k]).abs() < 0.06,
+                "sample {sample} cell {i}: {} {}",
+                got[k],
+                want[k]
+            );
+            seen += 1;
+        }
+    }
+    assert!(
+        (n / 2..4 * n).contains(&seen),
+        "{seen} of {} cells overlap",
+        4 * n
+    );
+}

@@ -1,0 +1,286 @@
+//! Sampling of views, partition and schedules.
+
+mod common;
+
+use candle_core::{DType, Device, Tensor};
+use common::{cases, max_gap, rng, values};
+use proptest::prelude::*;
+use ser_reg::{
+    GroupAction, Resample, TokenGrid,
+    group::{D4, Element, Subgroup},
+    partition::Partition,
+    schedule::Schedule,
+    view::{CropRange, Pairing, Relative, ViewConfig, ViewSampler},
+};
+
+fn config(pairing: Pairing) -> ViewConfig {
+    ViewConfig {
+        pairing,
+        ..ViewConfig::default()
+    }
+}
+
+fn unscaled(pairing: Pairing) -> ViewConfig {
+    ViewConfig {
+        area: (1.0, 1.0),
+        aspect: (1.0, 1.0),
+        ..config(pairing)
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(48))]
+
+    #[test]
+    fn relative_carries_the_first_view_into_the_second(
+        rows in 2usize..=8, cols in 2usize..=8, complement: bool, batch in 1usize..=5, seed: u64,
+    ) {
+        let base = TokenGrid::new(rows, cols).unwrap();
+        let pairing = if complement { Pairing::Complement } else { Pairing::Free(Subgroup::D4) };
+        let views = ViewSampler::new(unscaled(pairing), base).unwrap().sample_pair(&mut rng(seed), batch).unwrap();
+        let relative = views.relative();
+        prop_assert_eq!(relative.from_grid(), views.first.grid());
+        prop_assert_eq!(relative.to_grid(), views.second.grid());
+        let x = common::random(&[batch, 2, 3 * rows, 3 * cols], seed);
+        // Without scaling everything is a permutation, of tokens and of pixels. A map is pooled from pixels by patches.
+        let pool = |x: &Tensor| x.avg_pool2d(3).unwrap();
+        let (a, b) = (views.first.act(&x).unwrap(), views.second.act(&x).unwrap());
+        let forward = relative.forward(&Resample::default()).unwrap();
+        let reverse = relative.reverse(&Resample::default()).unwrap();
+        prop_assert!(max_gap(&forward.apply(&pool(&a)).unwrap(), &pool(&b)) < 1e-12);
+        prop_assert!(max_gap(&reverse.apply(&pool(&b)).unwrap(), &pool(&a)) < 1e-12);
+    }
+
+    #[test]
+    fn scaled_views_have_whole_tokens_within_the_ranges(complement: bool, seed: u64, rows in 4usize..=16, cols in 4usize..=16) {
+        let base = TokenGrid::new(rows, cols).unwrap();
+        let pairing = if complement { Pairing::Complement } else { Pairing::Free(Subgroup::D4) };
+        let views = ViewSampler::new(config(pairing), base).unwrap().sample_pair(&mut rng(seed), 3).unwrap();
+        let images = Tensor::zeros((3, 1, 4 * rows, 4 * cols), DType::F32, &Device::Cpu).unwrap();
+        for view in [&views.first, &views.second] {
+            let grid = view.grid();
+            let acted = view.act(&images).unwrap();
+            prop_assert_eq!(acted.dims(), &[3, 1, 4 * grid.rows(), 4 * grid.cols()]);
+            // rounding moves each side by at most half a token
+            let (lo, hi) = ((rows as f64 * cols as f64 * 0.7).sqrt(), (rows as f64 * cols as f64 * 1.3).sqrt());
+            let (r, c) = (grid.rows() as f64, grid.cols() as f64);
+            prop_assert!((r + 0.5) * (c + 0.5) >= lo * lo && (r - 0.5) * (c - 0.5) <= hi * hi, "{}", grid);
+            for g in view.elements() {
+                prop_assert_eq!(g.out_grid(base).unwrap(), grid);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_views(seed: u64, crop: bool) {
+        let config = ViewConfig { crop: crop.then(CropRange::default), ..ViewConfig::default() };
+        let sampler = ViewSampler::new(config, TokenGrid::square(7).unwrap()).unwrap();
+        let draw = |seed| {
+            let views = sampler.sample_pair(&mut rng(seed), 4).unwrap();
+            (views.first.elements().to_vec(), views.second.elements().to_vec(), views.relative().seed())
+        };
+        prop_assert_eq!(draw(seed), draw(seed));
+        prop_assert_ne!(draw(seed).2, draw(seed.wrapping_add(1)).2);
+    }
+
+    #[test]
+    fn crops_stay_within_the_image_and_their_area(seed: u64) {
+        let crop = CropRange { area: (0.2, 0.6), aspect: (0.5, 2.0) };
+        let config = ViewConfig { crop: Some(crop), ..unscaled(Pairing::Free(Subgroup::Trivial)) };
+        let sampler = ViewSampler::new(config, TokenGrid::square(8).unwrap()).unwrap();
+        for g in sampler.sample_pair(&mut rng(seed), 8).unwrap().first.elements() {
+            let ([t, l], [b, r]) = (g.source([0.0, 0.0]), g.source([1.0, 1.0]));
+            prop_assert!(t >= -1e-9 && l >= -1e-9 && b <= 1.0 + 1e-9 && r <= 1.0 + 1e-9);
+            let area = (b - t) * (r - l);
+            prop_assert!((0.2 - 1e-9..=0.6 + 1e-9).contains(&area), "{}", area);
+        }
+    }
+
+    #[test]
+    fn partitions_cover_the_batch(batch in 2usize..500, ratio in 0.0f64..=1.0) {
+        match Partition::new(batch, ratio) {
+            Ok(p) => {
+                prop_assert_eq!(p.invariant().end, p.equivariant().start);
+                prop_assert_eq!(p.equivariant().end, batch);
+                prop_assert_eq!(p.equivariant().len(), (ratio * batch as f64).round() as usize);
+                prop_assert!(p.equivariant().len() >= 2);
+            }
+            Err(_) => prop_assert!(ratio * (batch as f64) < 1.5),
+        }
+    }
+}
+
+#[test]
+fn free_pairing_draws_all_relative_elements_alike() {
+    let sampler = ViewSampler::new(
+        unscaled(Pairing::Free(Subgroup::D4)),
+        TokenGrid::square(4).unwrap(),
+    )
+    .unwrap();
+    let views = sampler.sample_pair(&mut rng(1), 8000).unwrap();
+    for elements in [
+        views.relative().elements(),
+        views.first.elements(),
+        views.second.elements(),
+    ] {
+        let mut counts = [0usize; 8];
+        for g in elements {
+            counts[g.as_d4().expect("no scale, no crop").index()] += 1;
+        }
+        // 1000 expected, standard deviation 30
+        assert!(
+            counts.iter().all(|&c| (850..1150).contains(&c)),
+            "{counts:?}"
+        );
+    }
+}
+
+#[test]
+fn complement_pairing_shares_one_reflection() {
+    let sampler =
+        ViewSampler::new(unscaled(Pairing::Complement), TokenGrid::square(4).unwrap()).unwrap();
+    let mut seen = [false; 8];
+    for seed in 0..64 {
+        let views = sampler.sample_pair(&mut rng(seed), 6).unwrap();
+        let relative = views.relative();
+        let first = relative.elements()[0].as_d4().unwrap();
+        assert!(first.flip(), "{first:?} is no reflection");
+        assert!(
+            relative
+                .elements()
+                .iter()
+                .all(|g| *g == Element::from(first))
+        );
+        seen[first.index()] = true;
+    }
+    assert_eq!(seen, [false, false, false, false, true, true, true, true]);
+}
+
+#[test]
+fn a_non_square_base_keeps_one_parity_per_view() {
+    let sampler = ViewSampler::new(
+        unscaled(Pairing::Free(Subgroup::D4)),
+        TokenGrid::new(3, 5).unwrap(),
+    )
+    .unwrap();
+    let mut turned = 0;
+    for seed in 0..64 {
+        let view = sampler.sample_pair(&mut rng(seed), 6).unwrap().first;
+        let odd = |g: &Element| g.as_d4().unwrap().swaps_axes();
+        assert!(
+            view.elements()
+                .iter()
+                .all(|g| odd(g) == odd(&view.elements()[0]))
+        );
+        turned += odd(&view.elements()[0]) as usize;
+    }
+    assert!((16..48).contains(&turned), "{turned} of 64 turned");
+}
+
+#[test]
+fn bad_input_is_named() {
+    let base = TokenGrid::square(4).unwrap();
+    let fails = |config: ViewConfig, parts: &[&str]| {
+        let message = ViewSampler::new(config, base).unwrap_err().to_string();
+        for part in parts {
+            assert!(message.contains(part), "{message:?} lacks {part:?}");
+        }
+    };
+    let default = ViewConfig::default();
+    fails(
+        ViewConfig {
+            area: (0.0, 1.0),
+            ..default
+        },
+        &["area", "0 < low", "(0, 1)"],
+    );
+    fails(
+        ViewConfig {
+            area: (1.3, 0.7),
+            ..default
+        },
+        &["area", "low <= high"],
+    );
+    fails(
+        ViewConfig {
+            aspect: (f64::NAN, 1.0),
+            ..default
+        },
+        &["aspect", "NaN"],
+    );
+    let crop = Some(CropRange {
+        area: (0.5, 1.5),
+        ..CropRange::default()
+    });
+    fails(
+        ViewConfig { crop, ..default },
+        &["CropRange::area", "<= 1", "1.5"],
+    );
+
+    let sampler = ViewSampler::new(default, base).unwrap();
+    let empty = sampler.sample_pair(&mut rng(0), 0).unwrap_err().to_string();
+    assert!(empty.contains("at least one sample"), "{empty}");
+    let views = sampler.sample_pair(&mut rng(0), 2).unwrap();
+    let odd = Tensor::zeros((2, 3, 30, 32), DType::F32, &Device::Cpu).unwrap();
+    let message = views.first.act(&odd).unwrap_err().to_string();
+    assert!(
+        message.contains("multiple of 4") && message.contains("30"),
+        "{message}"
+    );
+    let batch = Tensor::zeros((3, 3, 32, 32), DType::F32, &Device::Cpu).unwrap();
+    let message = views.first.act(&batch).unwrap_err().to_string();
+    assert!(
+        message.contains("a batch of 2") && message.contains("[3, 3, 32, 32]"),
+        "{message}"
+    );
+    assert!(
+        Relative::<D4>::new(vec![], base, base)
+            .unwrap_err()
+            .to_string()
+            .contains("one element")
+    );
+
+    for (batch, ratio, part) in [
+        (64, 0.01, "leaves 1"),
+        (64, -0.1, "[0, 1]"),
+        (64, f64::NAN, "NaN"),
+        (1, 1.0, "at least 2 of 1"),
+    ] {
+        let message = Partition::new(batch, ratio).unwrap_err().to_string();
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+    let part = Partition::new(8, 0.5).unwrap();
+    let message = part.split(&batch).unwrap_err().to_string();
+    assert!(
+        message.contains("8 samples") && message.contains("[3, 3, 32, 32]"),
+        "{message}"
+    );
+
+    assert!(
+        Schedule::constant(f64::NAN)
+            .unwrap_err()
+            .to_string()
+            .contains("finite")
+    );
+    assert!(
+        Schedule::cosine(1.0, 0.0, 0)
+            .unwrap_err()
+            .to_string()
+            .contains("at least one step")
+    );
+}
+
+#[test]
+fn partition_splits_in_order() {
+    let x = Tensor::arange(0f64, 8.0, &Device::Cpu).unwrap();
+    let (first, last) = Partition::new(8, 0.25).unwrap().split(&x).unwrap();
+    assert_eq!(values(&first), [0., 1., 2., 3., 4., 5.]);
+    assert_eq!(values(&last), [6., 7.]);
+}
+
+#[test]
+fn schedules_rise_hold_and_end() {
+    let s = Schedule::linear(1.0, 0.5, 10).unwrap().warm_up(4).delay(2);
+    let at: Vec<f64> = [0, 1, 2, 4, 6, 11, 16, 1000].map(|t| s.at(t)).to_vec();
+    assert_eq!(at, [0.0, 0.0, 0.0, 0.5, 1.0, 0.75, 0.5, 0.5]);
+}
