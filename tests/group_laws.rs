@@ -10,15 +10,6 @@ use ser_reg::{
     testing::{self, EXACT, Law, POINTS},
 };
 
-const FILTERS: [Filter; 6] = [
-    Filter::Nearest,
-    Filter::Bilinear,
-    Filter::Bicubic,
-    Filter::BilinearAntialias,
-    Filter::BicubicAntialias,
-    Filter::Area,
-];
-
 #[test]
 fn d4_is_a_group() {
     testing::check_group_laws(&D4::ALL, POINTS).unwrap();
@@ -59,7 +50,7 @@ fn all_subgroups_are_closed() {
 fn d4_acts_exactly_on_every_grid_with_every_filter() {
     for (rows, cols) in [(1, 1), (1, 4), (3, 3), (4, 4), (2, 5), (7, 6)] {
         let grid = TokenGrid::new(rows, cols).unwrap();
-        for filter in FILTERS {
+        for filter in Filter::ALL {
             testing::check_action_laws(&D4::ALL, grid, &filter.into(), EXACT, &mut rng(1)).unwrap();
             let elements = D4::ALL.map(Element::from);
             testing::check_action_laws(&elements, grid, &filter.into(), EXACT, &mut rng(2))
@@ -156,7 +147,7 @@ proptest! {
     fn operators_of_any_element_obey_their_laws(g in prop::collection::vec(element(), 1..=3), grid in grid(), f in 0usize..6, p in 0usize..3) {
         // Tolerance without bound: here only what holds exactly for every operator is checked.
         let padding = [Padding::Zeros, Padding::Border, Padding::Reflection][p];
-        let resample = Resample { filter: FILTERS[f], padding };
+        let resample = Resample { filter: Filter::ALL[f], padding };
         let fits = g.iter().all(|a| a.out_grid(grid).is_ok_and(|to| g.iter().all(|b| b.out_grid(to).is_ok())));
         prop_assume!(fits);
         testing::check_action_laws(&g, grid, &resample, f64::MAX, &mut rng(3))?;
