@@ -33,13 +33,12 @@ use common::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use ser_reg::{
-    Layout, TokenGrid, grad,
+    TokenGrid, grad,
     partition::Partition,
-    projector::ProjectorConfig,
     schedule::Schedule,
-    ser::{SerConfig, SerLoss},
+    ser::SerLoss,
     tap,
-    view::{View, ViewConfig, ViewSampler},
+    view::{View, ViewSampler},
 };
 
 const LEARNING_RATE: f64 = 2e-3;
@@ -50,7 +49,7 @@ const MOMENTUM: f64 = 0.95;
 const TEMPERATURE: f64 = 0.2;
 
 fn main() -> Result<()> {
-    environment::prepare()?;
+    environment::prepare();
     let start = Instant::now();
     let args = Args::read();
     let (device, data) = (args.device()?, args.data()?);
@@ -64,32 +63,10 @@ fn main() -> Result<()> {
     let projector = Head::projector(config.dim, vb.pp("projector"))?;
     let predictor = Head::predictor(vb.pp("predictor"))?;
 
-    let grid = TokenGrid::square(config.grid())?;
-    let ser_config = SerConfig {
-        lambda: args.lambda,
-        temperature: args.temperature,
-        projector: Some(ProjectorConfig {
-            hidden: 128,
-            out: 128,
-            norm: true,
-        }),
-        layout: Layout {
-            prefix: config.prefix(args.layer),
-            ..Default::default()
-        },
-        ..Default::default()
-    };
+    let ser_config = args.ser(config.prefix(args.layer));
     let ser = SerLoss::new(ser_config, config.dim, vb.pp("ser"))?; // SER
-    let poses = ViewConfig {
-        area: (1.0, 1.0),
-        aspect: (1.0, 1.0),
-        ..Default::default()
-    }; // SER
-    let sampler = ViewSampler::new(poses, grid)?; // SER
-    let part = match args.baseline {
-        true => None,
-        false => Some(Partition::new(args.batch_size, args.ratio)?), // SER
-    };
+    let sampler = ViewSampler::new(args.poses(), TokenGrid::square(config.grid())?)?; // SER
+    let part = args.partition()?; // SER
 
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&device);
@@ -118,43 +95,41 @@ fn main() -> Result<()> {
     let layer = format!("block{}", args.layer);
     let mut progress = Progress::new(steps, batch)?;
     let mut order: Vec<usize> = (0..data.train.len()).collect();
+    let mut score = f64::NAN;
     for epoch in 1..=args.epochs {
         order.shuffle(&mut rng);
         progress.begin_epoch();
         for indices in order.chunks_exact(batch) {
             let step = progress.steps_done();
-            // The last pictures of a batch show one crop in both views, and each view turns it.
-            let shared = part.map_or(0, |p| p.equivariant().len()); // SER: 0 without it
-            let (mut x1, mut x2) =
-                augment.pair(&data.train, indices, shared, rng.random(), &device)?;
-            let views = part
-                .map(|_| sampler.sample_pair(&mut pose_rng, shared))
-                .transpose()?; // SER
-            if let (Some(part), Some(views)) = (&part, &views) {
+            // Both views of the last pictures of a batch show one crop, each in a pose of its own.
+            let shared = part.map_or(0, |part| part.equivariant().len()); // SER
+            let seed = rng.random();
+            let (mut x1, mut x2) = augment.pair(&data.train, indices, shared, seed, &device)?;
+            let mut posed = None;
+            if let Some(part) = &part {
+                let views = sampler.sample_pair(&mut pose_rng, shared)?; // SER
                 x1 = turned(&x1, part, &views.first)?; // SER
                 x2 = turned(&x2, part, &views.second)?; // SER
+                posed = Some((part, views));
             }
             let x = Tensor::cat(&[&x1, &x2], 0)?;
 
             let m = momentum_course.at(step);
             momentum.follow(&online, m)?;
-            let (keys, key_map) = tap::capture(&layer, || key_encoder.forward(&x))?; // SER: was a plain forward
+            // Both views go through the encoders together, and through the heads apart: each has its batch statistics.
+            let (keys, key_map) = tap::capture(&layer, || key_encoder.forward(&x))?; // SER: captures
             let [k1, k2] = halves(&keys)?.map(|k| key_projector.forward(&k));
-            let (queries, map) = tap::capture(&layer, || encoder.forward(&x))?; // SER: was a plain forward
+            let (queries, map) = tap::capture(&layer, || encoder.forward(&x))?; // SER: captures
             let [q1, q2] = halves(&queries)?.map(|q| predictor.forward(&projector.forward(&q)?));
-            // Batch statistics are those of one view, so heads see the views one after the other.
-            let invariance =
-                (contrast(&q1?, &k2?, 0, TEMPERATURE)? + contrast(&q2?, &k1?, 0, TEMPERATURE)?)?;
+            let first = contrast(&q1?, &k2?, 0, TEMPERATURE)?;
+            let invariance = (first + contrast(&q2?, &k1?, 0, TEMPERATURE)?)?;
+
             let mut loss = invariance.clone();
             let mut seen = Step::default();
-            if let (Some(part), Some(views)) = (&part, &views) {
-                let maps = |map: &Tensor| -> Result<[Tensor; 2]> {
-                    let [first, second] = halves(map)?;
-                    Ok([part.split(&first)?.1, part.split(&second)?.1])
-                };
-                let ([q1, q2], [k1, k2]) = (maps(&map)?, maps(&key_map)?); // SER
-                let relative = views.relative(); // SER
-                let out = ser.forward_with_keys([&q1, &q2], [&k1, &k2], &key_ser, &relative)?; // SER
+            if let Some((part, views)) = &posed {
+                let (q, k) = (maps(&map, part)?, maps(&key_map, part)?); // SER
+                let out =
+                    ser.forward_with_keys(q.each_ref(), k.each_ref(), &key_ser, &views.relative())?; // SER
                 loss = (loss + &out.loss)?; // SER
                 if step == 0 && args.lambda > 0.0 {
                     grad::assert_reaches(&out.loss, tapped(&online.named(), args.layer))?; // SER
@@ -170,12 +145,9 @@ fn main() -> Result<()> {
             seen.invariance = invariance.to_scalar()?;
             progress.step(seen, args.lambda, m)?;
         }
-        let spread = knn::spread(&evaluation.test_features(|x| Ok(encoder.forward(x)?))?)?;
-        progress.end_epoch(
-            epoch,
-            spread,
-            evaluation.equivariance(&encoder, args.layer)?,
-        );
+        let features = evaluation.test_features(|x| Ok(encoder.forward(x)?))?;
+        score = evaluation.equivariance(&encoder, args.layer)?;
+        progress.end_epoch(epoch, knn::spread(&features)?, score);
     }
 
     let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
@@ -190,7 +162,7 @@ fn main() -> Result<()> {
     // One line for machines: CI reads it.
     println!(
         "\nresult method=moco_v3 mode={} seed={} epochs={} steps={steps} loss_first={:.4} loss_last={:.4} \
-         invariance_last={:.4} equivariance_last={:.4} score={:.4} knn={:.2} knn_poses={:.2} images_per_s={:.0} \
+         invariance_last={:.4} equivariance_last={:.4} score={score:.4} knn={:.2} knn_poses={:.2} images_per_s={:.0} \
          seconds={:.0}",
         args.mode(),
         args.seed,
@@ -199,7 +171,6 @@ fn main() -> Result<()> {
         last.loss,
         last.invariance,
         last.equivariance,
-        evaluation.equivariance(&encoder, args.layer)?,
         trained[0],
         eval::pose_mean(&trained),
         progress.speed(),
@@ -214,19 +185,25 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The batch with its equivariant part turned by `view`. SER
-fn turned(images: &Tensor, part: &Partition, view: &View) -> Result<Tensor> {
-    let (plain, shared) = part.split(images)?;
-    Ok(Tensor::cat(&[&plain, &view.act(&shared)?], 0)?)
-}
-
 /// Both views ran as one batch; these are their halves.
 fn halves(x: &Tensor) -> Result<[Tensor; 2]> {
     let batch = x.dim(0)? / 2;
     Ok([x.narrow(0, 0, batch)?, x.narrow(0, batch, batch)?])
 }
 
-/// The parameters that the equivariance loss must reach: patches, blocks up to `layer`, and its projector. SER
+/// SER: the batch with its equivariant part turned by `view`.
+fn turned(images: &Tensor, part: &Partition, view: &View) -> Result<Tensor> {
+    let (plain, shared) = part.split(images)?;
+    Ok(Tensor::cat(&[&plain, &view.act(&shared)?], 0)?)
+}
+
+/// SER: the maps of the equivariant part, in the first view and in the second.
+fn maps(map: &Tensor, part: &Partition) -> Result<[Tensor; 2]> {
+    let [first, second] = halves(map)?;
+    Ok([part.split(&first)?.1, part.split(&second)?.1])
+}
+
+/// SER: the parameters that its loss must reach: patches, blocks up to `layer`, and its projector.
 fn tapped(named: &[(String, Var)], layer: usize) -> Vec<(String, Var)> {
     let mut vars = [under(named, "encoder.patch."), under(named, "ser.")].concat();
     for block in 1..=layer {

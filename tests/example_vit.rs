@@ -134,7 +134,7 @@ fn score(config: &VitConfig, layer: usize) -> f64 {
         },
         ..EqScore::new(grid)
     };
-    let map = |x: &Tensor| {
+    let map = |x: &Tensor| -> candle_core::Result<Tensor> {
         let (_, map) = tap::capture(&format!("block{layer}"), || vit.forward(x))?;
         map.to_dtype(DType::F64)
     };

@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use clap::Parser;
+use ser_reg::{
+    Layout, partition::Partition, projector::ProjectorConfig, ser::SerConfig, view::ViewConfig,
+};
 
 use super::data::{self, Data};
 
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
     /// Weight of the equivariance loss; 0 is the control: the same batches and encoder, without that loss.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub lambda: f64,
     /// The base method alone: no partition, no poses, CLS before the first block.
     #[arg(long)]
@@ -89,6 +92,41 @@ impl Args {
         );
         ensure!(self.epochs > 0, "--epochs: expected at least 1, got 0");
         Ok(data)
+    }
+
+    /// The equivariance loss of the preset, on maps that `prefix` tokens lead.
+    pub fn ser(&self, prefix: usize) -> SerConfig {
+        SerConfig {
+            lambda: self.lambda,
+            temperature: self.temperature,
+            projector: Some(ProjectorConfig {
+                hidden: 128,
+                out: 128,
+                norm: true,
+            }),
+            layout: Layout {
+                prefix,
+                ..Default::default()
+            },
+            ..Default::default()
+        }
+    }
+
+    /// Poses of the preset: each view of each picture draws one of the eight turns and flips; no scaling.
+    pub fn poses(&self) -> ViewConfig {
+        ViewConfig {
+            area: (1.0, 1.0),
+            aspect: (1.0, 1.0),
+            ..Default::default()
+        }
+    }
+
+    /// The part of a batch that is given poses; none in the baseline.
+    pub fn partition(&self) -> Result<Option<Partition>> {
+        match self.baseline {
+            true => Ok(None),
+            false => Ok(Some(Partition::new(self.batch_size, self.ratio)?)),
+        }
     }
 
     /// What the run is called in its report.

@@ -1,8 +1,6 @@
-//! Two settings that are read from the environment, and cost half the speed when they are missing.
+//! Settings that candle and glibc read from the environment, and that training is slow without.
 
 use std::{env, process::Command, thread};
-
-use anyhow::{Context, Result};
 
 /// Starts the program again with the settings in its environment, unless they are there.
 ///
@@ -10,14 +8,17 @@ use anyhow::{Context, Result};
 /// - `MALLOC_*_THRESHOLD_`: without them, glibc gives each large tensor back to the system and fetches new pages for the
 ///   next one.
 ///
-/// Changing the environment of a running program is unsafe, so the program is replaced; elsewhere than on Unix nothing
-/// is done.
-pub fn prepare() -> Result<()> {
+/// Changing the environment of a running program is unsafe, so the program is replaced by itself. Where that cannot be
+/// done it goes on, slower.
+pub fn prepare() {
+    let Ok(program) = env::current_exe() else {
+        return;
+    };
     if env::var_os("RAYON_NUM_THREADS").is_some() {
-        return Ok(());
+        return;
     }
     let threads = thread::available_parallelism().map_or(1, |n| n.get());
-    let mut command = Command::new(env::current_exe().context("cannot find the program itself")?);
+    let mut command = Command::new(program);
     command
         .args(env::args_os().skip(1))
         .env("RAYON_NUM_THREADS", threads.to_string());
@@ -26,9 +27,7 @@ pub fn prepare() -> Result<()> {
             command.env(name, (1usize << 30).to_string());
         }
     }
+    // Returns only if it fails.
     #[cfg(unix)]
-    return Err(std::os::unix::process::CommandExt::exec(&mut command))
-        .context("cannot start the program again");
-    #[cfg(not(unix))]
-    Ok(())
+    let _ = std::os::unix::process::CommandExt::exec(&mut command);
 }

@@ -92,14 +92,21 @@ impl Progress {
     /// Prints the means of the epoch beside what was measured after it.
     pub fn end_epoch(&self, epoch: usize, spread: f32, score: f64) {
         let mean = Step::mean(&self.steps[self.epoch_start..]);
+        // Without an equivariance loss there is none to show.
+        let equivariance = match mean.equivariance > 0.0 {
+            true => format!(
+                "equivariance {:.4}  matching {:.1} %  ",
+                mean.equivariance,
+                100.0 * mean.matching
+            ),
+            false => String::new(),
+        };
         // `suspend` and not `println` of the bar, which is silent where there is no terminal.
         self.bar.suspend(|| {
             println!(
-                "epoch {epoch:>2}  invariance {:.4}  equivariance {:.4}  matching {:>4.1} %  feature std {spread:.3}  \
+                "epoch {epoch:>2}  invariance {:.4}  {equivariance}feature std {spread:.3}  \
                  equivariance score {score:.3}  {:.0} images/s",
                 mean.invariance,
-                mean.equivariance,
-                100.0 * mean.matching,
                 self.epoch_speed()
             );
         });
