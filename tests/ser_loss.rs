@@ -9,7 +9,7 @@ use rand::Rng;
 use ser_reg::group::{D4, Element, Scale, Window};
 use ser_reg::loss::{Form, NtXent, SameImage, nt_xent, nt_xent_ragged};
 use ser_reg::projector::{Projector, ProjectorConfig};
-use ser_reg::ser::{Objective, SerConfig, SerLoss, StopGradient};
+use ser_reg::ser::{Objective, SerConfig, SerLoss, StopGradient, Validity};
 use ser_reg::view::Relative;
 use ser_reg::{Channels, GroupAction, Layout, Resample, TokenGrid};
 
@@ -258,6 +258,16 @@ fn masked_tokens_get_no_gradient_and_count_nothing() -> Done {
         }
         assert_eq!(out.tokens, counted);
         assert!((1..3 * 12).contains(&counted));
+
+        // the control counts what the padding shows as well
+        let unmasked = SerConfig {
+            objective,
+            validity: Validity::Ignore,
+            ..config
+        };
+        let all = build(unmasked, 1).0.forward(&map1, &map2, &relative)?;
+        assert_eq!(all.tokens, 3 * 12);
+        assert_ne!(flat(&all.loss), flat(&out.loss), "{objective:?}");
     }
     Ok(())
 }
