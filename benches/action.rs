@@ -1,4 +1,5 @@
 //! The action on tokens and images, beside the same maths in plain candle operations.
+#![allow(missing_docs)] // of what criterion's macro makes
 
 use std::hint::black_box;
 

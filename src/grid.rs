@@ -13,6 +13,7 @@ use crate::{Error, Result};
 /// use ser_reg::TokenGrid;
 /// let grid = TokenGrid::new(7, 9)?;
 /// assert_eq!((grid.rows(), grid.cols(), grid.len()), (7, 9, 63));
+/// assert_eq!(grid.centre(3, 4), [0.5, 0.5]);
 /// assert!(TokenGrid::new(0, 9).is_err());
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
@@ -66,6 +67,14 @@ impl TokenGrid {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// The centre `(y, x)` of the cell `(row, col)`, in units of the image's sides.
+    pub fn centre(&self, row: usize, col: usize) -> [f64; 2] {
+        [
+            (row as f64 + 0.5) / self.rows as f64,
+            (col as f64 + 0.5) / self.cols as f64,
+        ]
     }
 
     /// Whether `rows == cols`.

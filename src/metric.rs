@@ -119,7 +119,7 @@ impl EqScore {
         &self,
         images: &Tensor,
         elements: &[G],
-        rng: &mut impl Rng,
+        rng: &mut (impl Rng + ?Sized),
         mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
     ) -> Result<Report<G>, E> {
         let patch = self.patch(images)?;
@@ -256,7 +256,13 @@ fn matched<G: GroupAction>(
 }
 
 /// The score of rows `a` against rows `v` of `channels` values each, with both nulls.
-fn compare(a: &[f64], v: &[f64], channels: usize, images: usize, rng: &mut impl Rng) -> Comparison {
+fn compare(
+    a: &[f64],
+    v: &[f64],
+    channels: usize,
+    images: usize,
+    rng: &mut (impl Rng + ?Sized),
+) -> Comparison {
     let rows = a.len() / channels;
     let positions = rows / images;
     let score = |row: &dyn Fn(usize) -> usize| Scores::between(a, v, channels, row);
@@ -280,7 +286,7 @@ fn compare(a: &[f64], v: &[f64], channels: usize, images: usize, rng: &mut impl 
 }
 
 /// A random permutation of `0..n` that is one cycle (Sattolo): nothing stays in its place.
-fn cycle(n: usize, rng: &mut impl Rng) -> Vec<usize> {
+fn cycle(n: usize, rng: &mut (impl Rng + ?Sized)) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
         order.swap(i, rng.random_range(0..i));

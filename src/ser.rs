@@ -59,6 +59,16 @@ pub enum StopGradient {
     Anchors,
 }
 
+/// What becomes of tokens without a counterpart: those that crops or rotations leave in one view only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Validity {
+    /// They weigh nothing: dropped as anchors, positives and negatives, and without gradient.
+    #[default]
+    Mask,
+    /// They count in full, compared with what the padding shows: a control for the mask.
+    Ignore,
+}
+
 /// The settings of a [`SerLoss`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SerConfig {
@@ -73,6 +83,8 @@ pub struct SerConfig {
     pub symmetric: bool,
     /// Which side gets no gradient.
     pub stop_gradient: StopGradient,
+    /// What becomes of tokens without a counterpart.
+    pub validity: Validity,
     /// How the maps lay out their tokens.
     pub layout: Layout,
     /// At most so many anchors in each direction, spread evenly over the images; the cost of NT-Xent is quadratic in them.
@@ -101,6 +113,7 @@ impl Default for SerConfig {
             lambda: 1.0,
             symmetric: true,
             stop_gradient: StopGradient::default(),
+            validity: Validity::default(),
             layout: Layout::default(),
             max_tokens: None,
             projector: Some(ProjectorConfig::default()),
@@ -388,7 +401,7 @@ impl SerLoss {
         };
         let keys = operator.apply(&keys)?;
         let (images, n, _) = anchors.dims3()?;
-        let chosen = choose(operator, images, self.config.max_tokens, rng);
+        let chosen = choose(operator, images, &self.config, rng);
         let tokens = chosen.iter().map(Vec::len).sum();
         if tokens == 0 {
             return Ok(None);
@@ -462,24 +475,28 @@ fn skipped(like: &Tensor) -> Result<SerOutput> {
     })
 }
 
-/// The cells of each image that count: the valid ones, at most `cap` over all images.
+/// The cells of each image that count: the valid ones, at most `max_tokens` over all images.
 ///
-/// Images share the cap evenly; what one cannot use goes to the others. Cells are drawn without replacement and kept in
+/// Images share that cap evenly; what one cannot use goes to the others. Cells are drawn without replacement and kept in
 /// order.
 fn choose(
     operator: &GridOperator,
     images: usize,
-    cap: Option<usize>,
+    config: &SerConfig,
     rng: &mut StdRng,
 ) -> Vec<Vec<u32>> {
     let n = operator.out_grid().len() as u32;
     let mut cells: Vec<Vec<u32>> = (0..images)
         .map(|image| match operator.valid(image) {
-            Some(valid) => (0..n).filter(|&cell| valid[cell as usize]).collect(),
-            None => (0..n).collect(),
+            Some(valid) if config.validity == Validity::Mask => {
+                (0..n).filter(|&cell| valid[cell as usize]).collect()
+            }
+            _ => (0..n).collect(),
         })
         .collect();
-    let Some(mut left) = cap else { return cells };
+    let Some(mut left) = config.max_tokens else {
+        return cells;
+    };
 
     let mut order: Vec<usize> = (0..images).collect();
     order.shuffle(rng);

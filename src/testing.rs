@@ -347,12 +347,7 @@ fn check_operator<G: GroupAction>(
         format!("g = {g:?}: error {gap:e}")
     })?;
     for i in 0..m {
-        let (row, col) = (i / out.cols(), i % out.cols());
-        let centre = [
-            (row as f64 + 0.5) / out.rows() as f64,
-            (col as f64 + 0.5) / out.cols() as f64,
-        ];
-        let source = g.source(centre);
+        let source = g.source(out.centre(i / out.cols(), i % out.cols()));
         // Within rounding of the border either answer is right.
         let depth = source
             .iter()

@@ -11,7 +11,6 @@ mod geometry;
 mod losses;
 
 #[path = "../examples/common/mod.rs"]
-#[allow(dead_code)]
 mod example;
 
 use std::path::PathBuf;

@@ -10,15 +10,6 @@ use ser_reg::{
     testing::{self, EXACT, Law, POINTS},
 };
 
-const FILTERS: [Filter; 6] = [
-    Filter::Nearest,
-    Filter::Bilinear,
-    Filter::Bicubic,
-    Filter::BilinearAntialias,
-    Filter::BicubicAntialias,
-    Filter::Area,
-];
-
 #[test]
 fn d4_is_a_group() {
     testing::check_group_laws(&D4::ALL, POINTS).unwrap();
@@ -59,7 +50,7 @@ fn all_subgroups_are_closed() {
 fn d4_acts_exactly_on_every_grid_with_every_filter() {
     for (rows, cols) in [(1, 1), (1, 4), (3, 3), (4, 4), (2, 5), (7, 6)] {
         let grid = TokenGrid::new(rows, cols).unwrap();
-        for filter in FILTERS {
+        for filter in Filter::ALL {
             testing::check_action_laws(&D4::ALL, grid, &filter.into(), EXACT, &mut rng(1)).unwrap();
             let elements = D4::ALL.map(Element::from);
             testing::check_action_laws(&elements, grid, &filter.into(), EXACT, &mut rng(2))
@@ -156,36 +147,52 @@ proptest! {
     fn operators_of_any_element_obey_their_laws(g in prop::collection::vec(element(), 1..=3), grid in grid(), f in 0usize..6, p in 0usize..3) {
         // Tolerance without bound: here only what holds exactly for every operator is checked.
         let padding = [Padding::Zeros, Padding::Border, Padding::Reflection][p];
-        let resample = Resample { filter: FILTERS[f], padding };
+        let resample = Resample { filter: Filter::ALL[f], padding };
         let fits = g.iter().all(|a| a.out_grid(grid).is_ok_and(|to| g.iter().all(|b| b.out_grid(to).is_ok())));
         prop_assume!(fits);
         testing::check_action_laws(&g, grid, &resample, f64::MAX, &mut rng(3))?;
     }
 }
 
-/// Tolerance of approximate laws on a smooth map (half a period across the image) on grids of 12 to 24 cells a side.
-const SMOOTH: f64 = 0.12;
+/// Tolerances of approximate laws: the largest error seen on slow waves (half a period across the image), bicubic, on
+/// 16x20 tokens over 30 draws was 0.027 and 0.071 of the amplitude.
+const AXIS_ALIGNED: f64 = 0.03;
+const GENERAL: f64 = 0.08;
 
 #[test]
 fn approximate_actions_hold_to_the_stated_tolerance() {
     let grid = TokenGrid::new(16, 20).unwrap();
-    let resample = Resample::from(Filter::Bicubic);
-    let scales = [(1.25, 0.8), (0.75, 1.0), (1.0, 1.3)].map(|(y, x)| Scale::new(y, x).unwrap());
-    testing::check_action_laws(&scales, grid, &resample, SMOOTH, &mut rng(4)).unwrap();
-    let windows = [(0.1, 0.2, 0.7, 0.75), (0.0, 0.0, 1.0, 0.6)]
-        .map(|(t, l, h, w)| Window::new(t, l, h, w).unwrap());
-    testing::check_action_laws(&windows, grid, &resample, SMOOTH, &mut rng(5)).unwrap();
-    let affine = [
-        Affine::rotation(20.0).unwrap(),
-        Affine::translation(0.1, -0.07).unwrap(),
-        Affine::shear(0.2, 0.0).unwrap(),
+    let check = |elements: &[Element], tolerance| {
+        for seed in 0..30 {
+            testing::check_action_laws(
+                elements,
+                grid,
+                &Filter::Bicubic.into(),
+                tolerance,
+                &mut rng(seed),
+            )
+            .unwrap();
+        }
+    };
+    let scales =
+        [(1.25, 0.8), (0.75, 1.0), (1.0, 1.3)].map(|(y, x)| Scale::new(y, x).unwrap().into());
+    check(&scales, AXIS_ALIGNED);
+    let windows = [(0.1, 0.2, 0.7, 0.75), (0.0, 0.0, 1.0, 0.6)];
+    let windows = windows.map(|(t, l, h, w)| Window::new(t, l, h, w).unwrap().into());
+    check(&windows, AXIS_ALIGNED);
+    let affine: [Element; 3] = [
+        Affine::rotation(20.0).unwrap().into(),
+        Affine::translation(0.1, -0.07).unwrap().into(),
+        Affine::shear(0.2, 0.0).unwrap().into(),
     ];
-    testing::check_action_laws(&affine, grid, &resample, SMOOTH, &mut rng(6)).unwrap();
-    let mixed = [
-        Element::from(windows[0]).then(D4::ROT90).then(scales[0]),
-        Element::from(affine[0]).then(D4::HFLIP),
-    ];
-    testing::check_action_laws(&mixed, grid, &resample, SMOOTH, &mut rng(7)).unwrap();
+    check(&affine, GENERAL);
+    check(
+        &[
+            windows[0].then(D4::ROT90).then(scales[0]),
+            affine[0].then(D4::HFLIP),
+        ],
+        GENERAL,
+    );
 }
 
 // ---- broken actions: each law is seen to fail -----------------------------------------------------------------------

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use candle_core::{DType, Result, Tensor, Var};
 use loss_common::{rng, tokens};
-use ser_reg::loss::{Form, NtXent, nt_xent};
+use ser_reg::loss::{Form, InfoNce, NtXent, TokenSet, info_nce, nt_xent};
 
 struct Counting;
 
@@ -106,5 +106,40 @@ fn memory_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<(
     println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");
     // Four times the tokens; the matrix would have 16 times the entries, 128 MiB.
     assert!(large <= 4.5 * small, "{small} MiB, then {large} MiB");
+    Ok(())
+}
+
+#[test]
+fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::Result<()> {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let (z, zp) = pair((8, 64, 256))?;
+    let set = z.elem_count() as f64 * 4.0 / MIB;
+    let config = NtXent {
+        symmetric: false,
+        block_bytes: 1 << 18,
+        ..Default::default()
+    };
+    let live = peak_of(|| Ok(nt_xent(&z, &zp, &config)?.loss))?;
+    let detached = peak_of(|| Ok(nt_xent(&z, &zp.detach(), &config)?.loss))?;
+    assert!(
+        detached < live - set,
+        "{live} MiB live, {detached} MiB detached, {set} MiB of tokens"
+    );
+
+    let (a, p) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
+    let groups: Vec<u32> = (0..512).map(|i| i / 64).collect();
+    let [anchors, keys] = [&a, &p].map(|tokens| TokenSet {
+        tokens,
+        groups: &groups,
+    });
+    let config = InfoNce {
+        block_bytes: 1 << 18,
+        ..Default::default()
+    };
+    let sets = peak_of(|| Ok(info_nce(anchors, &p, &[anchors, keys], None, &config)?.loss))?;
+    assert!(
+        sets < live + 0.1 * set,
+        "{live} MiB as a pair, {sets} MiB as sets"
+    );
     Ok(())
 }

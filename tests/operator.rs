@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use common::{affine, cases, element, grid, max_gap, random, rng, values};
 use proptest::prelude::*;
 use ser_reg::{
-    Filter, GridOperator, GroupAction, Padding, Resample, TokenGrid,
+    Channels, Filter, GridOperator, GroupAction, Layout, Padding, Resample, TokenGrid,
     group::{Affine, D4, Element, Scale, Window},
     operator::Form,
     testing,
@@ -53,11 +53,7 @@ fn slow_twin(
     let mut out = Vec::new();
     for i in 0..to.rows() {
         for j in 0..to.cols() {
-            let p = [
-                (i as f64 + 0.5) / to.rows() as f64,
-                (j as f64 + 0.5) / to.cols() as f64,
-            ];
-            let [y, x_] = g.source(p);
+            let [y, x_] = g.source(to.centre(i, j));
             let (v, u) = (y * from.rows() as f64 - 0.5, x_ * from.cols() as f64 - 0.5);
             let mut sum = 0.0;
             for a in v.floor() as i64 - 3..=v.floor() as i64 + 3 {
@@ -98,8 +94,7 @@ proptest! {
     fn fused_equals_portable_for_mixed_batches(
         g in prop::collection::vec(element(), 1..=5), from in grid(), to in grid(), f in 0usize..6, seed: u64,
     ) {
-        let filter = [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::BilinearAntialias,
-            Filter::BicubicAntialias, Filter::Area][f];
+        let filter = Filter::ALL[f];
         let operator = GridOperator::between(&g, from, to, &filter.into()).unwrap();
         let x = random(&[g.len(), from.len(), 3], seed);
         prop_assert!(max_gap(&operator.apply(&x).unwrap(), &operator.apply_portable(&x).unwrap()) < testing::ADJOINT);
@@ -127,14 +122,7 @@ fn every_filter_has_the_gradient_of_central_differences() {
         Element::from(Window::new(0.1, 0.2, 0.6, 0.7).unwrap()).then(D4::ROT90),
         Element::from(Affine::rotation(25.0).unwrap()),
     ];
-    for filter in [
-        Filter::Nearest,
-        Filter::Bilinear,
-        Filter::Bicubic,
-        Filter::BilinearAntialias,
-        Filter::BicubicAntialias,
-        Filter::Area,
-    ] {
+    for filter in Filter::ALL {
         for padding in [Padding::Zeros, Padding::Border, Padding::Reflection] {
             let operator =
                 GridOperator::between(&elements, from, to, &Resample { filter, padding }).unwrap();
@@ -261,6 +249,61 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
     assert_eq!(
         turned.valid(0).unwrap(),
         [false, false, true, true, false, false, true, true]
+    );
+}
+
+#[test]
+fn layouts_keep_prefix_tokens_and_channel_order() {
+    let grid = TokenGrid::new(2, 3).unwrap();
+    let operator = GridOperator::new(&[D4::ROT90], grid, &Resample::default()).unwrap();
+    let tokens = random(&[2, 6, 4], 9);
+    let want = operator.apply(&tokens).unwrap();
+    let cls = random(&[2, 2, 4], 10);
+    let vit = Tensor::cat(&[&cls, &tokens], 1).unwrap();
+    let registers = Layout {
+        prefix: 2,
+        ..Layout::default()
+    };
+    let got = operator.apply_in(registers, &vit).unwrap();
+    assert_eq!(max_gap(&got.narrow(1, 0, 2).unwrap(), &cls), 0.0);
+    assert_eq!(max_gap(&got.narrow(1, 2, 6).unwrap(), &want), 0.0);
+    let first = tokens
+        .transpose(1, 2)
+        .unwrap()
+        .reshape((2, 4, 2, 3))
+        .unwrap();
+    let got = operator.apply_in(registers, &first).unwrap();
+    assert_eq!(max_gap(&got, &operator.apply(&first).unwrap()), 0.0);
+    let last = Layout {
+        channels: Channels::Last,
+        ..Layout::default()
+    };
+    let got = operator
+        .apply_in(last, &tokens.reshape((2, 2, 3, 4)).unwrap())
+        .unwrap();
+    assert_eq!(got.dims(), [2, 3, 2, 4]);
+    assert_eq!(max_gap(&got.flatten(1, 2).unwrap(), &want), 0.0);
+
+    let message = operator
+        .apply_in(Layout::default(), &vit)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("0 prefix tokens + 2x3") && message.contains("[2, 8, 4]"),
+        "{message}"
+    );
+    let message = operator.apply_in(last, &first).unwrap_err().to_string();
+    assert!(
+        message.contains("(B, 2, 3, C)") && message.contains("[2, 4, 2, 3]"),
+        "{message}"
+    );
+    let message = operator
+        .apply_in(last, &random(&[6, 4], 1))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("rank 3 or a map of rank 4") && message.contains("[6, 4]"),
+        "{message}"
     );
 }
 
@@ -411,13 +454,7 @@ fn a_hostile_action_cannot_panic() {
     }
     let grid = TokenGrid::new(3, 4).unwrap();
     for at in [f64::NAN, f64::INFINITY, -f64::INFINITY, 1e300, -1e300] {
-        for filter in [
-            Filter::Nearest,
-            Filter::Bilinear,
-            Filter::Bicubic,
-            Filter::BicubicAntialias,
-            Filter::Area,
-        ] {
+        for filter in Filter::ALL {
             for padding in [Padding::Zeros, Padding::Border, Padding::Reflection] {
                 let operator =
                     GridOperator::new(&[Nowhere(at)], grid, &Resample { filter, padding }).unwrap();

@@ -9,7 +9,7 @@ use rand::Rng;
 use ser_reg::group::{D4, Element, Scale, Window};
 use ser_reg::loss::{Form, NtXent, SameImage, nt_xent, nt_xent_ragged};
 use ser_reg::projector::{Projector, ProjectorConfig};
-use ser_reg::ser::{Objective, SerConfig, SerLoss, StopGradient};
+use ser_reg::ser::{Objective, SerConfig, SerLoss, StopGradient, Validity};
 use ser_reg::view::Relative;
 use ser_reg::{Channels, GroupAction, Layout, Resample, TokenGrid};
 
@@ -258,6 +258,16 @@ fn masked_tokens_get_no_gradient_and_count_nothing() -> Done {
         }
         assert_eq!(out.tokens, counted);
         assert!((1..3 * 12).contains(&counted));
+
+        // the control counts what the padding shows as well
+        let unmasked = SerConfig {
+            objective,
+            validity: Validity::Ignore,
+            ..config
+        };
+        let all = build(unmasked, 1).0.forward(&map1, &map2, &relative)?;
+        assert_eq!(all.tokens, 3 * 12);
+        assert_ne!(flat(&all.loss), flat(&out.loss), "{objective:?}");
     }
     Ok(())
 }
@@ -452,26 +462,24 @@ fn the_cap_on_tokens_is_spread_evenly_and_drawn_from_the_seed() -> Done {
         });
     assert!(seen.iter().all(|s| *s));
 
-    // What an image without so many valid tokens leaves goes to the others.
-    let relative = crops();
-    let (map1, map2) = maps(12, 3, &relative);
-    let (ser, _) = build(
-        SerConfig {
-            symmetric: false,
-            ..bare()
-        },
-        1,
-    );
-    let valid = ser.forward(&map1, &map2, &relative)?.tokens;
-    let (ser, _) = build(
-        SerConfig {
-            symmetric: false,
-            max_tokens: Some(valid - 1),
-            ..bare()
-        },
-        1,
-    );
-    assert_eq!(ser.forward(&map1, &map2, &relative)?.tokens, valid - 1);
+    // What an image without so many valid tokens leaves goes to the others, whichever is drawn first.
+    let (map1, map2) = maps(12, 3, &crops());
+    let counted = |max_tokens, seed| {
+        let (ser, _) = build(
+            SerConfig {
+                symmetric: false,
+                max_tokens,
+                ..bare()
+            },
+            1,
+        );
+        let relative = crops().with_seed(seed);
+        ser.forward(&map1, &map2, &relative).unwrap().tokens
+    };
+    let valid = counted(None, 0);
+    for seed in 0..8 {
+        assert_eq!(counted(Some(valid - 1), seed), valid - 1);
+    }
     Ok(())
 }
 
@@ -607,7 +615,8 @@ fn the_projector_starts_xavier_uniform() -> Result<()> {
     for (name, inputs) in [("hidden.weight", 384), ("out.weight", 512)] {
         let w = flat(&vars[name]);
         let bound = (6.0 / (inputs + 512) as f64).sqrt();
-        assert!(w.iter().all(|v| v.abs() <= bound));
+        // Half a unit in the last place of f32 above the bound is rounding.
+        assert!(w.iter().all(|v| v.abs() <= bound * (1.0 + 1e-6)));
         let variance = w.iter().map(|v| v * v).sum::<f64>() / w.len() as f64;
         assert!(
             (variance / (bound * bound / 3.0) - 1.0).abs() < 0.02,

@@ -76,7 +76,7 @@ pub struct Contrast {
 /// its anchor's group there. Gradients reach every tensor that has one; detach what should get none, and the work for it
 /// is saved. The gradient is found together with the value, so `backward` is cheap and second derivatives do not exist.
 ///
-/// Time: three products of M×D by D×ΣM_k. Memory: the tokens twice and `block_bytes`, never M×M.
+/// Time: three products of M×D by D×ΣM_k. Memory: a few copies of the tokens and `block_bytes`, never M×M.
 ///
 /// Tokens gathered from other processes are plain tensors here. A process that takes the anchors of all of them, its own
 /// live and the others' detached, finds for its own tokens the gradient of one process holding the whole batch.

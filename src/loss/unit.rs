@@ -101,3 +101,20 @@ impl Bank {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Var};
+
+    #[test]
+    fn only_tokens_of_a_graph_collect_a_gradient() -> crate::Result<()> {
+        let x = Var::ones((2, 3), DType::F32, &Device::Cpu)?;
+        let mut bank = Bank::new(0.0);
+        let live = bank.enter("test", &x)?;
+        let fixed = bank.enter("test", &x.detach())?;
+        assert!(bank.is_live(live) && !bank.is_live(fixed));
+        assert_eq!(bank.enter("test", &x)?, live, "one tensor has one place");
+        Ok(())
+    }
+}

@@ -137,11 +137,7 @@ fn sparse<G: GroupAction>(
     let mut cols: Vec<(usize, f64)> = Vec::new();
     for i in 0..to.rows() {
         for j in 0..to.cols() {
-            let p = [
-                (i as f64 + 0.5) / to.rows() as f64,
-                (j as f64 + 0.5) / to.cols() as f64,
-            ];
-            let [y, x] = g.source(p);
+            let [y, x] = g.source(to.centre(i, j));
             let row = Footprint {
                 centre: y * h,
                 width: height,

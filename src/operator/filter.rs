@@ -21,6 +21,18 @@ pub enum Filter {
     Area,
 }
 
+impl Filter {
+    /// Every filter.
+    pub const ALL: [Self; 6] = [
+        Self::Nearest,
+        Self::Bilinear,
+        Self::Bicubic,
+        Self::BilinearAntialias,
+        Self::BicubicAntialias,
+        Self::Area,
+    ];
+}
+
 /// What lies beyond the border of the grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Padding {

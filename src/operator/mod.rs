@@ -21,7 +21,7 @@ use candle_core::{DType, Device, Tensor};
 pub use filter::{Filter, Padding, Resample};
 
 use self::step::{Chain, Memory, Step};
-use crate::{Error, Result, TokenGrid, group::GroupAction};
+use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction};
 
 /// The most general form among the steps of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -294,6 +294,36 @@ impl GridOperator {
             return Ok(x.contiguous()?.apply_op1(cpu::Apply { operator, memory })?);
         }
         self.apply_portable(x)
+    }
+
+    /// Acts on the output of a layer as `layout` lays it out: prefix tokens (CLS, registers) stay as they are and lead the
+    /// result, `(B, H, W, C)` maps stay channels-last; differentiable.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use ser_reg::{GridOperator, Layout, Resample, TokenGrid, group::D4};
+    /// let vit = Tensor::new(&[[[9f32], [0.], [1.], [2.], [3.]]], &Device::Cpu)?; // CLS and 2x2 tokens
+    /// let flip = GridOperator::new(&[D4::HFLIP], TokenGrid::square(2)?, &Resample::default())?;
+    /// let flipped = flip.apply_in(Layout { prefix: 1, ..Default::default() }, &vit)?;
+    /// assert_eq!(flipped.flatten_all()?.to_vec1::<f32>()?, [9., 1., 0., 3., 2.]);
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply), and if the tensor does not fit the layout.
+    pub fn apply_in(&self, layout: Layout, x: &Tensor) -> Result<Tensor> {
+        let tokens = self.apply(&layout.tokens(x, self.in_grid)?)?;
+        let (b, _, c) = tokens.dims3()?;
+        let (rows, cols) = (self.out_grid.rows(), self.out_grid.cols());
+        Ok(match (x.rank(), layout.channels) {
+            (4, Channels::First) => tokens
+                .transpose(1, 2)?
+                .contiguous()?
+                .reshape((b, c, rows, cols))?,
+            (4, Channels::Last) => tokens.reshape((b, rows, cols, c))?,
+            _ if layout.prefix == 0 => tokens,
+            _ => Tensor::cat(&[&x.narrow(1, 0, layout.prefix)?, &tokens], 1)?,
+        })
     }
 
     /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.

@@ -5,8 +5,8 @@ use candle_core::{Result, Tensor};
 
 use super::{
     GridOperator,
-    step::{NONE, Step},
-    taps::Taps,
+    step::Step,
+    taps::{NONE, Taps},
 };
 
 /// Applies `operator` to tokens `(B, N, C)`.

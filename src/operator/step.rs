@@ -2,11 +2,8 @@
 
 use num_traits::Float;
 
-use super::taps::Taps;
+use super::taps::{NONE, Taps};
 use crate::TokenGrid;
-
-/// In a list of source indices: this output cell has no source and is zero.
-pub(super) const NONE: u32 = u32::MAX;
 
 /// How values lie in memory around the grid axes of one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

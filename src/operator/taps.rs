@@ -2,6 +2,9 @@
 
 use num_traits::Float;
 
+/// In a list of source indices: this output cell has no source and is zero.
+pub(super) const NONE: u32 = u32::MAX;
+
 /// Compressed rows; duplicate indices within a row are merged, rows are sorted by index.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Taps {
@@ -79,6 +82,20 @@ impl Taps {
         taps
     }
 
+    /// The product `self · first`.
+    pub fn after(&self, first: &Self) -> Self {
+        let mut taps = Self::with_capacity(first.n_in, self.n_out());
+        for row in self.rows() {
+            for &(j, w) in row {
+                for &(i, v) in first.row(j as usize) {
+                    taps.push(i as usize, w * v);
+                }
+            }
+            taps.end_row();
+        }
+        taps
+    }
+
     /// Whether this is the identity.
     pub fn is_identity(&self) -> bool {
         self.n_in == self.n_out()
@@ -94,7 +111,7 @@ impl Taps {
         let mut seen = vec![false; self.n_in];
         self.rows()
             .map(|row| match row {
-                [] => Some(super::step::NONE),
+                [] => Some(NONE),
                 [(j, 1.0)] if !std::mem::replace(&mut seen[*j as usize], true) => Some(*j),
                 _ => None,
             })
@@ -127,20 +144,4 @@ impl Taps {
 /// `f64` to `T`; total for the two float types it is used with.
 fn cast<T: Float>(w: f64) -> T {
     T::from(w).unwrap_or_else(T::nan)
-}
-
-impl Taps {
-    /// The product `self · first`.
-    pub fn after(&self, first: &Self) -> Self {
-        let mut taps = Self::with_capacity(first.n_in, self.n_out());
-        for row in self.rows() {
-            for &(j, w) in row {
-                for &(i, v) in first.row(j as usize) {
-                    taps.push(i as usize, w * v);
-                }
-            }
-            taps.end_row();
-        }
-        taps
-    }
 }

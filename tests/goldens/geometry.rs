@@ -314,11 +314,7 @@ pub fn affine(case: &Case) -> Result<Outcome> {
             for map in &maps {
                 for i in 0..to.rows() {
                     for j in 0..to.cols() {
-                        let p = [
-                            (i as f64 + 0.5) / to.rows() as f64,
-                            (j as f64 + 0.5) / to.cols() as f64,
-                        ];
-                        let [y, x] = map.source(p);
+                        let [y, x] = map.source(to.centre(i, j));
                         points.extend([2.0 * x - 1.0, 2.0 * y - 1.0]);
                     }
                 }

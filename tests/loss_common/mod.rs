@@ -8,12 +8,11 @@ pub fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Values in (−1, 1).
+/// Values of either sign, 0.2 to 1 in magnitude: no token is so short that differences cannot follow its direction.
 pub fn tokens(rng: &mut StdRng, shape: impl Into<Shape>, dtype: DType) -> Result<Var> {
     let shape = shape.into();
-    let values: Vec<f64> = (0..shape.elem_count())
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let mut value = || rng.random_range(0.2..1.0) * if rng.random() { 1.0 } else { -1.0 };
+    let values: Vec<f64> = (0..shape.elem_count()).map(|_| value()).collect();
     Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
 }
 

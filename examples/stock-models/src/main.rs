@@ -4,7 +4,7 @@
 
 mod dinov2;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Module, VarBuilder, VarMap};
 use candle_transformers::models::{convnext, dinov2 as stock, vit};
@@ -35,72 +35,67 @@ fn dino() -> Result<()> {
     let vars = VarMap::new();
     let stock = stock::DinoVisionTransformer::new(builder(&vars), depth, DIM, HEADS)?;
     randomise(&vars)?;
-    // Its CLS token is not broadcast, so the images go in one by one. (1, 1, N, C) come out, without the CLS token.
-    let stock_map = |images: &Tensor| -> Result<Tensor> {
-        let map = |image: &Tensor| {
-            stock
-                .get_intermediate_layers(image, &[layer], false, false, false)?
-                .squeeze(0)
-        };
-        let maps = images.chunk(images.dims()[0], 0)?;
-        let maps = maps
-            .iter()
-            .map(map)
-            .collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&maps, 0)?)
-    };
-    let trunk = early(
-        &vars,
-        &[
-            "patch_embed",
-            "cls_token",
-            "pos_embed",
-            "blocks.0",
-            "blocks.1",
-        ],
-    );
-
-    let pair = Pair::new(dinov2::IMAGE, dinov2::PATCH, 0)?;
-    let map = stock_map(&pair.images[0])?;
-    let loss = pair.loss(&map, &stock_map(&pair.images[1])?)?;
-    check("stock", &loss, &trunk);
-    let small = Pair::new(4 * dinov2::PATCH, dinov2::PATCH, 0)?;
-    let small_loss = small.loss(&stock_map(&small.images[0])?, &stock_map(&small.images[1])?)?;
-    check("stock, 56 px", &small_loss, &trunk);
-
     let twin = DinoV2::new(builder(&vars), depth, DIM, HEADS)?; // the same variables
-    let name = format!("block{layer}");
-    let twin_map = |images: &Tensor| -> Result<Tensor> {
-        let (_cls, map) = tap::capture(&name, || twin.forward(images))?;
-        Ok(map)
-    };
-    let with_cls = Layout {
-        prefix: 1,
-        ..Default::default()
-    };
-    let twin_tokens = |pair: &Pair, view: usize| -> Result<Tensor> {
-        Ok(with_cls.tokens(&twin_map(&pair.images[view])?, pair.grid)?)
-    };
-    let twin_loss = pair.loss(&twin_tokens(&pair, 0)?, &twin_tokens(&pair, 1)?)?;
-    let difference = (map - twin_tokens(&pair, 0)?)?.abs()?.max_all()?;
-    println!(
-        "  twin with a differentiable norm: maps differ by {:.0e}",
-        scalar(&difference)?
-    );
-    check("twin", &twin_loss, &trunk);
-    let small_loss = small.loss(&twin_tokens(&small, 0)?, &twin_tokens(&small, 1)?)?;
-    check("twin, 56 px", &small_loss, &trunk);
+    let early = [
+        "patch_embed",
+        "cls_token",
+        "pos_embed",
+        "blocks.0",
+        "blocks.1",
+    ];
+    let trunk: Vec<_> = early.iter().flat_map(|p| grad::named(&vars, p)).collect();
 
-    // What arrives in the stock model comes along the skip connections only: it is not the gradient.
-    let (a, b) = (loss.backward()?, twin_loss.backward()?);
-    for (name, var) in grad::named(&vars, "patch_embed.proj.weight") {
-        if let (Some(a), Some(b)) = (a.get(&var), b.get(&var)) {
-            let dot = |a: &Tensor, b: &Tensor| -> Result<f32> { scalar(&(a * b)?.sum_all()?) };
-            let cosine = dot(a, b)? / (dot(a, a)? * dot(b, b)?).sqrt();
-            println!("  cosine of the two gradients at {name}: {cosine:.2}");
+    for side in [dinov2::IMAGE, 4 * dinov2::PATCH] {
+        let pair = Pair::new(side, dinov2::PATCH, 0)?;
+        // The stock CLS token is not broadcast, so the images go in one by one. (1, 1, N, C) come out, without CLS.
+        let [map, other] = pair.maps(|images| {
+            let map = |image: &Tensor| {
+                stock.get_intermediate_layers(image, &[layer], false, false, false)
+            };
+            let maps: Vec<Tensor> = (0..images.dims()[0])
+                .map(|i| map(&images.narrow(0, i, 1)?)?.squeeze(0))
+                .collect::<candle_core::Result<_>>()?;
+            Ok(Tensor::cat(&maps, 0)?)
+        })?;
+        let loss = pair.loss(&map, &other)?;
+        check(&format!("stock, {side} px"), &loss, &trunk);
+
+        let with_cls = Layout {
+            prefix: 1,
+            ..Default::default()
+        };
+        let [twin_map, other] = pair.maps(|images| {
+            let (_cls, map) = tap::capture(&format!("block{layer}"), || twin.forward(images))?;
+            Ok(with_cls.tokens(&map, pair.grid)?)
+        })?;
+        let difference = scalar(&(map - &twin_map)?.abs()?.max_all()?)?;
+        println!("  twin, {side} px: its map differs by {difference:.0e}");
+        ensure!(difference < 1e-4, "the twin is another model");
+        let twin_loss = pair.loss(&twin_map, &other)?;
+        let cured = check(&format!("twin, {side} px"), &twin_loss, &trunk);
+        ensure!(cured, "the cure fails");
+        if side == dinov2::IMAGE {
+            // What arrives in the stock model comes along the skip connections only: it is not the gradient.
+            let cosine = gradient_cosine(&loss, &twin_loss, &trunk)?;
+            println!("  cosine of the stock gradient with the true one: {cosine:.2}");
         }
     }
     Ok(())
+}
+
+/// Over all of `vars` that both reach.
+fn gradient_cosine(a: &Tensor, b: &Tensor, vars: &[(String, Var)]) -> Result<f32> {
+    let (a, b) = (a.backward()?, b.backward()?);
+    let (mut aa, mut bb, mut ab) = (0., 0., 0.);
+    for (_, var) in vars {
+        if let (Some(a), Some(b)) = (a.get(var), b.get(var)) {
+            let dot = |a: &Tensor, b: &Tensor| scalar(&(a * b)?.sum_all()?);
+            aa += dot(a, a)?;
+            bb += dot(b, b)?;
+            ab += dot(a, b)?;
+        }
+    }
+    Ok(ab / (aa * bb).sqrt())
 }
 
 /// A layer that can be wrapped: the encoder of the stock ViT, up to the tapped block.
@@ -121,13 +116,12 @@ fn vit_encoder() -> Result<()> {
     let encoder = Tapped::new("layer2", vit::Encoder::new(&config, vb.pp("encoder"))?);
     randomise(&vars)?;
     // After the tap a second encoder would follow, over the later layers, and the head.
-    let map = |images: &Tensor| -> Result<Tensor> {
+    let pair = Pair::new(config.image_size, config.patch_size, 1)?;
+    let [map1, map2] = pair.maps(|images| {
         let forward = || embeddings.forward(images, None, false)?.apply(&encoder);
         Ok(tap::capture("layer2", forward)?.1)
-    };
-    let pair = Pair::new(config.image_size, config.patch_size, 1)?;
-    let loss = pair.loss(&map(&pair.images[0])?, &map(&pair.images[1])?)?;
-    check("stock", &loss, &grad::named(&vars, ""));
+    })?;
+    check("stock", &pair.loss(&map1, &map2)?, &grad::named(&vars, ""));
     println!(
         "  cure: a copy of vit.rs with layer_norm_slow, and softmax in place of softmax_last_dim"
     );
@@ -202,34 +196,37 @@ impl Pair {
         })
     }
 
+    fn maps(&self, map: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[Tensor; 2]> {
+        let [x1, x2] = &self.images;
+        Ok([map(x1)?, map(x2)?])
+    }
+
     fn loss(&self, map1: &Tensor, map2: &Tensor) -> Result<Tensor> {
         Ok(self.ser.forward(map1, map2, &self.views.relative())?.loss)
     }
 }
 
 /// What a trainer would do on step 0, except that it would stop.
-fn check(what: &str, loss: &Tensor, vars: &[(String, Var)]) {
+fn check(what: &str, loss: &Tensor, vars: &[(String, Var)]) -> bool {
     match grad::assert_reaches(loss, vars.iter().cloned()) {
         Ok(()) => println!(
             "  {what}: the gradient reaches all of {} parameters",
             vars.len()
         ),
         Err(e) => {
+            // A candle error brings its backtrace along, and the list of names is long.
             let text = e.to_string();
-            let first: String = text
+            let short: String = text
                 .lines()
-                .next()
-                .unwrap_or_default()
-                .chars()
+                .take(1)
+                .flat_map(str::chars)
                 .take(230)
                 .collect();
-            println!("  {what}: {first} …");
+            println!("  {what}: {short} …");
+            return false;
         }
     }
-}
-
-fn early(vars: &VarMap, prefixes: &[&str]) -> Vec<(String, Var)> {
-    prefixes.iter().flat_map(|p| grad::named(vars, p)).collect()
+    true
 }
 
 fn builder(vars: &VarMap) -> VarBuilder<'static> {
