@@ -257,6 +257,15 @@ impl View {
                 ));
             }
         };
+        let (batch, drawn) = (images.dims()[0], self.elements.len());
+        if batch != drawn {
+            // An operator of one element would serve any batch; a view of one sample must not.
+            return Err(Error::input(
+                "View::act",
+                format!("a batch of {drawn} samples, as many as were drawn"),
+                format!("{:?}", images.dims()),
+            ));
+        }
         GridOperator::new(&self.elements, pixels, &self.resample)?.apply(images)
     }
 }
