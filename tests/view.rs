@@ -233,6 +233,13 @@ fn bad_input_is_named() {
         message.contains("a batch of 2") && message.contains("[3, 3, 32, 32]"),
         "{message}"
     );
+    // a view of one sample is no view of three
+    let single = sampler.sample_pair(&mut rng(0), 1).unwrap();
+    let message = single.first.act(&batch).unwrap_err().to_string();
+    assert!(
+        message.contains("a batch of 1 ") && message.contains("[3, 3, 32, 32]"),
+        "{message}"
+    );
     assert!(
         Relative::<D4>::new(vec![], base, base)
             .unwrap_err()
