@@ -8,6 +8,7 @@
 pub mod augment;
 pub mod cli;
 pub mod data;
+pub mod encoder;
 pub mod environment;
 pub mod eval;
 pub mod knn;
@@ -15,5 +16,6 @@ pub mod moco;
 pub mod nn;
 pub mod optimizer;
 pub mod progress;
+pub mod records;
 pub mod vit;
 pub mod weights;

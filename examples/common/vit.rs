@@ -2,6 +2,7 @@
 
 use candle_core::{D, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
+use serde::{Deserialize, Serialize};
 
 use ser_reg::tap;
 
@@ -11,7 +12,8 @@ use super::{
 };
 
 /// What stands for the position of a patch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Positions {
     /// Fixed two-dimensional sines and cosines.
     SinCos,
@@ -19,7 +21,7 @@ pub enum Positions {
     None,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VitConfig {
     pub channels: usize,
     pub side: usize,

@@ -1,0 +1,53 @@
+//! What a run writes down as it goes: one JSON object a line, `step` lines and `epoch` lines.
+
+use serde::{Deserialize, Serialize};
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record {
+    Step(Step),
+    Epoch(Epoch),
+}
+
+/// Values of one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Steps finished before this one.
+    pub step: usize,
+    /// What is minimised.
+    pub loss: f32,
+    /// Loss of the base method.
+    pub invariance: f32,
+    /// Equivariance loss before its weight; `None` where there is none.
+    pub equivariance: Option<f32>,
+    /// Fraction of tokens that are nearest to their own counterpart.
+    pub matching: Option<f32>,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub lambda: f64,
+    /// Momentum of the key or teacher encoder; `None` in a method without one.
+    pub momentum: Option<f64>,
+    /// Length of the gradient before clipping, where it is clipped.
+    pub gradient: Option<f64>,
+}
+
+/// What was measured after an epoch, on test pictures.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Epochs finished; 0 is the untrained encoder.
+    pub epoch: usize,
+    /// Steps finished.
+    pub step: usize,
+    /// Standard deviation of unit-length features times the root of their number: 1 fills all directions, 0 is collapse.
+    pub feature_std: f32,
+    /// Centred equivariance score of each block's output, the first block first.
+    pub equivariance: Vec<f64>,
+    /// Weighted 20-NN accuracy in percent in each of the eight poses, upright first.
+    pub accuracy: Vec<f64>,
+    /// Training pictures per second, and the share of that time spent waiting for pictures.
+    pub images_per_s: f64,
+    pub waiting: f64,
+    /// Further figures of the method (entropy of the teacher, say), by name.
+    pub extra: std::collections::BTreeMap<String, f64>,
+}
