@@ -89,15 +89,7 @@ impl Augment {
         batch: std::ops::Range<usize>,
         device: &Device,
     ) -> Result<Tensor> {
-        let area = images.side * images.side;
-        let shape = (batch.len(), images.channels, images.side, images.side);
-        let mut pixels = Vec::with_capacity(batch.len() * images.stride());
-        for i in batch {
-            for (plane, (mean, std)) in images.get(i).chunks_exact(area).zip(&self.statistics) {
-                pixels.extend(plane.iter().map(|&p| (f32::from(p) / 255.0 - mean) / std));
-            }
-        }
-        Ok(Tensor::from_vec(pixels, shape, device)?)
+        images.normalized(batch, &self.statistics, device)
     }
 
     /// A crop of random area and aspect that fits into the picture; the whole picture if none did in ten draws.

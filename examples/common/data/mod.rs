@@ -7,6 +7,7 @@ mod idx;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
 
 /// Square pictures with labels, `(n, channels, side, side)` bytes.
 #[derive(Clone, Debug, Default)]
@@ -60,6 +61,24 @@ impl Images {
             (mean as f32, variance.sqrt().max(1e-3) as f32)
         };
         sums.into_iter().map(moments).collect()
+    }
+
+    /// The pictures of `batch`, `(B, C, S, S)`, each channel less its mean and over its standard deviation.
+    pub fn normalized(
+        &self,
+        batch: std::ops::Range<usize>,
+        statistics: &[(f32, f32)],
+        device: &Device,
+    ) -> Result<Tensor> {
+        let shape = (batch.len(), self.channels, self.side, self.side);
+        let mut pixels = Vec::with_capacity(batch.len() * self.stride());
+        for i in batch {
+            let planes = self.get(i).chunks_exact(self.side * self.side);
+            for (plane, (mean, std)) in planes.zip(statistics) {
+                pixels.extend(plane.iter().map(|&p| (f32::from(p) / 255.0 - mean) / std));
+            }
+        }
+        Ok(Tensor::from_vec(pixels, shape, device)?)
     }
 
     /// Appends pictures of the same shape; the first batch decides the shape.
