@@ -2,9 +2,9 @@
 
 use candle_core::{D, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg::{GridOperator, Resample, TokenGrid, group::Scale, tap};
 use serde::{Deserialize, Serialize};
-
-use ser_reg::tap;
 
 use super::{
     data::Images,
@@ -17,6 +17,8 @@ use super::{
 pub enum Positions {
     /// Fixed two-dimensional sines and cosines.
     SinCos,
+    /// A trained table, resampled by a bicubic filter for other grids.
+    Learned,
     /// Nothing: patches are a set.
     None,
 }
@@ -37,6 +39,10 @@ pub struct VitConfig {
     /// Whether the tokens of the last block are wanted; if not, it computes its CLS token only, which is all that the
     /// output needs.
     pub last_map: bool,
+    /// Whether the patch embedding keeps its initial values, as in MoCo-v3.
+    pub frozen_patches: bool,
+    /// Probability that the last block is skipped in training, for each picture; it rises linearly from 0 at the first one.
+    pub drop_path: f64,
     /// Averages the patch kernel over the eight poses of a square: turning a patch then changes nothing.
     pub symmetric_patches: bool,
 }
@@ -47,22 +53,53 @@ impl VitConfig {
     /// The CLS token joins after that block, so that the tapped map has patches only, or before the first one if
     /// `early_cls`. After the last block it would see no patches, so it then joins before it.
     pub fn small(images: &Images, layer: usize, early_cls: bool) -> Result<Self> {
-        let depth = 4;
-        if !(1..=depth).contains(&layer) {
-            bail!("expected one of the {depth} blocks, got block {layer}");
-        }
-        Ok(Self {
+        Self {
             channels: images.channels,
             side: images.side,
             patch: 4,
             dim: 64,
-            depth,
+            depth: 4,
             heads: 2,
             mlp_ratio: 2,
-            cls_after: if early_cls { 0 } else { layer.min(depth - 1) },
+            cls_after: 0,
             positions: Positions::SinCos,
-            last_map: layer == depth,
+            last_map: true,
+            frozen_patches: false,
+            drop_path: 0.0,
             symmetric_patches: false,
+        }
+        .tapped(layer, early_cls)
+    }
+
+    /// ViT-S/16 at 224 pixels, tapped like [`Self::small`].
+    pub fn s16(layer: usize, early_cls: bool) -> Result<Self> {
+        Self {
+            channels: 3,
+            side: 224,
+            patch: 16,
+            dim: 384,
+            depth: 12,
+            heads: 6,
+            mlp_ratio: 4,
+            cls_after: 0,
+            positions: Positions::Learned,
+            last_map: true,
+            frozen_patches: false,
+            drop_path: 0.0,
+            symmetric_patches: false,
+        }
+        .tapped(layer, early_cls)
+    }
+
+    fn tapped(self, layer: usize, early_cls: bool) -> Result<Self> {
+        let depth = self.depth;
+        if !(1..=depth).contains(&layer) {
+            bail!("--layer: expected one of the {depth} blocks, got block {layer}");
+        }
+        Ok(Self {
+            cls_after: if early_cls { 0 } else { layer.min(depth - 1) },
+            last_map: layer == depth,
+            ..self
         })
     }
 
@@ -114,17 +151,20 @@ impl Vit {
             config: config.clone(),
             patch: Linear::new(config.channels * patch * patch, dim, vb.pp("patch"))?,
             positions: match config.positions {
-                Positions::SinCos => Some(sin_cos(config.grid(), dim, vb.device())?),
+                Positions::SinCos => Some(sin_cos(
+                    TokenGrid::square(config.grid())?,
+                    config.grid(),
+                    dim,
+                    vb.device(),
+                )?),
+                Positions::Learned => Some(vb.get_with_hints(
+                    (1, config.grid() * config.grid(), dim),
+                    "positions",
+                    normal(0.02),
+                )?),
                 Positions::None => None,
             },
-            cls: vb.get_with_hints(
-                (1, 1, dim),
-                "cls",
-                Init::Randn {
-                    mean: 0.0,
-                    stdev: 0.02,
-                },
-            )?,
+            cls: vb.get_with_hints((1, 1, dim), "cls", normal(0.02))?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
             norm: LayerNorm::new(dim, vb.pp("norm"))?,
         })
@@ -134,17 +174,40 @@ impl Vit {
         &self.config
     }
 
-    /// Pictures `(B, C, S, S)` to the normalised CLS token `(B, D)`.
+    /// Pictures `(B, C, H, W)` to the normalised CLS token `(B, D)`; `H` and `W` are multiples of the patch size, by default
+    /// the side of the configuration.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        self.run(images, &mut |_, branch| Ok(branch))
+    }
+
+    /// The same in training: branches of blocks are dropped at random, with a generator seeded by `seed`.
+    pub fn forward_training(&self, images: &Tensor, seed: u64) -> Result<Tensor> {
+        if self.config.drop_path == 0.0 {
+            return self.forward(images);
+        }
+        let mut rng = StdRng::seed_from_u64(seed);
+        let last = (self.blocks.len() - 1).max(1) as f64;
+        self.run(images, &mut |block, branch| {
+            drop_path(
+                branch,
+                self.config.drop_path * block as f64 / last,
+                &mut rng,
+            )
+        })
+    }
+
+    /// `branch` is applied to what each half of each block adds.
+    fn run(&self, images: &Tensor, branch: &mut Branch) -> Result<Tensor> {
         let mut x = self.embed(images)?;
         if self.config.cls_after == 0 {
             x = self.join_cls(&x)?;
         }
         for (i, block) in self.blocks.iter().enumerate() {
             let (last, joins) = (i + 1 == self.blocks.len(), self.config.cls_after == i + 1);
+            let mut branch = |x| branch(i, x);
             x = match last && !joins && !self.config.last_map {
-                true => block.forward_cls(&x)?,
-                false => block.forward(&x)?,
+                true => block.forward_cls(&x, &mut branch)?,
+                false => block.forward(&x, &mut branch)?,
             };
             tap::record(&format!("block{}", i + 1), &x); // SER: the one line in the model
             if joins {
@@ -159,21 +222,49 @@ impl Vit {
         let VitConfig {
             channels, patch, ..
         } = self.config;
-        let (batch, grid) = (images.dim(0)?, self.config.grid());
+        let (batch, _, height, width) = images.dims4()?;
+        if height % patch != 0 || width % patch != 0 {
+            bail!(
+                "expected sides that are multiples of the patch size {patch}, got {height}x{width}"
+            );
+        }
+        let grid = TokenGrid::new(height / patch, width / patch)?;
         let patches = images
-            .reshape(&[batch, channels, grid, patch, grid, patch])?
+            .reshape(&[batch, channels, grid.rows(), patch, grid.cols(), patch])?
             .permute(vec![0, 2, 4, 1, 3, 5])?
             .contiguous()?
-            .reshape((batch, grid * grid, channels * patch * patch))?;
+            .reshape((batch, grid.len(), channels * patch * patch))?;
         let patches = match self.config.symmetric_patches {
             true => symmetrize(&patches, channels, patch)?,
             false => patches,
         };
-        let tokens = self.patch.forward(&patches)?;
-        match &self.positions {
-            Some(positions) => tokens.broadcast_add(positions),
+        let mut tokens = self.patch.forward(&patches)?;
+        if self.config.frozen_patches {
+            tokens = tokens.detach();
+        }
+        match self.positions_on(grid)? {
+            Some(positions) => tokens.broadcast_add(&positions),
             None => Ok(tokens),
         }
+    }
+
+    /// The positions of a grid over the same picture: coarser or finer than that of the configuration, or the same.
+    fn positions_on(&self, grid: TokenGrid) -> Result<Option<Tensor>> {
+        let side = self.config.grid();
+        let own = TokenGrid::square(side)?;
+        Ok(match (self.config.positions, &self.positions) {
+            (_, Some(table)) if grid == own => Some(table.clone()),
+            (Positions::SinCos, Some(table)) => {
+                Some(sin_cos(grid, side, self.config.dim, table.device())?)
+            }
+            (Positions::Learned, Some(table)) => {
+                let scale = |n: usize| n as f64 / side as f64;
+                let stretch = Scale::new(scale(grid.rows()), scale(grid.cols()))?;
+                let operator = GridOperator::between(&[stretch], own, grid, &Resample::default())?;
+                Some(operator.apply(table)?)
+            }
+            _ => None,
+        })
     }
 
     fn join_cls(&self, x: &Tensor) -> Result<Tensor> {
@@ -208,15 +299,22 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        branch: &mut dyn FnMut(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let x = (x + self.out.forward(&nn::attention(&qkv, self.heads)?)?)?;
-        let hidden = nn::gelu(&self.up.forward(&self.norm2.forward(&x)?)?)?;
-        x + self.down.forward(&hidden)?
+        let mixed = self.out.forward(&nn::attention(&qkv, self.heads)?)?;
+        self.mlp(&(x + branch(mixed)?)?, branch)
     }
 
     /// What [`Self::forward`] makes of the first token, as `(B, 1, D)`: all tokens give keys and values, one asks.
-    fn forward_cls(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward_cls(
+        &self,
+        x: &Tensor,
+        branch: &mut dyn FnMut(Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (batch, tokens, dim) = x.dims3()?;
         let (heads, head) = (self.heads, dim / self.heads);
         let normed = self.norm1.forward(x)?;
@@ -229,18 +327,48 @@ impl Block {
         let (keys, values) = (pairs.get(0)?, pairs.get(1)?);
         let scores = (query.matmul(&keys.t()?)? / (head as f64).sqrt())?;
         let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&values)?;
-        let x = (x.narrow(1, 0, 1)? + self.out.forward(&mixed.reshape((batch, 1, dim))?)?)?;
-        let hidden = nn::gelu(&self.up.forward(&self.norm2.forward(&x)?)?)?;
-        x + self.down.forward(&hidden)?
+        let mixed = self.out.forward(&mixed.reshape((batch, 1, dim))?)?;
+        self.mlp(&(x.narrow(1, 0, 1)? + branch(mixed)?)?, branch)
+    }
+
+    fn mlp(&self, x: &Tensor, branch: &mut dyn FnMut(Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let hidden = nn::gelu(&self.up.forward(&self.norm2.forward(x)?)?)?;
+        x + branch(self.down.forward(&hidden)?)?
     }
 }
 
-/// Fixed positions `(1, grid², dim)`: a quarter of the channels each for sine and cosine along columns and rows.
-fn sin_cos(grid: usize, dim: usize, device: &Device) -> Result<Tensor> {
+/// What a half of a block adds, by the number of its block, before it is added.
+type Branch<'a> = dyn FnMut(usize, Tensor) -> Result<Tensor> + 'a;
+
+/// Stochastic depth (arXiv 1603.09382): each sample loses the branch with probability `p`, and otherwise has it over `1 − p`.
+fn drop_path(branch: Tensor, p: f64, rng: &mut StdRng) -> Result<Tensor> {
+    if p == 0.0 {
+        return Ok(branch);
+    }
+    let kept = (1.0 / (1.0 - p)) as f32;
+    let factors: Vec<f32> = (0..branch.dim(0)?)
+        .map(|_| if rng.random_bool(p) { 0.0 } else { kept })
+        .collect();
+    let shape = (factors.len(), 1, 1);
+    branch.broadcast_mul(&Tensor::from_vec(factors, shape, branch.device())?)
+}
+
+fn normal(stdev: f64) -> Init {
+    Init::Randn { mean: 0.0, stdev }
+}
+
+/// Fixed positions `(1, rows·cols, dim)`: a quarter of the channels each for sine and cosine along columns and rows. Another
+/// grid than the own one, of `side × side`, spreads over the same coordinates.
+fn sin_cos(grid: TokenGrid, side: usize, dim: usize, device: &Device) -> Result<Tensor> {
     let quarter = dim / 4;
-    let mut values = Vec::with_capacity(grid * grid * dim);
-    for row in 0..grid {
-        for col in 0..grid {
+    let place = |i: usize, n: usize| match n == side {
+        true => i as f64,
+        false => (i as f64 + 0.5) * side as f64 / n as f64 - 0.5,
+    };
+    let mut values = Vec::with_capacity(grid.len() * dim);
+    for row in 0..grid.rows() {
+        for col in 0..grid.cols() {
+            let (row, col) = (place(row, grid.rows()), place(col, grid.cols()));
             for (place, wave) in [
                 (col, f64::sin as fn(f64) -> f64),
                 (col, f64::cos),
@@ -249,12 +377,12 @@ fn sin_cos(grid: usize, dim: usize, device: &Device) -> Result<Tensor> {
             ] {
                 for i in 0..quarter {
                     let omega = 10_000f64.powf(-(i as f64) / quarter as f64);
-                    values.push(wave(place as f64 * omega) as f32);
+                    values.push(wave(place * omega) as f32);
                 }
             }
         }
     }
-    Tensor::from_vec(values, (1, grid * grid, dim), device)
+    Tensor::from_vec(values, (1, grid.len(), dim), device)
 }
 
 /// The mean of each patch `(.., C·P·P)` over its eight poses; the same as a symmetric kernel.
