@@ -1,21 +1,17 @@
-//! Options that the trainers have in common.
+//! Options that the trainers have in common. What is not given is the preset's.
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
-use ser_reg::{
-    Layout, partition::Partition, projector::ProjectorConfig, ser::SerConfig, view::ViewConfig,
-};
 
-use super::data::{self, Data};
+use super::settings::{FilterName, Group, Preset, Ser, Settings};
 
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
-    /// Weight of the equivariance loss; 0 is the control: the same batches and encoder, without that loss.
-    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
-    pub lambda: f64,
+    #[arg(long, value_enum, default_value = "fashion-tiny")]
+    pub preset: Preset,
     /// The base method alone: no partition, no poses, CLS before the first block.
     #[arg(long)]
     pub baseline: bool,
@@ -26,34 +22,124 @@ pub struct Args {
     /// Fashion-MNIST that come with the repository].
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
-    /// Everything random follows from it.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    #[arg(long, default_value_t = 12)]
-    pub epochs: usize,
-    #[arg(long, default_value_t = 64)]
-    pub batch_size: usize,
-    /// The equivariance loss sits on the output of this block (of 4), and CLS joins after it.
-    #[arg(long, default_value_t = 2)]
-    pub layer: usize,
+    /// Everything random follows from it [default: 0].
+    #[arg(long)]
+    pub seed: Option<u64>,
+    #[arg(long)]
+    pub epochs: Option<usize>,
+    #[arg(long)]
+    pub batch_size: Option<usize>,
+
+    /// Weight of the equivariance loss; 0 is the control: the same batches and encoder, without that loss.
+    #[arg(long, allow_negative_numbers = true, help_heading = "Regularizer")]
+    pub lambda: Option<f64>,
+    /// The equivariance loss sits on the output of this block, and CLS joins after it.
+    #[arg(long, help_heading = "Regularizer")]
+    pub layer: Option<usize>,
     /// Fraction of a batch that gets two poses of one crop, and the equivariance loss.
-    #[arg(long, default_value_t = 0.125)]
-    pub ratio: f64,
+    #[arg(long, help_heading = "Regularizer")]
+    pub ratio: Option<f64>,
     /// Temperature of the equivariance loss.
-    #[arg(long, default_value_t = 0.3)]
-    pub temperature: f64,
+    #[arg(long, help_heading = "Regularizer")]
+    pub temperature: Option<f64>,
+    /// Turns and flips that a view draws from.
+    #[arg(long, value_enum, help_heading = "Regularizer")]
+    pub group: Option<Group>,
+    /// Range of a view's area in tokens, relative to the picture's: 0.7,1.3.
+    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    pub scale: Option<(f64, f64)>,
+    /// Range of a view's columns over rows.
+    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    pub aspect: Option<(f64, f64)>,
+    /// Each view crops this fraction of the shared crop's area; the loss compares where both overlap.
+    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    pub crops: Option<(f64, f64)>,
+    /// How scaled and cropped views and tokens are resampled.
+    #[arg(long, value_enum, help_heading = "Regularizer")]
+    pub filter: Option<FilterName>,
+
+    #[arg(long, help_heading = "Base method")]
+    pub learning_rate: Option<f64>,
+    /// Fraction of the steps in which the learning rate rises.
+    #[arg(long, help_heading = "Base method")]
+    pub warm_up: Option<f64>,
+    /// Of matrices, constant; without it, the preset's schedule.
+    #[arg(long, help_heading = "Base method")]
+    pub weight_decay: Option<f64>,
+    /// Longest gradient.
+    #[arg(long, help_heading = "Base method")]
+    pub clip: Option<f64>,
+    /// First momentum of the key or teacher encoder.
+    #[arg(long, help_heading = "Base method")]
+    pub momentum: Option<f64>,
+    /// Smallest area of a random crop, as a fraction of the picture.
+    #[arg(long, help_heading = "Base method")]
+    pub crop_min: Option<f64>,
+    #[arg(long, help_heading = "Base method")]
+    pub drop_path: Option<f64>,
+
+    /// Folder of the run: configuration, metrics, checkpoint, encoder, report [default: runs/METHOD-MODE-SEED].
+    #[arg(long, value_name = "FOLDER", help_heading = "Run")]
+    pub out: Option<PathBuf>,
+    /// Go on from the checkpoint in the run's folder, as if never stopped; start anew if there is none.
+    #[arg(long, help_heading = "Run")]
+    pub resume: bool,
+    /// Steps between checkpoints, beside those after each epoch.
+    #[arg(long, value_name = "STEPS", help_heading = "Run")]
+    pub checkpoint_every: Option<usize>,
+    /// Epochs between evaluations; 0: only at the end [default: 1, of imagenet-vit-s16: 10].
+    #[arg(long, value_name = "EPOCHS", help_heading = "Run")]
+    pub evaluate_every: Option<usize>,
+    /// Threads that decode and augment pictures [default: 1, of imagenet-vit-s16: one for each core].
+    #[arg(long, help_heading = "Run")]
+    pub workers: Option<usize>,
     /// cpu, cuda, cuda:N or metal.
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", help_heading = "Run")]
     pub device: String,
 }
 
 impl Args {
-    /// The options, with those replaced that a smoke run decides for itself.
-    pub fn read() -> Self {
-        let args = Self::parse();
-        match args.smoke {
-            true => Self { epochs: 2, ..args },
-            false => args,
+    /// `preset` with the options that were given.
+    pub fn replace(&self, preset: Settings) -> Settings {
+        let old = &preset.optimizer;
+        let optimizer = super::settings::Optimizer {
+            learning_rate: self.learning_rate.unwrap_or(old.learning_rate),
+            warm_up: self.warm_up.unwrap_or(old.warm_up),
+            weight_decay: self.weight_decay.unwrap_or(old.weight_decay),
+            final_weight_decay: self.weight_decay.unwrap_or(old.final_weight_decay),
+            clip: self.clip.or(old.clip),
+            ..old.clone()
+        };
+        let old = &preset.ser;
+        let ser = Ser {
+            lambda: self.lambda.unwrap_or(old.lambda),
+            layer: self.layer.unwrap_or(old.layer),
+            ratio: self.ratio.unwrap_or(old.ratio),
+            temperature: self.temperature.unwrap_or(old.temperature),
+            group: self.group.unwrap_or(old.group),
+            scale: self.scale.unwrap_or(old.scale),
+            aspect: self.aspect.unwrap_or(old.aspect),
+            crops: self.crops.or(old.crops),
+            filter: self.filter.unwrap_or(old.filter),
+            ..*old
+        };
+        Settings {
+            baseline: self.baseline,
+            smoke: self.smoke,
+            seed: self.seed.unwrap_or(preset.seed),
+            data: self.data.clone(),
+            epochs: match self.smoke {
+                true => 2,
+                false => self.epochs.unwrap_or(preset.epochs),
+            },
+            batch_size: self.batch_size.unwrap_or(preset.batch_size),
+            crop_min: self.crop_min.unwrap_or(preset.crop_min),
+            // A method without momentum encoder has no use for one.
+            momentum: preset.momentum.map(|m| self.momentum.unwrap_or(m)),
+            drop_path: self.drop_path.unwrap_or(preset.drop_path),
+            optimizer,
+            ser,
+            ..preset
         }
     }
 
@@ -74,67 +160,13 @@ impl Args {
             ),
         }
     }
+}
 
-    /// The pictures; a smoke run takes a part of them.
-    pub fn data(&self) -> Result<Data> {
-        let path = self.data.clone().unwrap_or_else(data::embedded);
-        let mut data = data::load(&path)?;
-        if self.smoke {
-            data.train = data.train.take(1536);
-            data.test = data.test.take(300);
-            data.note += "; smoke run on 1,536 and 300 of them";
-        }
-        ensure!(
-            (2..=data.train.len()).contains(&self.batch_size),
-            "--batch-size: expected 2 to {}, the number of training pictures, got {}",
-            data.train.len(),
-            self.batch_size
-        );
-        ensure!(self.epochs > 0, "--epochs: expected at least 1, got 0");
-        Ok(data)
-    }
-
-    /// The equivariance loss of the preset, on maps that `prefix` tokens lead.
-    pub fn ser(&self, prefix: usize) -> SerConfig {
-        SerConfig {
-            lambda: self.lambda,
-            temperature: self.temperature,
-            projector: Some(ProjectorConfig {
-                hidden: 128,
-                out: 128,
-                norm: true,
-            }),
-            layout: Layout {
-                prefix,
-                ..Default::default()
-            },
-            ..Default::default()
-        }
-    }
-
-    /// Poses of the preset: each view of each picture draws one of the eight turns and flips; no scaling.
-    pub fn poses(&self) -> ViewConfig {
-        ViewConfig {
-            area: (1.0, 1.0),
-            aspect: (1.0, 1.0),
-            ..Default::default()
-        }
-    }
-
-    /// The part of a batch that is given poses; none in the baseline.
-    pub fn partition(&self) -> Result<Option<Partition>> {
-        match self.baseline {
-            true => Ok(None),
-            false => Ok(Some(Partition::new(self.batch_size, self.ratio)?)),
-        }
-    }
-
-    /// What the run is called in its report.
-    pub fn mode(&self) -> &'static str {
-        match (self.baseline, self.lambda == 0.0) {
-            (true, _) => "baseline",
-            (false, true) => "lambda0",
-            (false, false) => "ser",
-        }
-    }
+/// Two numbers with a comma between them.
+fn range(text: &str) -> Result<(f64, f64), String> {
+    let parse = || {
+        let (low, high) = text.split_once(',')?;
+        Some((low.trim().parse().ok()?, high.trim().parse().ok()?))
+    };
+    parse().ok_or_else(|| format!("expected two numbers, LO,HI, got {text}"))
 }

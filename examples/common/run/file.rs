@@ -1,0 +1,42 @@
+//! Files that are there whole or not at all.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use tempfile::NamedTempFile;
+
+/// Replaces `path` by what `write` writes. Until all of it is on the disk the old file stays; after a failure nothing else
+/// remains.
+pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let replace = || -> io::Result<()> {
+        // In the same folder, since only within a file system a file can be renamed.
+        let mut file = NamedTempFile::new_in(folder)?;
+        write(&mut file)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        // The name, too, must outlive a power cut.
+        #[cfg(unix)]
+        fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    };
+    let kept = match path.exists() {
+        true => "the file before it is untouched",
+        false => "nothing was left behind",
+    };
+    replace().with_context(|| format!("cannot write {} ({kept})", path.display()))
+}
+
+/// [`replace`] with these bytes.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |file| file.write_all(bytes))
+}
+
+/// The file's bytes.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,473 @@
+//! Everything that decides what a run computes: the presets, and the options that replace parts of them.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use ser_reg::{
+    Filter, Layout, Resample,
+    group::Subgroup,
+    partition::Partition,
+    projector::ProjectorConfig,
+    ser::SerConfig,
+    view::{CropRange, Pairing, ViewConfig},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{cli::Args, data::Images, vit::VitConfig};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Method {
+    MocoV3,
+    Dino,
+    BarlowTwins,
+}
+
+impl Method {
+    pub const ALL: [Self; 3] = [Self::MocoV3, Self::Dino, Self::BarlowTwins];
+
+    /// The name of its example, its folders and its rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MocoV3 => "moco_v3",
+            Self::Dino => "dino",
+            Self::BarlowTwins => "barlow_twins",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// Small pictures, a small encoder: minutes on two CPU cores.
+    FashionTiny,
+    /// A folder of pictures, ViT-S/16 at 224 pixels: the paper's set-up, for GPUs.
+    ImagenetVitS16,
+}
+
+/// The turns and flips that views draw from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Group {
+    /// Quarter turns and flips.
+    D4,
+    /// Quarter turns.
+    Rotations,
+    /// Flips of rows and columns.
+    Flips,
+    /// Nothing: what remains is scales or crops.
+    None,
+    /// Flip and half turn of the second view complement those of the first, as in the authors' code.
+    Complement,
+}
+
+/// How tokens and images are resampled where a view is scaled or cropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilterName {
+    Nearest,
+    Bilinear,
+    Bicubic,
+    BicubicAntialias,
+    Area,
+}
+
+/// What the regularizer adds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ser {
+    /// Weight of its loss.
+    pub lambda: f64,
+    /// The block whose tokens it compares, counted from 1.
+    pub layer: usize,
+    /// Fraction of a batch that it sees.
+    pub ratio: f64,
+    pub temperature: f64,
+    /// Widths of its projector.
+    pub hidden: usize,
+    pub out: usize,
+    pub group: Group,
+    /// Range of a view's area in tokens, and of its columns over rows.
+    pub scale: (f64, f64),
+    pub aspect: (f64, f64),
+    /// Range of the area that each view crops from the shared crop; none: both show all of it.
+    pub crops: Option<(f64, f64)>,
+    pub filter: FilterName,
+}
+
+/// AdamW and its schedules.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Optimizer {
+    /// Peak, after the warm-up; it falls to `final_learning_rate` by a cosine.
+    pub learning_rate: f64,
+    pub final_learning_rate: f64,
+    /// Fraction of the steps with a linearly rising rate.
+    pub warm_up: f64,
+    /// Of matrices only; it moves to `final_weight_decay` by a cosine.
+    pub weight_decay: f64,
+    pub final_weight_decay: f64,
+    /// Longest gradient of all weights together.
+    pub clip: Option<f64>,
+}
+
+/// What belongs to one method.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "method", rename_all = "snake_case")]
+pub enum Base {
+    MocoV3 {
+        temperature: f64,
+        hidden: usize,
+        out: usize,
+    },
+    Dino {
+        hidden: usize,
+        bottleneck: usize,
+        prototypes: usize,
+        /// Batch normalisation in the head, with ReLU; without it, GELU.
+        batch_norm: bool,
+        student_temperature: f64,
+        /// It rises linearly from the first to the second value over the fraction of steps.
+        teacher_temperature: (f64, f64),
+        teacher_warm_up: f64,
+        centre_momentum: f64,
+        /// Fraction of the steps in which prototypes stay as they are.
+        freeze_prototypes: f64,
+        /// Whether lengths of prototypes are learned.
+        learned_lengths: bool,
+    },
+    BarlowTwins {
+        width: usize,
+        /// Weight of the redundancy term.
+        redundancy: f64,
+        /// Factor on the loss.
+        scale: f64,
+    },
+}
+
+/// The configuration of a run, as `config.json` holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    pub method: Method,
+    pub preset: Preset,
+    /// The base method alone: no partition, no poses, CLS before the first block.
+    pub baseline: bool,
+    pub smoke: bool,
+    pub seed: u64,
+    /// `None`: the pictures that come with the repository.
+    pub data: Option<PathBuf>,
+    pub epochs: usize,
+    pub batch_size: usize,
+    /// Smallest area of the base method's random crops.
+    pub crop_min: f64,
+    /// First momentum of the key or teacher encoder; it rises to 1.
+    pub momentum: Option<f64>,
+    pub drop_path: f64,
+    pub base: Base,
+    pub ser: Ser,
+    pub optimizer: Optimizer,
+}
+
+impl Settings {
+    /// The preset's values, and `args` where it has some.
+    pub fn new(method: Method, args: &Args) -> Result<Self> {
+        let preset = match args.preset {
+            Preset::FashionTiny => Self::fashion_tiny(method),
+            Preset::ImagenetVitS16 => Self::imagenet_vit_s16(method, args.batch_size),
+        };
+        let settings = args.replace(preset);
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Values that work in minutes; docs/results.md says how well.
+    fn fashion_tiny(method: Method) -> Self {
+        Self {
+            method,
+            preset: Preset::FashionTiny,
+            baseline: false,
+            smoke: false,
+            seed: 0,
+            data: None,
+            epochs: 12,
+            batch_size: 64,
+            crop_min: 0.3,
+            // A memory of twenty to thirty steps: a run has a thousand, not a hundred thousand.
+            momentum: match method {
+                Method::MocoV3 => Some(0.95),
+                Method::Dino => Some(0.97),
+                Method::BarlowTwins => None,
+            },
+            drop_path: 0.0,
+            base: match method {
+                Method::MocoV3 => Base::MocoV3 {
+                    temperature: 0.2,
+                    hidden: 512,
+                    out: 64,
+                },
+                // Without batch normalisation the head learns nothing in so few steps.
+                Method::Dino => Base::Dino {
+                    hidden: 256,
+                    bottleneck: 64,
+                    prototypes: 256,
+                    batch_norm: true,
+                    student_temperature: 0.1,
+                    teacher_temperature: (0.05, 0.05),
+                    teacher_warm_up: 0.0,
+                    centre_momentum: 0.9,
+                    freeze_prototypes: 0.0,
+                    learned_lengths: false,
+                },
+                // The scale brings 256 dimensions' loss to the size of the other methods'.
+                Method::BarlowTwins => Base::BarlowTwins {
+                    width: 256,
+                    redundancy: 0.02,
+                    scale: 10.0 / 256.0,
+                },
+            },
+            ser: Ser {
+                lambda: match method {
+                    // Its loss is a quarter of the others', in gradient.
+                    Method::BarlowTwins => 0.3,
+                    _ => 1.0,
+                },
+                layer: 2,
+                ratio: 0.125,
+                temperature: 0.3,
+                hidden: 128,
+                out: 128,
+                group: Group::D4,
+                scale: (1.0, 1.0),
+                aspect: (1.0, 1.0),
+                crops: None,
+                filter: FilterName::Bicubic,
+            },
+            optimizer: Optimizer {
+                learning_rate: 2e-3,
+                final_learning_rate: 0.0,
+                warm_up: 0.1,
+                weight_decay: 0.05,
+                final_weight_decay: 0.05,
+                clip: (method == Method::Dino).then_some(1.0),
+            },
+        }
+    }
+
+    /// The hyper-parameters of arXiv 2603.06693. Its sources differ in layer (3; 12 by the scripts' defaults), λ (1.0, 0.5,
+    /// DINO 0.3), τ (0.3; 0.5 or 0.4) and ratio (0.01; DINO 0.02): all are options.
+    fn imagenet_vit_s16(method: Method, batch_size: Option<usize>) -> Self {
+        let batch_size = batch_size.unwrap_or(2048);
+        let linear = |rate: f64| rate * batch_size as f64 / 256.0;
+        Self {
+            method,
+            preset: Preset::ImagenetVitS16,
+            baseline: false,
+            smoke: false,
+            seed: 0,
+            data: None,
+            epochs: 100,
+            batch_size,
+            crop_min: match method {
+                Method::Dino => 0.25,
+                _ => 0.08,
+            },
+            momentum: match method {
+                Method::MocoV3 => Some(0.99),
+                Method::Dino => Some(0.982),
+                Method::BarlowTwins => None,
+            },
+            drop_path: if method == Method::Dino { 0.1 } else { 0.0 },
+            base: match method {
+                Method::MocoV3 => Base::MocoV3 {
+                    temperature: 0.2,
+                    hidden: 4096,
+                    out: 256,
+                },
+                Method::Dino => Base::Dino {
+                    hidden: 2048,
+                    bottleneck: 256,
+                    prototypes: 65536,
+                    batch_norm: false,
+                    student_temperature: 0.1,
+                    teacher_temperature: (0.04, 0.07),
+                    teacher_warm_up: 0.1,
+                    centre_momentum: 0.9,
+                    freeze_prototypes: 0.01,
+                    learned_lengths: true,
+                },
+                Method::BarlowTwins => Base::BarlowTwins {
+                    width: 8192,
+                    redundancy: 0.0051,
+                    scale: 1.0,
+                },
+            },
+            ser: Ser {
+                lambda: if method == Method::Dino { 0.3 } else { 1.0 },
+                layer: 3,
+                ratio: 0.01,
+                temperature: if method == Method::Dino { 0.5 } else { 0.3 },
+                hidden: 512,
+                out: 512,
+                group: Group::D4,
+                scale: (0.7, 1.3),
+                aspect: (3.0 / 4.0, 4.0 / 3.0),
+                crops: None,
+                filter: FilterName::Bicubic,
+            },
+            optimizer: Optimizer {
+                learning_rate: linear(match method {
+                    Method::MocoV3 => 3e-4,
+                    _ => 1e-4,
+                }),
+                final_learning_rate: if method == Method::Dino { 1e-5 } else { 0.0 },
+                warm_up: 0.1,
+                weight_decay: if method == Method::Dino { 0.04 } else { 0.1 },
+                final_weight_decay: if method == Method::Dino { 0.4 } else { 0.1 },
+                clip: (method != Method::MocoV3).then_some(0.3),
+            },
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(self.epochs > 0, "--epochs: expected at least 1, got 0");
+        ensure!(
+            self.batch_size >= 2,
+            "--batch-size: expected at least 2, got {}",
+            self.batch_size
+        );
+        ensure!(
+            self.crop_min > 0.0 && self.crop_min <= 1.0,
+            "--crop-min: expected a fraction above 0, at most 1, got {}",
+            self.crop_min
+        );
+        for (name, value) in [
+            ("--learning-rate", self.optimizer.learning_rate),
+            ("--weight-decay", self.optimizer.weight_decay),
+            ("--clip", self.optimizer.clip.unwrap_or(1.0)),
+        ] {
+            ensure!(
+                value.is_finite() && value >= 0.0,
+                "{name}: expected a finite number, at least 0, got {value}"
+            );
+        }
+        for (name, value) in [
+            ("--warm-up", self.optimizer.warm_up),
+            ("--momentum", self.momentum.unwrap_or(0.0)),
+            ("--drop-path", self.drop_path),
+        ] {
+            ensure!(
+                (0.0..1.0).contains(&value),
+                "{name}: expected a fraction, at least 0 and below 1, got {value}"
+            );
+        }
+        Ok(())
+    }
+
+    /// The encoder for such pictures.
+    pub fn vit(&self, images: &Images) -> Result<VitConfig> {
+        let (layer, early_cls) = (self.ser.layer, self.baseline);
+        let config = match self.preset {
+            Preset::FashionTiny => VitConfig::small(images, layer, early_cls)?,
+            Preset::ImagenetVitS16 => VitConfig {
+                frozen_patches: self.method == Method::MocoV3,
+                ..VitConfig::s16(layer, early_cls)?
+            },
+        };
+        Ok(VitConfig {
+            drop_path: self.drop_path,
+            ..config
+        })
+    }
+
+    /// The part of a batch that the regularizer sees; none in the baseline.
+    pub fn partition(&self) -> Result<Option<Partition>> {
+        match self.baseline {
+            true => Ok(None),
+            false => Ok(Some(Partition::new(self.batch_size, self.ser.ratio)?)),
+        }
+    }
+
+    /// `ser`, `lambda0` or `baseline`.
+    pub fn mode(&self) -> &'static str {
+        match (self.baseline, self.ser.lambda == 0.0) {
+            (true, _) => "baseline",
+            (false, true) => "lambda0",
+            (false, false) => "ser",
+        }
+    }
+
+    /// Names of the fields in which two configurations differ, with both values: `ser.lambda: 1.0, now 0.5`.
+    pub fn differences(saved: &serde_json::Value, now: &serde_json::Value) -> Vec<String> {
+        fn walk(path: &str, a: &serde_json::Value, b: &serde_json::Value, out: &mut Vec<String>) {
+            use serde_json::Value::{Null, Object};
+            match (a, b) {
+                (Object(x), Object(y)) => {
+                    let mut keys: Vec<_> = x.keys().chain(y.keys()).collect();
+                    keys.sort();
+                    keys.dedup();
+                    for key in keys {
+                        let dot = if path.is_empty() { "" } else { "." };
+                        let (a, b) = (x.get(key).unwrap_or(&Null), y.get(key).unwrap_or(&Null));
+                        walk(&format!("{path}{dot}{key}"), a, b, out);
+                    }
+                }
+                _ if a != b => out.push(format!("{path}: {a}, now {b}")),
+                _ => {}
+            }
+        }
+        let mut out = Vec::new();
+        walk("", saved, now, &mut out);
+        out
+    }
+}
+
+impl Ser {
+    /// The loss, on maps that `prefix` tokens lead.
+    pub fn loss(&self, prefix: usize) -> SerConfig {
+        SerConfig {
+            lambda: self.lambda,
+            temperature: self.temperature,
+            projector: Some(ProjectorConfig {
+                hidden: self.hidden,
+                out: self.out,
+                norm: true,
+            }),
+            layout: Layout {
+                prefix,
+                ..Default::default()
+            },
+            resample: self.resample(),
+            ..Default::default()
+        }
+    }
+
+    /// What views are drawn from.
+    pub fn views(&self) -> ViewConfig {
+        ViewConfig {
+            pairing: match self.group {
+                Group::D4 => Pairing::Free(Subgroup::D4),
+                Group::Rotations => Pairing::Free(Subgroup::C4),
+                Group::Flips => Pairing::Free(Subgroup::Flips),
+                Group::None => Pairing::Free(Subgroup::Trivial),
+                Group::Complement => Pairing::Complement,
+            },
+            area: self.scale,
+            aspect: self.aspect,
+            crop: self.crops.map(|area| CropRange {
+                area,
+                ..Default::default()
+            }),
+            resample: self.resample(),
+        }
+    }
+
+    fn resample(&self) -> Resample {
+        Resample::from(match self.filter {
+            FilterName::Nearest => Filter::Nearest,
+            FilterName::Bilinear => Filter::Bilinear,
+            FilterName::Bicubic => Filter::Bicubic,
+            FilterName::BicubicAntialias => Filter::BicubicAntialias,
+            FilterName::Area => Filter::Area,
+        })
+    }
+}
