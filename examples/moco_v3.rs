@@ -26,7 +26,7 @@ use common::{
     eval::{self, Evaluation},
     knn,
     moco::{Head, contrast},
-    optimizer::Decoupled,
+    optimizer::AdamW,
     progress::{Progress, Step},
     vit::{Vit, VitConfig},
     weights::Weights,
@@ -43,6 +43,7 @@ use ser_reg::{
 
 const LEARNING_RATE: f64 = 2e-3;
 const WEIGHT_DECAY: f64 = 0.05;
+const BETAS: (f64, f64) = (0.9, 0.999);
 /// First momentum of the key encoder; it rises to 1.
 const MOMENTUM: f64 = 0.95;
 /// Temperature of the base method's loss.
@@ -84,7 +85,7 @@ fn train() -> Result<()> {
     let warm_up = steps / 10;
     let learning_rate = Schedule::cosine(LEARNING_RATE, 0.0, steps - warm_up)?.warm_up(warm_up);
     let momentum_course = Schedule::cosine(MOMENTUM, 1.0, steps)?;
-    let mut optimizer = Decoupled::new(&online.named(), WEIGHT_DECAY)?;
+    let mut optimizer = AdamW::new(&online.named(), BETAS, 1e-8)?;
 
     let augment = Augment::new(&data.train);
     let evaluation = Evaluation {
@@ -145,7 +146,7 @@ fn train() -> Result<()> {
             if step == 0 {
                 grad::assert_reaches(&loss, under(&online.named(), "encoder."))?;
             }
-            optimizer.step(&loss.backward()?, learning_rate.at(step))?;
+            optimizer.step(&loss.backward()?, learning_rate.at(step), WEIGHT_DECAY)?;
             seen.loss = loss.to_scalar()?;
             seen.invariance = invariance.to_scalar()?;
             progress.step(seen, args.lambda, m)?;
