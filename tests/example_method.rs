@@ -116,6 +116,7 @@ fn adamw_is_that_of_candle() {
 #[test]
 fn a_restored_adamw_goes_on_bit_for_bit() {
     let run = |break_at: Option<u64>| {
+        let mut saved = None;
         let named = parameters(DType::F32);
         let mut adamw = AdamW::new(&named, BETAS, 1e-8).unwrap();
         for step in 0..6 {
@@ -125,12 +126,16 @@ fn a_restored_adamw_goes_on_bit_for_bit() {
                 adamw.step(&gradients(&named, 77, ""), 0.0, 0.0).unwrap();
                 adamw = AdamW::new(&named, BETAS, 1e-8).unwrap();
                 adamw.restore(&state).unwrap();
+                saved = Some((values(&state["matrix.first"]), state));
             }
             // One parameter joins late, so that counters differ.
             let skip = if step < 2 { "vector" } else { "" };
             adamw
                 .step(&gradients(&named, step, skip), 1e-2, 0.1)
                 .unwrap();
+        }
+        if let Some((first, state)) = saved {
+            assert!(first == values(&state["matrix.first"]), "the copy changed");
         }
         let weights = named.iter().map(|(_, var)| values(var));
         let state = adamw.state().unwrap();
@@ -182,4 +187,19 @@ fn a_state_of_other_parameters_is_refused() {
     state.remove("vector.first");
     let error = adamw.restore(&state).unwrap_err().to_string();
     assert!(error.contains("expected vector.first"), "{error}");
+}
+
+#[test]
+fn the_fused_adamw_rounds_as_the_plain_one() {
+    let run = |fused| {
+        let named = parameters(DType::F32);
+        let mut adamw = AdamW::new(&named, BETAS, 1e-8).unwrap();
+        adamw.fused = fused;
+        for step in 0..4 {
+            adamw.step(&gradients(&named, step, ""), 1e-2, 0.1).unwrap();
+        }
+        let weights = named.iter().map(|(_, var)| values(var));
+        weights.collect::<Vec<_>>()
+    };
+    assert!(run(true) == run(false));
 }

@@ -18,6 +18,8 @@ pub struct AdamW {
     parameters: Vec<Parameter>,
     betas: (f64, f64),
     eps: f64,
+    /// Whether `f32` on the CPU is updated in place, on all threads; the values are the same either way.
+    pub fused: bool,
 }
 
 struct Parameter {
@@ -46,6 +48,7 @@ impl AdamW {
             parameters: named.iter().map(parameter).collect::<Result<_>>()?,
             betas,
             eps,
+            fused: true,
         })
     }
 
@@ -66,9 +69,12 @@ impl AdamW {
                 scale: 1.0 / (1.0 - beta2.powf(t)),
                 eps: self.eps,
             };
-            parameter
-                .advance(grad, &rule)
-                .with_context(|| format!("AdamW step of {}", parameter.name))?;
+            let (device, dtype) = (parameter.var.device(), parameter.var.dtype());
+            let advanced = match self.fused && device.is_cpu() && dtype == DType::F32 {
+                true => parameter.advance_fused(grad, &rule),
+                false => parameter.advance_plain(grad, &rule),
+            };
+            advanced.with_context(|| format!("AdamW step of {}", parameter.name))?;
         }
         Ok(())
     }
@@ -132,16 +138,6 @@ struct Rule {
 }
 
 impl Parameter {
-    fn advance(&mut self, grad: &Tensor, rule: &Rule) -> candle_core::Result<()> {
-        let fused = self.var.device().is_cpu()
-            && self.var.dtype() == DType::F32
-            && self.var.is_contiguous();
-        match fused {
-            true => self.advance_fused(grad, rule),
-            false => self.advance_plain(grad, rule),
-        }
-    }
-
     /// In candle operations: any device and type.
     fn advance_plain(&mut self, grad: &Tensor, rule: &Rule) -> candle_core::Result<()> {
         let (beta1, beta2) = rule.betas;
