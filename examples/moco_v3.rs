@@ -25,7 +25,7 @@ use common::{
     environment,
     eval::{self, Evaluation},
     knn,
-    moco::{Head, contrast},
+    method::moco::{self, Widths, contrast},
     optimizer::AdamW,
     progress::{Progress, Step},
     vit::{Vit, VitConfig},
@@ -66,8 +66,8 @@ fn train() -> Result<()> {
     let online = Weights::seeded(args.seed);
     let vb = online.builder(&device);
     let encoder = Vit::new(&config, vb.pp("encoder"))?;
-    let projector = Head::projector(config.dim, vb.pp("projector"))?;
-    let predictor = Head::predictor(vb.pp("predictor"))?;
+    let projector = moco::projector(config.dim, Widths::SMALL, vb.pp("projector"))?;
+    let predictor = moco::predictor(Widths::SMALL, vb.pp("predictor"))?;
 
     let ser_config = args.ser(config.prefix(args.layer));
     let ser = SerLoss::new(ser_config, config.dim, vb.pp("ser"))?; // SER
@@ -77,7 +77,7 @@ fn train() -> Result<()> {
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&device);
     let key_encoder = Vit::new(&config, vb.pp("encoder"))?;
-    let key_projector = Head::projector(config.dim, vb.pp("projector"))?;
+    let key_projector = moco::projector(config.dim, Widths::SMALL, vb.pp("projector"))?;
     let key_ser = SerLoss::new(ser_config, config.dim, vb.pp("ser"))?; // SER
 
     let batch = args.batch_size;
