@@ -25,8 +25,8 @@ use common::{
     environment,
     eval::{self, Evaluation},
     knn,
-    moco::{Head, contrast},
-    optimizer::Decoupled,
+    method::moco::{self, Widths, contrast},
+    optimizer::AdamW,
     progress::{Progress, Step},
     vit::{Vit, VitConfig},
     weights::Weights,
@@ -43,6 +43,7 @@ use ser_reg::{
 
 const LEARNING_RATE: f64 = 2e-3;
 const WEIGHT_DECAY: f64 = 0.05;
+const BETAS: (f64, f64) = (0.9, 0.999);
 /// First momentum of the key encoder; it rises to 1.
 const MOMENTUM: f64 = 0.95;
 /// Temperature of the base method's loss.
@@ -65,8 +66,8 @@ fn train() -> Result<()> {
     let online = Weights::seeded(args.seed);
     let vb = online.builder(&device);
     let encoder = Vit::new(&config, vb.pp("encoder"))?;
-    let projector = Head::projector(config.dim, vb.pp("projector"))?;
-    let predictor = Head::predictor(vb.pp("predictor"))?;
+    let projector = moco::projector(config.dim, Widths::SMALL, vb.pp("projector"))?;
+    let predictor = moco::predictor(Widths::SMALL, vb.pp("predictor"))?;
 
     let ser_config = args.ser(config.prefix(args.layer));
     let ser = SerLoss::new(ser_config, config.dim, vb.pp("ser"))?; // SER
@@ -76,7 +77,7 @@ fn train() -> Result<()> {
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&device);
     let key_encoder = Vit::new(&config, vb.pp("encoder"))?;
-    let key_projector = Head::projector(config.dim, vb.pp("projector"))?;
+    let key_projector = moco::projector(config.dim, Widths::SMALL, vb.pp("projector"))?;
     let key_ser = SerLoss::new(ser_config, config.dim, vb.pp("ser"))?; // SER
 
     let batch = args.batch_size;
@@ -84,7 +85,7 @@ fn train() -> Result<()> {
     let warm_up = steps / 10;
     let learning_rate = Schedule::cosine(LEARNING_RATE, 0.0, steps - warm_up)?.warm_up(warm_up);
     let momentum_course = Schedule::cosine(MOMENTUM, 1.0, steps)?;
-    let mut optimizer = Decoupled::new(&online.named(), WEIGHT_DECAY)?;
+    let mut optimizer = AdamW::new(&online.named(), BETAS, 1e-8)?;
 
     let augment = Augment::new(&data.train);
     let evaluation = Evaluation {
@@ -145,7 +146,7 @@ fn train() -> Result<()> {
             if step == 0 {
                 grad::assert_reaches(&loss, under(&online.named(), "encoder."))?;
             }
-            optimizer.step(&loss.backward()?, learning_rate.at(step))?;
+            optimizer.step(&loss.backward()?, learning_rate.at(step), WEIGHT_DECAY)?;
             seen.loss = loss.to_scalar()?;
             seen.invariance = invariance.to_scalar()?;
             progress.step(seen, args.lambda, m)?;

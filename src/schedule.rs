@@ -24,6 +24,8 @@ use crate::{Error, Result};
 pub struct Schedule {
     delay: usize,
     warm_up: usize,
+    /// Steps from zero to the first value: `warm_up`, or one less.
+    rise: usize,
     course: Course,
     from: f64,
     to: f64,
@@ -49,6 +51,7 @@ impl Schedule {
         Ok(Self {
             delay: 0,
             warm_up: 0,
+            rise: 0,
             course,
             from,
             to,
@@ -83,6 +86,23 @@ impl Schedule {
     /// A linear rise from zero to the first value over `steps` before the course begins.
     pub fn warm_up(mut self, steps: usize) -> Self {
         self.warm_up = steps;
+        self.rise = steps;
+        self
+    }
+
+    /// As [`warm_up`](Self::warm_up), but the last of the `steps` has the first value already, and the course begins with
+    /// it once more: `numpy.linspace(0, value, steps)`, as the official DINO code has it.
+    ///
+    /// ```
+    /// # use ser_reg::schedule::Schedule;
+    /// let lr = Schedule::cosine(1e-3, 0.0, 100)?.warm_up_inclusive(11);
+    /// assert_eq!((lr.at(0), lr.at(5), lr.at(10), lr.at(11)), (0.0, 5e-4, 1e-3, 1e-3));
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
+    pub fn warm_up_inclusive(mut self, steps: usize) -> Self {
+        self.warm_up = steps;
+        // A single step is zero.
+        self.rise = steps.saturating_sub(1).max(1);
         self
     }
 
@@ -98,7 +118,7 @@ impl Schedule {
             return 0.0;
         };
         if step < self.warm_up {
-            return self.from * step as f64 / self.warm_up as f64;
+            return self.from * step as f64 / self.rise as f64;
         }
         let t = ((step - self.warm_up) as f64 / self.steps as f64).min(1.0);
         match self.course {

@@ -8,8 +8,8 @@ use common::{
     augment::Augment,
     data::Images,
     knn::{Bank, spread},
-    moco::{Head, contrast},
-    optimizer::Decoupled,
+    method::moco::{self, Widths, contrast},
+    optimizer::AdamW,
     vit::{Vit, VitConfig},
     weights::Weights,
 };
@@ -137,7 +137,7 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let build = |weights: &Weights| {
         let vb = weights.builder(&CPU);
         let vit = Vit::new(&config, vb.pp("encoder")).unwrap();
-        let head = Head::projector(16, vb.pp("projector")).unwrap();
+        let head = moco::projector(16, Widths::SMALL, vb.pp("projector")).unwrap();
         (
             vit,
             head,
@@ -145,10 +145,10 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
         )
     };
     let (vit, projector, ser) = build(&online);
-    let predictor = Head::predictor(online.builder(&CPU).pp("predictor")).unwrap();
+    let predictor = moco::predictor(Widths::SMALL, online.builder(&CPU).pp("predictor")).unwrap();
     let momentum = online.momentum_copy();
     let (key_vit, key_projector, key_ser) = build(&momentum);
-    let mut optimizer = Decoupled::new(&online.named(), 0.05).unwrap();
+    let mut optimizer = AdamW::new(&online.named(), (0.9, 0.999), 1e-8).unwrap();
     let still = ViewConfig {
         area: (1.0, 1.0),
         aspect: (1.0, 1.0),
@@ -184,7 +184,9 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
             let out = ser.forward_with_keys([&m1, &m2], [&n1, &n2], &key_ser, &relative);
             loss = (loss + out.unwrap().loss).unwrap();
         }
-        optimizer.step(&loss.backward().unwrap(), 1e-2).unwrap();
+        optimizer
+            .step(&loss.backward().unwrap(), 1e-2, 0.05)
+            .unwrap();
         loss.to_scalar::<f32>().unwrap()
     };
     (0..4).map(step).collect()

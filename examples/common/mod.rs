@@ -7,12 +7,13 @@
 
 pub mod augment;
 pub mod cli;
+pub mod clip;
 pub mod data;
 pub mod encoder;
 pub mod environment;
 pub mod eval;
 pub mod knn;
-pub mod moco;
+pub mod method;
 pub mod nn;
 pub mod optimizer;
 pub mod progress;

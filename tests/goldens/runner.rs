@@ -6,13 +6,6 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
 
-pub enum Outcome {
-    Checked,
-    /// Known, and belonging to a part that the crate does not have yet.
-    #[allow(dead_code)]
-    Deferred,
-}
-
 /// One file of cases.
 pub struct Golden {
     pub kind: String,

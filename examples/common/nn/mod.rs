@@ -160,7 +160,7 @@ impl BatchNorm {
 /// Mean over the batch, `(1, C)`; as a product, since candle sums slowly along the first axis.
 fn batch_mean(x: &Tensor) -> Result<Tensor> {
     let batch = x.dim(0)?;
-    Tensor::full(1.0 / batch as f32, (1, batch), x.device())?
+    Tensor::full(1.0 / batch as f64, (1, batch), x.device())?
         .to_dtype(x.dtype())?
         .matmul(x)
 }
