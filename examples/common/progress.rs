@@ -1,43 +1,20 @@
-//! Progress of a run: a bar for the step at hand, a line for each epoch, and whether the loss fell.
+//! Progress of a run: a bar for the step at hand, a line for each epoch.
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Values of one step.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Step {
-    /// What is minimised.
-    pub loss: f32,
-    /// Loss of the base method.
-    pub invariance: f32,
-    /// Equivariance loss before its weight.
-    pub equivariance: f32,
-    /// Fraction of tokens that are nearest to their own counterpart.
-    pub matching: f32,
-}
-
-impl Step {
-    fn mean(steps: &[Step]) -> Step {
-        let n = steps.len().max(1) as f32;
-        let mean = |value: fn(&Step) -> f32| steps.iter().map(value).sum::<f32>() / n;
-        Step {
-            loss: mean(|s| s.loss),
-            invariance: mean(|s| s.invariance),
-            equivariance: mean(|s| s.equivariance),
-            matching: mean(|s| s.matching),
-        }
-    }
-}
+use super::records::{Epoch, Step};
 
 pub struct Progress {
     bar: ProgressBar,
     batch: usize,
+    /// Steps of this epoch, or those made since the run was resumed.
     steps: Vec<Step>,
-    epoch_start: usize,
-    /// Seconds in the steps of this epoch, and in all steps; evaluation does not count.
-    seconds: (f64, f64),
+    /// Steps, and seconds in them; evaluation does not count.
+    all: (usize, f64),
+    seconds: f64,
     clock: Instant,
 }
 
@@ -51,84 +28,95 @@ impl Progress {
         Ok(Self {
             bar,
             batch,
-            steps: Vec::with_capacity(steps),
-            epoch_start: 0,
-            seconds: (0.0, 0.0),
+            steps: Vec::new(),
+            all: (0, 0.0),
+            seconds: 0.0,
             clock: Instant::now(),
         })
     }
 
-    pub fn begin_epoch(&mut self) {
-        self.epoch_start = self.steps.len();
-        self.seconds.0 = 0.0;
-        self.clock = Instant::now();
+    /// Starts at `step`.
+    pub fn resume(&mut self, step: usize) {
+        self.bar.set_position(step as u64);
+        self.bar.reset_eta();
     }
 
-    pub fn steps_done(&self) -> usize {
-        self.steps.len()
+    pub fn begin_epoch(&mut self) {
+        self.steps.clear();
+        self.seconds = 0.0;
+        self.clock = Instant::now();
     }
 
     /// To be called at the end of each step.
-    pub fn step(&mut self, step: Step, lambda: f64, momentum: f64) -> Result<()> {
-        ensure!(
-            step.loss.is_finite(),
-            "the loss is {} at step {}",
-            step.loss,
-            self.steps.len()
-        );
+    pub fn step(&mut self, step: &Step) {
         let seconds = self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
-        self.seconds = (self.seconds.0 + seconds, self.seconds.1 + seconds);
-        self.steps.push(step);
+        self.seconds += seconds;
+        self.all = (self.all.0 + 1, self.all.1 + seconds);
+        self.steps.push(*step);
+        let momentum = step
+            .momentum
+            .map_or(String::new(), |m| format!("  momentum {m:.4}"));
         self.bar.set_message(format!(
-            "loss {:.3}  lambda {lambda}  momentum {momentum:.4}  {:.0} images/s",
+            "loss {:.3}  lambda {}{momentum}  {:.0} images/s",
             step.loss,
-            self.epoch_speed()
+            step.lambda,
+            self.epoch_speed().0
         ));
         self.bar.inc(1);
-        Ok(())
     }
 
-    /// Prints the means of the epoch beside what was measured after it.
-    pub fn end_epoch(&self, epoch: usize, spread: f32, score: f64) {
-        let mean = Step::mean(&self.steps[self.epoch_start..]);
-        // Without an equivariance loss there is none to show.
-        let equivariance = match mean.equivariance > 0.0 {
-            true => format!(
-                "equivariance {:.4}  matching {:.1} %  ",
-                mean.equivariance,
-                100.0 * mean.matching
-            ),
-            false => String::new(),
+    /// Prints the means of the epoch beside what was measured after it, of all blocks the one numbered `layer`.
+    pub fn end_epoch(&self, measured: &Epoch, layer: usize) {
+        let mean = |value: fn(&Step) -> Option<f32>| {
+            let values: Vec<f32> = self.steps.iter().filter_map(value).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
         };
+        let mut line = format!("epoch {:>2}", measured.epoch);
+        let mut say = |name: &str, value: Option<f64>, digits: usize| {
+            if let Some(value) = value {
+                line += &format!("  {name} {value:.digits$}");
+            }
+        };
+        say("invariance", mean(|s| Some(s.invariance)).map(f64::from), 4);
+        say("equivariance", mean(|s| s.equivariance).map(f64::from), 4);
+        say("matching %", mean(|s| s.matching).map(|m| 100.0 * f64::from(m)), 1);
+        if !measured.accuracy.is_empty() {
+            say("feature std", Some(f64::from(measured.feature_std)), 3);
+            say("score", measured.equivariance.get(layer - 1).copied(), 3);
+            say("kNN %", measured.accuracy.first().copied(), 1);
+        }
+        for (name, value) in &measured.extra {
+            say(name, Some(*value), 3);
+        }
+        say("images/s", Some(measured.images_per_s), 0);
+        say("waiting %", Some(100.0 * measured.waiting), 1);
+        self.say(&line);
+    }
+
+    /// Prints a line above the bar.
+    pub fn say(&self, line: &str) {
         // `suspend` and not `println` of the bar, which is silent where there is no terminal.
-        self.bar.suspend(|| {
-            println!(
-                "epoch {epoch:>2}  invariance {:.4}  {equivariance}feature std {spread:.3}  \
-                 equivariance score {score:.3}  {:.0} images/s",
-                mean.invariance,
-                self.epoch_speed()
-            );
-        });
+        self.bar.suspend(|| println!("{line}"));
     }
 
-    /// Means over the first and the last eighth of the run.
-    pub fn ends(&self) -> (Step, Step) {
+    pub fn finish(&self) {
         self.bar.finish_and_clear();
-        let n = self.steps.len();
-        let eighth = n.div_ceil(8);
-        (
-            Step::mean(&self.steps[..eighth]),
-            Step::mean(&self.steps[n - eighth..]),
-        )
     }
 
-    /// Pictures per second over the whole run, evaluation not counted.
+    /// Pictures per second in this epoch, and its seconds.
+    pub fn epoch_speed(&self) -> (f64, f64) {
+        let images = (self.steps.len() * self.batch) as f64;
+        (images / self.seconds.max(1e-9), self.seconds)
+    }
+
+    /// Seconds in all steps since the program started.
+    pub fn seconds(&self) -> f64 {
+        self.all.1
+    }
+
+    /// Pictures per second since the program started, evaluation not counted.
     pub fn speed(&self) -> f64 {
-        (self.steps.len() * self.batch) as f64 / self.seconds.1
-    }
-
-    fn epoch_speed(&self) -> f64 {
-        ((self.steps.len() - self.epoch_start) * self.batch) as f64 / self.seconds.0
+        (self.all.0 * self.batch) as f64 / self.all.1.max(1e-9)
     }
 }

@@ -14,7 +14,12 @@ use ser_reg::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{cli::Args, data::Images, vit::VitConfig};
+use super::{
+    cli::Args,
+    data::Images,
+    method::{HeadConfig, barlow, dino::DinoHead, moco},
+    vit::VitConfig,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -117,15 +122,12 @@ pub struct Optimizer {
 pub enum Base {
     MocoV3 {
         temperature: f64,
-        hidden: usize,
-        out: usize,
+        widths: moco::Widths,
     },
     Dino {
-        hidden: usize,
-        bottleneck: usize,
+        /// What leads to the prototypes.
+        mlp: HeadConfig,
         prototypes: usize,
-        /// Batch normalisation in the head, with ReLU; without it, GELU.
-        batch_norm: bool,
         student_temperature: f64,
         /// It rises linearly from the first to the second value over the fraction of steps.
         teacher_temperature: (f64, f64),
@@ -137,7 +139,7 @@ pub enum Base {
         learned_lengths: bool,
     },
     BarlowTwins {
-        width: usize,
+        projector: HeadConfig,
         /// Weight of the redundancy term.
         redundancy: f64,
         /// Factor on the loss.
@@ -202,15 +204,11 @@ impl Settings {
             base: match method {
                 Method::MocoV3 => Base::MocoV3 {
                     temperature: 0.2,
-                    hidden: 512,
-                    out: 64,
+                    widths: moco::Widths::SMALL,
                 },
-                // Without batch normalisation the head learns nothing in so few steps.
                 Method::Dino => Base::Dino {
-                    hidden: 256,
-                    bottleneck: 64,
+                    mlp: DinoHead::small(64),
                     prototypes: 256,
-                    batch_norm: true,
                     student_temperature: 0.1,
                     teacher_temperature: (0.05, 0.05),
                     teacher_warm_up: 0.0,
@@ -220,7 +218,7 @@ impl Settings {
                 },
                 // The scale brings 256 dimensions' loss to the size of the other methods'.
                 Method::BarlowTwins => Base::BarlowTwins {
-                    width: 256,
+                    projector: barlow::small(64),
                     redundancy: 0.02,
                     scale: 10.0 / 256.0,
                 },
@@ -280,14 +278,11 @@ impl Settings {
             base: match method {
                 Method::MocoV3 => Base::MocoV3 {
                     temperature: 0.2,
-                    hidden: 4096,
-                    out: 256,
+                    widths: moco::Widths::PAPER,
                 },
                 Method::Dino => Base::Dino {
-                    hidden: 2048,
-                    bottleneck: 256,
+                    mlp: DinoHead::paper(384),
                     prototypes: 65536,
-                    batch_norm: false,
                     student_temperature: 0.1,
                     teacher_temperature: (0.04, 0.07),
                     teacher_warm_up: 0.1,
@@ -296,7 +291,7 @@ impl Settings {
                     learned_lengths: true,
                 },
                 Method::BarlowTwins => Base::BarlowTwins {
-                    width: 8192,
+                    projector: barlow::paper(384),
                     redundancy: 0.0051,
                     scale: 1.0,
                 },

@@ -114,6 +114,7 @@ impl VitConfig {
     }
 }
 
+#[derive(Clone, Debug)]
 pub struct Vit {
     config: VitConfig,
     patch: Linear,
@@ -172,6 +173,13 @@ impl Vit {
 
     pub fn config(&self) -> &VitConfig {
         &self.config
+    }
+
+    /// The same encoder, with all tokens of its last block for who looks at them.
+    pub fn with_last_map(&self) -> Self {
+        let mut vit = self.clone();
+        vit.config.last_map = true;
+        vit
     }
 
     /// Pictures `(B, C, H, W)` to the normalised CLS token `(B, D)`; `H` and `W` are multiples of the patch size, by default
@@ -274,6 +282,7 @@ impl Vit {
 }
 
 /// Attention and MLP, each on a normalised copy and added back.
+#[derive(Clone, Debug)]
 struct Block {
     heads: usize,
     norm1: LayerNorm,

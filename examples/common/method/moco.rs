@@ -2,12 +2,13 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
 
 use super::super::nn::normalize;
 use super::{Head, HeadConfig};
 
 /// Widths of hidden layers and of embeddings.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Widths {
     pub hidden: usize,
     pub out: usize,

@@ -14,27 +14,27 @@ use crate::common::{optimizer::AdamW, settings::Settings, weights::Weights};
 const VERSION: &str = "1";
 
 /// What changes in training.
-pub struct State<'a> {
-    pub online: &'a Weights,
+pub struct State {
+    pub online: Weights,
     /// The key or teacher encoder.
-    pub momentum: Option<&'a Weights>,
-    pub optimizer: &'a mut AdamW,
+    pub momentum: Option<Weights>,
+    pub optimizer: AdamW,
     /// Buffers of a method: DINO's centre.
-    pub buffers: Vec<(&'static str, &'a Var)>,
+    pub buffers: Vec<(&'static str, Var)>,
 }
 
-impl State<'_> {
+impl State {
     /// All variables, by the names they have in a checkpoint.
     fn vars(&self) -> Vec<(String, Var)> {
         let named = |part: &str, weights: &Weights| {
             let name = |(name, var)| (format!("{part}/{name}"), var);
             weights.named().into_iter().map(name).collect::<Vec<_>>()
         };
-        let mut vars = named("online", self.online);
-        if let Some(momentum) = self.momentum {
+        let mut vars = named("online", &self.online);
+        if let Some(momentum) = &self.momentum {
             vars.extend(named("momentum", momentum));
         }
-        let buffer = |(name, var): &(&str, &Var)| (format!("buffer/{name}"), (*var).clone());
+        let buffer = |(name, var): &(&str, Var)| (format!("buffer/{name}"), var.clone());
         vars.extend(self.buffers.iter().map(buffer));
         vars
     }
@@ -48,7 +48,7 @@ pub fn save(path: &Path, state: &State, settings: &Settings, step: usize) -> Res
     for (name, var) in state.vars() {
         tensors.push((name, var.as_detached_tensor()));
     }
-    for (name, tensor) in state.optimizer.state() {
+    for (name, tensor) in state.optimizer.state()? {
         tensors.push((format!("optimizer/{name}"), tensor));
     }
     let metadata = HashMap::from([

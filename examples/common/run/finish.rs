@@ -1,0 +1,256 @@
+//! The end of a run: what the encoder is worth, said, written down and drawn.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::{Run, State, file};
+use crate::common::{
+    eval::{self, Evaluation},
+    records::{Record, Step},
+    report::{Panel, Report},
+    settings::Settings,
+    vit::Vit,
+    weights::Weights,
+};
+
+/// `result.json`: the last measurements of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    pub method: String,
+    pub mode: String,
+    pub seed: u64,
+    pub epochs: usize,
+    pub steps: usize,
+    /// Means over the first and the last eighth of the steps.
+    pub first: Means,
+    pub last: Means,
+    /// Weighted 20-NN accuracy in percent, upright and in the seven other poses; and their mean.
+    pub knn: Vec<f64>,
+    pub knn_poses: f64,
+    /// Centred equivariance score of each block.
+    pub equivariance: Vec<f64>,
+    pub feature_std: f32,
+    /// Training pictures per second, evaluation not counted; share of that time spent waiting for pictures.
+    pub images_per_s: f64,
+    pub waiting: f64,
+    /// Of the process that ended the run.
+    pub seconds: f64,
+    /// Most memory the process held, where the system tells.
+    pub peak_mib: Option<f64>,
+    pub skipped: usize,
+    pub note: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Means {
+    pub loss: f32,
+    pub invariance: f32,
+    pub equivariance: Option<f32>,
+    pub matching: Option<f32>,
+}
+
+impl Means {
+    fn of(steps: &[&Step]) -> Self {
+        let mean = |value: fn(&Step) -> Option<f32>| {
+            let values: Vec<f32> = steps.iter().filter_map(|&s| value(s)).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
+        };
+        Self {
+            loss: mean(|s| Some(s.loss)).unwrap_or(f32::NAN),
+            invariance: mean(|s| Some(s.invariance)).unwrap_or(f32::NAN),
+            equivariance: mean(|s| s.equivariance),
+            matching: mean(|s| s.matching),
+        }
+    }
+}
+
+impl Run {
+    /// Saves the encoder, measures it on all pictures, and writes the report. After Ctrl-C it says how to go on instead, and
+    /// ends the program.
+    pub fn finish(self, encoder: &Vit, state: &State) -> Result<()> {
+        self.progress.finish();
+        if self.stopped {
+            println!(
+                "stopped after {} of {} steps; the same command with --resume goes on from {}",
+                self.step,
+                self.steps,
+                self.checkpoint_path().display()
+            );
+            std::process::exit(130);
+        }
+        self.save_encoder(state)?;
+        let evaluation = Evaluation {
+            bank: &self.data.bank,
+            test: &self.data.test,
+            statistics: &self.augment.statistics,
+            device: &self.device,
+        };
+        let untrained = Weights::seeded(self.settings.seed);
+        let untrained = Vit::new(&self.vit, untrained.builder(&self.device).pp("encoder"))?;
+        let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
+        let rows = [
+            ("trained encoder", trained),
+            ("untrained encoder", evaluation.poses(|x| Ok(untrained.forward(x)?))?),
+            ("raw pixels", evaluation.poses(eval::raw_pixels)?),
+        ];
+        eval::print_table(&self.data.note, &rows);
+        let outcome = self.outcome(&evaluation, encoder, &trained)?;
+        let json = serde_json::to_vec_pretty(&outcome)?;
+        file::write(&self.folder.join("result.json"), &json)?;
+        self.write_report(encoder, &outcome)?;
+        println!("\nreport {}", self.folder.join("report.html").display());
+        print_line(&outcome, self.settings.ser.layer);
+        ensure!(
+            !self.settings.smoke || falls(&outcome),
+            "a loss did not fall: at first {:?}, at last {:?}",
+            outcome.first,
+            outcome.last
+        );
+        Ok(())
+    }
+
+    fn outcome(&self, evaluation: &Evaluation, encoder: &Vit, trained: &[f64; 8]) -> Result<Outcome> {
+        let records = self.log.records();
+        let steps: Vec<&Step> = records
+            .iter()
+            .filter_map(|r| match r {
+                Record::Step(step) => Some(step),
+                Record::Epoch(_) => None,
+            })
+            .collect();
+        let eighth = steps.len().div_ceil(8);
+        let waited = self.loader.as_ref().map_or(0.0, |l| l.waiting().as_secs_f64());
+        let features = evaluation.test_features(|x| Ok(encoder.forward(x)?))?;
+        Ok(Outcome {
+            method: self.settings.method.name().to_string(),
+            mode: self.settings.mode().to_string(),
+            seed: self.settings.seed,
+            epochs: self.settings.epochs,
+            steps: self.steps,
+            first: Means::of(&steps[..eighth]),
+            last: Means::of(&steps[steps.len() - eighth..]),
+            knn: trained.to_vec(),
+            knn_poses: eval::pose_mean(trained),
+            equivariance: evaluation.equivariance(encoder)?,
+            feature_std: super::spread(&features)?,
+            images_per_s: self.progress.speed(),
+            waiting: waited / self.progress.seconds().max(1e-9),
+            seconds: self.start.elapsed().as_secs_f64(),
+            peak_mib: peak_mib(),
+            skipped: self.data.skipped.len(),
+            note: self.data.note.clone(),
+        })
+    }
+
+    fn write_report(&self, encoder: &Vit, outcome: &Outcome) -> Result<()> {
+        let layer = self.settings.ser.layer;
+        let count = self.data.test.len();
+        // A few pictures at even distances.
+        let indices: Vec<usize> = (0..4.min(count)).map(|i| i * count / 4.min(count)).collect();
+        let statistics = &self.augment.statistics;
+        let panel = Panel::new(
+            &encoder.with_last_map(),
+            &self.data.test,
+            &indices,
+            statistics,
+            layer,
+            &self.device,
+        )?;
+        let report = Report {
+            title: &format!(
+                "{} / {} / seed {}",
+                outcome.method, outcome.mode, outcome.seed
+            ),
+            config: flat(&self.settings)?,
+            result: result_rows(outcome),
+            records: self.log.records(),
+            panel: Some(panel),
+        };
+        file::write(&self.folder.join("report.html"), report.html()?.as_bytes())
+    }
+}
+
+/// Both losses that were minimised are lower at last than at first.
+fn falls(outcome: &Outcome) -> bool {
+    let (first, last) = (&outcome.first, &outcome.last);
+    let equivariance = match (first.equivariance, last.equivariance) {
+        (Some(first), Some(last)) => last < 0.95 * first,
+        _ => true,
+    };
+    last.loss < 0.97 * first.loss && equivariance
+}
+
+/// One line for machines: CI reads it.
+fn print_line(outcome: &Outcome, layer: usize) {
+    let Outcome { first, last, .. } = outcome;
+    println!(
+        "\nresult method={} mode={} seed={} epochs={} steps={} loss_first={:.4} loss_last={:.4} invariance_last={:.4} \
+         equivariance_last={:.4} score={:.4} knn={:.2} knn_poses={:.2} images_per_s={:.0} waiting={:.3} peak_mib={:.0} \
+         seconds={:.0}",
+        outcome.method,
+        outcome.mode,
+        outcome.seed,
+        outcome.epochs,
+        outcome.steps,
+        first.loss,
+        last.loss,
+        last.invariance,
+        last.equivariance.unwrap_or(0.0),
+        outcome.equivariance.get(layer - 1).copied().unwrap_or(f64::NAN),
+        outcome.knn[0],
+        outcome.knn_poses,
+        outcome.images_per_s,
+        outcome.waiting,
+        outcome.peak_mib.unwrap_or(f64::NAN),
+        outcome.seconds,
+    );
+}
+
+fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
+    let row = |name: &str, value: String| (name.to_string(), value);
+    let mut rows = vec![
+        row("20-NN accuracy, upright", format!("{:.1} %", outcome.knn[0])),
+        row("mean of the seven other poses", format!("{:.1} %", outcome.knn_poses)),
+        row("steps", outcome.steps.to_string()),
+        row("images/s", format!("{:.0}", outcome.images_per_s)),
+        row("waiting for pictures", format!("{:.1} %", 100.0 * outcome.waiting)),
+        row("pictures skipped", outcome.skipped.to_string()),
+        row("data", outcome.note.clone()),
+    ];
+    for (i, score) in outcome.equivariance.iter().enumerate() {
+        rows.insert(2 + i, row(&format!("equivariance score, block {}", i + 1), format!("{score:.3}")));
+    }
+    rows
+}
+
+/// The fields of the settings as rows, `ser.lambda` for a field in a field.
+fn flat(settings: &Settings) -> Result<Vec<(String, String)>> {
+    fn walk(path: &str, value: &serde_json::Value, rows: &mut BTreeMap<String, String>) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (name, value) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    walk(&format!("{path}{dot}{name}"), value, rows);
+                }
+            }
+            serde_json::Value::Null => {}
+            value => {
+                rows.insert(path.to_string(), value.to_string());
+            }
+        }
+    }
+    let mut rows = BTreeMap::new();
+    walk("", &serde_json::to_value(settings)?, &mut rows);
+    Ok(rows.into_iter().collect())
+}
+
+/// The most memory that this process held, in MiB; Linux only.
+fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}

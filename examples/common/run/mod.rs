@@ -1,0 +1,375 @@
+//! A run: its folder, its pictures, its steps.
+//!
+//! ```text
+//! runs/moco_v3-ser-0/
+//!   config.json             what was asked for
+//!   metrics.jsonl           a line a step, a line an epoch
+//!   checkpoint.safetensors  what --resume needs
+//!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors
+//!   result.json             the last measurements
+//!   report.html             all of it to look at
+//! ```
+
+pub mod checkpoint;
+pub mod file;
+mod finish;
+mod interrupt;
+mod log;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+
+use self::{checkpoint::State, interrupt::Interrupt, log::Log};
+use super::{
+    augment::Augment,
+    cli::Args,
+    data::{self, Data, Wanted},
+    encoder::{self, Card},
+    eval::{Evaluation, spread},
+    loader::{Loader, LoaderConfig},
+    progress::Progress,
+    records::{Epoch, Record, Step},
+    settings::{Method, Preset, Settings},
+    vit::{Vit, VitConfig},
+};
+
+/// Pictures of the evaluations between epochs: neighbours are looked for among so many, for so many.
+const BANK: usize = 2000;
+const QUERIES: usize = 500;
+
+pub struct Run {
+    pub settings: Settings,
+    pub device: Device,
+    pub vit: VitConfig,
+    data: Data,
+    augment: Augment,
+    folder: PathBuf,
+    resume: bool,
+    checkpoint_every: Option<usize>,
+    evaluate_every: usize,
+    workers: usize,
+    loader: Option<Loader>,
+    log: Log,
+    progress: Progress,
+    interrupt: Interrupt,
+    /// Steps made; steps of an epoch; steps in all.
+    step: usize,
+    epoch_steps: usize,
+    steps: usize,
+    last_checkpoint: Option<usize>,
+    stopped: bool,
+    start: Instant,
+    /// The loader's waiting time when the epoch began.
+    waited: Duration,
+}
+
+/// The pictures of one step, in two views.
+pub struct Batch {
+    /// Steps made before this one.
+    pub step: usize,
+    pub first: Tensor,
+    pub second: Tensor,
+}
+
+impl Run {
+    /// Reads the pictures and makes the folder. Nothing is overwritten unless the run is resumed, or finished before.
+    pub fn open(method: Method, args: &Args) -> Result<Self> {
+        let start = Instant::now();
+        let settings = Settings::new(method, args)?;
+        let device = args.device()?;
+        let (data, augment) = pictures(&settings)?;
+        let vit = settings.vit(&data.bank)?;
+        let epoch_steps = data.train.len() / settings.batch_size;
+        ensure!(
+            epoch_steps > 0,
+            "--batch-size: expected at most {}, the number of training pictures, got {}",
+            data.train.len(),
+            settings.batch_size
+        );
+        let steps = settings.epochs * epoch_steps;
+        let name = format!("{}-{}-{}", method.name(), settings.mode(), settings.seed);
+        let folder = match (&args.out, settings.smoke) {
+            (Some(folder), _) => folder.clone(),
+            (None, true) => PathBuf::from("runs").join(format!("smoke-{name}")),
+            (None, false) => PathBuf::from("runs").join(name),
+        };
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        println!("{} {} | {}", method.name(), settings.mode(), data.note);
+        for (path, reason) in &data.skipped {
+            println!("skipped {}: {reason}", path.display());
+        }
+        println!("run folder {}", folder.display());
+        let large = settings.preset == Preset::ImagenetVitS16;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Ok(Self {
+            device,
+            vit,
+            resume: args.resume,
+            checkpoint_every: args.checkpoint_every,
+            evaluate_every: args.evaluate_every.unwrap_or(if large { 10 } else { 1 }),
+            workers: args.workers.unwrap_or(if large { cores } else { 1 }),
+            loader: None,
+            log: Log::new(&folder),
+            progress: Progress::new(steps, settings.batch_size)?,
+            interrupt: Interrupt::listen(),
+            step: 0,
+            epoch_steps,
+            steps,
+            last_checkpoint: None,
+            stopped: false,
+            start,
+            waited: Duration::ZERO,
+            data,
+            augment,
+            folder,
+            settings,
+        })
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// So many steps for a fraction of the run.
+    pub fn fraction(&self, of: f64) -> usize {
+        (self.steps as f64 * of) as usize
+    }
+
+    /// Restores the state if the run is resumed, and starts to load pictures. To be called once, when all is built.
+    pub fn begin(&mut self, encoder: &Vit, state: &mut State) -> Result<()> {
+        let path = self.checkpoint_path();
+        if self.resume && path.exists() {
+            self.step = checkpoint::restore(&path, state, &self.settings)?;
+            self.last_checkpoint = Some(self.step);
+            self.log.resume(self.step)?;
+            self.progress.resume(self.step);
+            println!("resumed after {} of {} steps", self.step, self.steps);
+        } else {
+            let config = serde_json::to_vec_pretty(&self.settings)?;
+            file::write(&self.folder.join("config.json"), &config)?;
+            self.log.begin()?;
+            // Of another run with this folder, perhaps: it must not be taken up by a later --resume.
+            if path.exists() {
+                std::fs::remove_file(&path)?;
+            }
+            if self.evaluate_every > 0 {
+                let untrained = self.evaluate(encoder, 0.0, 0.0, Vec::new())?;
+                self.log.write(Record::Epoch(untrained))?;
+            }
+        }
+        let part = self.settings.partition()?;
+        self.loader = Some(Loader::new(
+            self.data.train.clone(),
+            self.augment.clone(),
+            LoaderConfig {
+                batch: self.settings.batch_size,
+                shared: part.map_or(0, |p| p.equivariant().len()),
+                seed: self.settings.seed,
+                first_step: self.step,
+                steps: self.steps,
+                workers: self.workers,
+                prefetch: 2,
+            },
+        )?);
+        self.progress.begin_epoch();
+        Ok(())
+    }
+
+    /// The pictures of the next step; `None` when the run is over, or was asked to stop.
+    pub fn next_batch(&mut self) -> Result<Option<Batch>> {
+        if self.stopped || self.step == self.steps {
+            return Ok(None);
+        }
+        let loader = self.loader.as_mut().context("the run was not begun")?;
+        let batch = loader.next(&self.device)?;
+        for (path, reason) in loader.take_skipped() {
+            self.progress
+                .say(&format!("skipped {}: {reason}", path.display()));
+            self.data.skipped.push((path, reason));
+        }
+        Ok(Some(Batch {
+            step: self.step,
+            first: batch.first,
+            second: batch.second,
+        }))
+    }
+
+    /// Ends a step: writes down what was `seen`, and evaluates and saves when it is time.
+    ///
+    /// `extra` names figures of the method that are worth a line an epoch.
+    pub fn end_step(
+        &mut self,
+        seen: Step,
+        extra: Vec<(&'static str, f64)>,
+        encoder: &Vit,
+        state: &mut State,
+    ) -> Result<()> {
+        self.check_finite(&seen)?;
+        self.log.write(Record::Step(seen))?;
+        self.progress.step(&seen);
+        self.step += 1;
+        let epoch_ends = self.step.is_multiple_of(self.epoch_steps);
+        if epoch_ends {
+            self.end_epoch(encoder, extra)?;
+        }
+        let stop = self.interrupt.asked() && self.step < self.steps;
+        let due = self
+            .checkpoint_every
+            .is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
+        if epoch_ends || due || stop {
+            checkpoint::save(&self.checkpoint_path(), state, &self.settings, self.step)
+                .with_context(|| self.last_good())?;
+            self.last_checkpoint = Some(self.step);
+        }
+        if epoch_ends {
+            self.progress.begin_epoch();
+        }
+        self.stopped = stop;
+        Ok(())
+    }
+
+    fn end_epoch(&mut self, encoder: &Vit, extra: Vec<(&'static str, f64)>) -> Result<()> {
+        let epoch = self.step / self.epoch_steps;
+        let (speed, seconds) = self.progress.epoch_speed();
+        let waited = self.loader.as_ref().map_or(Duration::ZERO, Loader::waiting);
+        let waiting = (waited - self.waited).as_secs_f64() / seconds.max(1e-9);
+        self.waited = waited;
+        let evaluated = self.evaluate_every > 0
+            && (epoch.is_multiple_of(self.evaluate_every) || epoch == self.settings.epochs);
+        let record = match evaluated {
+            true => self.evaluate(encoder, speed, waiting, extra)?,
+            false => Epoch {
+                epoch,
+                step: self.step,
+                images_per_s: speed,
+                waiting,
+                extra: extra.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+                ..Default::default()
+            },
+        };
+        self.progress.end_epoch(&record, self.settings.ser.layer);
+        self.log.write(Record::Epoch(record))
+    }
+
+    /// Features, equivariance and accuracy of the encoder as it is, on a part of the pictures.
+    fn evaluate(
+        &self,
+        encoder: &Vit,
+        images_per_s: f64,
+        waiting: f64,
+        extra: Vec<(&'static str, f64)>,
+    ) -> Result<Epoch> {
+        let bank = self.data.bank.spread(BANK);
+        let test = self.data.test.spread(QUERIES);
+        let evaluation = Evaluation {
+            bank: &bank,
+            test: &test,
+            statistics: &self.augment.statistics,
+            device: &self.device,
+        };
+        let encode = |x: &Tensor| Ok(encoder.forward(x)?);
+        let mut figures: std::collections::BTreeMap<_, _> =
+            extra.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+        figures.retain(|_, v: &mut f64| v.is_finite());
+        Ok(Epoch {
+            epoch: self.step / self.epoch_steps,
+            step: self.step,
+            feature_std: spread(&evaluation.test_features(encode)?)?,
+            equivariance: evaluation.equivariance(encoder)?,
+            accuracy: evaluation.poses(encode)?.to_vec(),
+            images_per_s,
+            waiting,
+            extra: figures,
+        })
+    }
+
+    fn check_finite(&self, seen: &Step) -> Result<()> {
+        if seen.loss.is_finite() && seen.invariance.is_finite() {
+            return Ok(());
+        }
+        let equivariance = match seen.equivariance {
+            Some(loss) => format!(", the equivariance loss {loss}"),
+            None => String::new(),
+        };
+        bail!(
+            "step {}: the loss is {}; the base method's is {}{equivariance}. {}",
+            seen.step,
+            seen.loss,
+            seen.invariance,
+            self.last_good()
+        )
+    }
+
+    /// Where to go on from.
+    fn last_good(&self) -> String {
+        match self.last_checkpoint {
+            Some(step) => format!(
+                "The last good checkpoint is of step {step}: {}",
+                self.checkpoint_path().display()
+            ),
+            None => "There is no checkpoint yet".to_string(),
+        }
+    }
+
+    fn checkpoint_path(&self) -> PathBuf {
+        self.folder.join("checkpoint.safetensors")
+    }
+
+    fn card(&self) -> Card {
+        Card {
+            vit: self.vit.clone(),
+            statistics: self.augment.statistics.clone(),
+            layer: self.settings.ser.layer,
+            method: self.settings.method.name().to_string(),
+            mode: self.settings.mode().to_string(),
+            seed: self.settings.seed,
+        }
+    }
+
+    fn save_encoder(&self, state: &State) -> Result<()> {
+        let weights: Vec<_> = state
+            .online
+            .named()
+            .into_iter()
+            .filter_map(|(name, var)| {
+                let name = name.strip_prefix("encoder.")?;
+                Some((name.to_string(), var.as_detached_tensor()))
+            })
+            .collect();
+        let bytes = encoder::to_bytes(&weights, &self.card())?;
+        file::write(&self.folder.join("encoder.safetensors"), &bytes)
+    }
+}
+
+/// The pictures of a run, and how its views are cut from them.
+fn pictures(settings: &Settings) -> Result<(Data, Augment)> {
+    let wanted = match settings.preset {
+        Preset::FashionTiny => Wanted::default(),
+        Preset::ImagenetVitS16 => Wanted::streamed(224),
+    };
+    let mut data = match (&settings.data, settings.preset) {
+        (Some(path), _) => data::load(path, &wanted)?,
+        (None, Preset::FashionTiny) => data::load(&data::embedded(), &wanted)?,
+        (None, Preset::ImagenetVitS16) => {
+            bail!("--preset imagenet-vit-s16: expected --data, a folder of class sub-folders")
+        }
+    };
+    if settings.smoke {
+        data = data.take(1536, 300);
+        data.note += "; smoke run on 1,536 and 300 of them at most";
+    }
+    let mut augment = match settings.preset {
+        Preset::FashionTiny => Augment::small(data.bank.side, data.bank.statistics()),
+        Preset::ImagenetVitS16 => Augment::imagenet(settings.crop_min as f32),
+    };
+    augment.crop.area.0 = settings.crop_min as f32;
+    augment.check()?;
+    Ok((data, augment))
+}

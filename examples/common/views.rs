@@ -1,0 +1,88 @@
+//! Two views of a batch, and what the encoder makes of them.
+//!
+//! The regularizer splits a batch: the plain part has two crops of each picture, the posed part two poses of one crop. The
+//! base method sees both parts as one batch; the regularizer sees the tokens of the posed part.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use ser_reg::{partition::Partition, tap, view::ViewPair};
+
+use super::vit::Vit;
+
+/// Pictures `(B, C, H, W)`, normalised, in two views.
+pub struct Views {
+    plain: [Tensor; 2],
+    /// Poses may have another height and width than crops.
+    posed: Option<[Tensor; 2]>,
+}
+
+/// The encoder's output.
+pub struct Encoded {
+    /// Features `(B, D)` of either view, in the order of the batch.
+    pub features: [Tensor; 2],
+    /// Tokens of the tapped block for the posed part of either view.
+    pub maps: Option<[Tensor; 2]>,
+}
+
+impl Views {
+    /// The base method's: two crops of every picture.
+    pub fn plain(first: Tensor, second: Tensor) -> Self {
+        Self {
+            plain: [first, second],
+            posed: None,
+        }
+    }
+
+    /// With the last pictures, as `part` says, in the poses of `pair`.
+    pub fn posed(first: &Tensor, second: &Tensor, part: &Partition, pair: &ViewPair) -> Result<Self> {
+        let (plain1, shared1) = part.split(first)?;
+        let (plain2, shared2) = part.split(second)?;
+        Ok(Self {
+            plain: [plain1, plain2],
+            posed: Some([pair.first.act(&shared1)?, pair.second.act(&shared2)?]),
+        })
+    }
+
+    /// Runs everything through `encoder`, pictures of one size at once, and keeps the posed part's tokens of `block`.
+    /// `drop_path` seeds the stochastic depth of an encoder in training; without it nothing is dropped.
+    pub fn encode(&self, encoder: &Vit, block: &str, drop_path: Option<u64>) -> Result<Encoded> {
+        // First view, second view; then their posed parts.
+        let parts: Vec<&Tensor> = self.plain.iter().chain(self.posed.iter().flatten()).collect();
+        let (mut features, mut maps) = (Vec::new(), Vec::new());
+        for group in parts.chunk_by(|a, b| a.dims()[1..] == b.dims()[1..]) {
+            let x = Tensor::cat(group, 0)?;
+            let (output, map) = tap::capture(block, || match drop_path {
+                Some(seed) => encoder.forward_training(&x, seed.wrapping_add(features.len() as u64)),
+                None => encoder.forward(&x),
+            })?;
+            let mut start = 0;
+            for part in group {
+                let count = part.dim(0)?;
+                features.push(output.narrow(0, start, count)?);
+                maps.push(map.narrow(0, start, count)?);
+                start += count;
+            }
+        }
+        let Some(_) = self.posed else {
+            let [first, second] = pair(features);
+            return Ok(Encoded {
+                features: [first, second],
+                maps: None,
+            });
+        };
+        let [posed1, posed2] = pair(features.split_off(2));
+        let [plain1, plain2] = pair(features);
+        Ok(Encoded {
+            features: [
+                Tensor::cat(&[plain1, posed1], 0)?,
+                Tensor::cat(&[plain2, posed2], 0)?,
+            ],
+            maps: Some(pair(maps.split_off(2))),
+        })
+    }
+}
+
+/// The two tensors of a list of two.
+fn pair(list: Vec<Tensor>) -> [Tensor; 2] {
+    list.try_into().expect("one tensor for each of two views")
+}
