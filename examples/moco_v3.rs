@@ -25,13 +25,14 @@ use common::{
     environment,
     eval::{self, Evaluation},
     knn,
+    loader::{Loader, LoaderConfig},
     moco::{Head, contrast},
     optimizer::Decoupled,
     progress::{Progress, Step},
     vit::{Vit, VitConfig},
     weights::Weights,
 };
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{SeedableRng, rngs::StdRng};
 use ser_reg::{
     TokenGrid, grad,
     partition::Partition,
@@ -61,7 +62,7 @@ fn train() -> Result<()> {
     println!("{} | {}", args.mode(), data.note);
 
     // An online encoder with its heads, and a momentum copy of encoder and projector, which makes the keys.
-    let config = VitConfig::small(&data.train, args.layer, args.baseline)?;
+    let config = VitConfig::small(&data.bank, args.layer, args.baseline)?;
     let online = Weights::seeded(args.seed);
     let vb = online.builder(&device);
     let encoder = Vit::new(&config, vb.pp("encoder"))?;
@@ -86,7 +87,7 @@ fn train() -> Result<()> {
     let momentum_course = Schedule::cosine(MOMENTUM, 1.0, steps)?;
     let mut optimizer = Decoupled::new(&online.named(), WEIGHT_DECAY)?;
 
-    let augment = Augment::new(&data.train);
+    let augment = Augment::small(data.bank.side, data.bank.statistics());
     let evaluation = Evaluation {
         data: &data,
         augment: &augment,
@@ -94,22 +95,31 @@ fn train() -> Result<()> {
     };
     let untrained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
 
-    let mut rng = StdRng::seed_from_u64(args.seed);
-    // Poses draw from a generator of their own: batches and crops are then the same with and without them.
+    // Both views of the last pictures of a batch show one crop, each in a pose of its own.
+    let shared = part.map_or(0, |part| part.equivariant().len()); // SER
+    let mut loader = Loader::new(
+        data.train.clone(),
+        augment.clone(),
+        LoaderConfig {
+            batch,
+            shared,
+            seed: args.seed,
+            first_step: 0,
+            steps,
+            workers: 1,
+            prefetch: 2,
+        },
+    )?;
     let mut pose_rng = StdRng::seed_from_u64(args.seed.wrapping_add(1));
     let layer = format!("block{}", args.layer);
     let mut progress = Progress::new(steps, batch)?;
-    let mut order: Vec<usize> = (0..data.train.len()).collect();
     let mut score = f64::NAN;
     for epoch in 1..=args.epochs {
-        order.shuffle(&mut rng);
         progress.begin_epoch();
-        for indices in order.chunks_exact(batch) {
+        for _ in 0..steps / args.epochs {
             let step = progress.steps_done();
-            // Both views of the last pictures of a batch show one crop, each in a pose of its own.
-            let shared = part.map_or(0, |part| part.equivariant().len()); // SER
-            let seed = rng.random();
-            let (mut x1, mut x2) = augment.pair(&data.train, indices, shared, seed, &device)?;
+            let views = loader.next(&device)?;
+            let (mut x1, mut x2) = (views.first, views.second);
             let mut posed = None;
             if let Some(part) = &part {
                 let views = sampler.sample_pair(&mut pose_rng, shared)?; // SER
@@ -164,6 +174,10 @@ fn train() -> Result<()> {
     ];
     eval::print_table(&data.note, &rows);
     let (first, last) = progress.ends();
+    println!(
+        "\n{:.1} % of the time spent waiting for pictures",
+        100.0 * loader.waiting().as_secs_f64() / start.elapsed().as_secs_f64()
+    );
     // One line for machines: CI reads it.
     println!(
         "\nresult method=moco_v3 mode={} seed={} epochs={} steps={steps} loss_first={:.4} loss_last={:.4} \

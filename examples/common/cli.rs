@@ -9,7 +9,7 @@ use ser_reg::{
     Layout, partition::Partition, projector::ProjectorConfig, ser::SerConfig, view::ViewConfig,
 };
 
-use super::data::{self, Data};
+use super::data::{self, Data, Wanted};
 
 #[derive(Clone, Debug, Parser)]
 pub struct Args {
@@ -78,10 +78,9 @@ impl Args {
     /// The pictures; a smoke run takes a part of them.
     pub fn data(&self) -> Result<Data> {
         let path = self.data.clone().unwrap_or_else(data::embedded);
-        let mut data = data::load(&path)?;
+        let mut data = data::load(&path, &Wanted::default())?;
         if self.smoke {
-            data.train = data.train.take(1536);
-            data.test = data.test.take(300);
+            data = data.take(1536, 300);
             data.note += "; smoke run on 1,536 and 300 of them";
         }
         ensure!(

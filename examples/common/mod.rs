@@ -12,6 +12,7 @@ pub mod encoder;
 pub mod environment;
 pub mod eval;
 pub mod knn;
+pub mod loader;
 pub mod moco;
 pub mod nn;
 pub mod optimizer;
