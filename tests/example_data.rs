@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, io::Write, path::Path};
 
-use common::data;
+use common::data::{self, Wanted};
 use tempfile::TempDir;
 
 /// An IDX file: the magic number, the dimensions, the bytes.
@@ -44,7 +44,7 @@ fn ten() -> (Vec<u8>, Vec<u8>) {
 }
 
 fn error(path: &Path) -> String {
-    let error = data::load(path).expect_err("the data should be refused");
+    let error = data::load(path, &Wanted::default()).expect_err("the data should be refused");
     format!("{error:#}")
 }
 
@@ -57,15 +57,15 @@ fn assert_says(message: &str, parts: &[&str]) {
 
 #[test]
 fn embedded_pictures_are_divided_by_index() {
-    let data = data::load(&data::embedded()).unwrap();
+    let data = data::load(&data::embedded(), &Wanted::default()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (8000, 2000));
-    assert_eq!((data.train.channels, data.train.side), (1, 28));
+    assert_eq!((data.bank.channels, data.bank.side), (1, 28));
     assert_says(&data.note, &["re-split", "t10k", "not comparable"]);
-    let (mean, std) = data.train.statistics()[0];
+    let (mean, std) = data.bank.statistics()[0];
     // The published statistics of the whole file are .2868 and .3524.
     assert!((mean - 0.2868).abs() < 1e-3 && (std - 0.3524).abs() < 1e-3);
     // The first labels of the official test file.
-    assert_eq!(data.train.labels[..6], [9, 2, 1, 1, 6, 1]);
+    assert_eq!(data.bank.labels[..6], [9, 2, 1, 1, 6, 1]);
 }
 
 #[test]
@@ -81,8 +81,8 @@ fn idx_is_read_plain_and_gzipped() {
         ];
         let dir = folder(&[(&names[0], images), (&names[1], labels)]);
         for path in [dir.path().to_path_buf(), dir.path().join(&names[0])] {
-            let data = data::load(&path).unwrap();
-            assert_eq!(data.train.labels, [0, 1, 2, 3, 4, 5, 6, 7]);
+            let data = data::load(&path, &Wanted::default()).unwrap();
+            assert_eq!(data.bank.labels, [0, 1, 2, 3, 4, 5, 6, 7]);
             assert_eq!(data.test.labels, [8, 9]);
             assert_eq!(data.test.get(1), [36, 37, 38, 39]);
         }
@@ -98,7 +98,7 @@ fn idx_keeps_an_official_split() {
         ("t10k-images-idx3-ubyte", images),
         ("t10k-labels-idx1-ubyte", labels),
     ]);
-    let data = data::load(dir.path()).unwrap();
+    let data = data::load(dir.path(), &Wanted::default()).unwrap();
     assert_eq!((data.train.len(), data.test.len()), (10, 10));
     assert_says(&data.note, &["official split"]);
 }
@@ -190,11 +190,11 @@ fn cifar_is_read_by_record() {
         ("test_batch.bin", cifar(1, 2)),
         ("batches.meta.txt", b"cat\n".to_vec()),
     ]);
-    let data = data::load(dir.path()).unwrap();
-    assert_eq!(data.train.labels, [0, 1, 2, 3, 4, 5, 6]);
+    let data = data::load(dir.path(), &Wanted::default()).unwrap();
+    assert_eq!(data.bank.labels, [0, 1, 2, 3, 4, 5, 6]);
     assert_eq!(data.test.labels, [1, 2]);
-    assert_eq!((data.train.channels, data.train.side), (3, 32));
-    assert_eq!(data.train.get(5)[1024..1026], [11, 11]);
+    assert_eq!((data.bank.channels, data.bank.side), (3, 32));
+    assert_eq!(data.bank.get(5)[1024..1026], [11, 11]);
 }
 
 #[test]
@@ -233,8 +233,8 @@ fn class_folders_are_read_in_order() {
     }
     files.push(("red/notes.txt".into(), b"not a picture".to_vec()));
     let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
-    let data = data::load(folder(&files).path()).unwrap();
-    assert_eq!(data.train.labels, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
+    let data = data::load(folder(&files).path(), &Wanted::default()).unwrap();
+    assert_eq!(data.bank.labels, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
     assert_eq!(data.test.labels, [0, 1]);
     assert_eq!((data.test.channels, data.test.side), (3, 32));
     let planes = |i: usize| [0, 1024, 2048].map(|at| data.test.get(i)[at]);

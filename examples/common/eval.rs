@@ -40,8 +40,8 @@ impl Evaluation<'_> {
     /// turned.
     pub fn poses(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[f64; 8]> {
         let bank = Bank::new(
-            &self.features(&self.data.train, D4::IDENTITY, &encode)?,
-            &self.data.train.labels,
+            &self.features(&self.data.bank, D4::IDENTITY, &encode)?,
+            &self.data.bank.labels,
         )?;
         let mut accuracies = [0.0; 8];
         for (accuracy, (_, pose)) in accuracies.iter_mut().zip(POSES) {

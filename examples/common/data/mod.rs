@@ -3,145 +3,135 @@
 mod cifar;
 mod folder;
 mod idx;
+mod images;
+mod picture;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
 
-/// Square pictures with labels, `(n, channels, side, side)` bytes.
-#[derive(Clone, Debug, Default)]
-pub struct Images {
-    pub pixels: Vec<u8>,
-    pub labels: Vec<u32>,
-    pub channels: usize,
-    pub side: usize,
+use folder::Listing;
+
+pub use folder::Folder;
+pub use images::Images;
+pub use picture::{Interpolation, Picture, Shaper, Window};
+
+/// A file, or a class, that was passed over, and why.
+pub type Skipped = (PathBuf, String);
+
+/// Training pictures: decoded, or to be decoded when they are needed.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Memory(Arc<Images>),
+    Folder(Arc<Folder>),
 }
 
-impl Images {
+impl Source {
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.labels().len()
     }
 
-    /// Bytes per picture.
-    pub fn stride(&self) -> usize {
-        self.channels * self.side * self.side
-    }
-
-    /// Picture `i`, channel by channel.
-    pub fn get(&self, i: usize) -> &[u8] {
-        &self.pixels[i * self.stride()..(i + 1) * self.stride()]
-    }
-
-    /// The first `n` pictures, or all when there are fewer.
-    pub fn take(mut self, n: usize) -> Self {
-        let n = n.min(self.len());
-        self.pixels.truncate(n * self.stride());
-        self.labels.truncate(n);
-        self
-    }
-
-    /// Mean and standard deviation of each channel, pixels in `[0, 1]`.
-    pub fn statistics(&self) -> Vec<(f32, f32)> {
-        let area = self.side * self.side;
-        let count = (self.len() * area) as f64;
-        let mut sums = vec![(0f64, 0f64); self.channels];
-        for (plane, pixels) in self.pixels.chunks_exact(area).enumerate() {
-            let (sum, squares) = &mut sums[plane % self.channels];
-            for &p in pixels {
-                let p = f64::from(p) / 255.0;
-                *sum += p;
-                *squares += p * p;
-            }
+    pub fn labels(&self) -> &[u32] {
+        match self {
+            Source::Memory(images) => &images.labels,
+            Source::Folder(folder) => &folder.labels,
         }
-        let moments = |(sum, squares): (f64, f64)| {
-            let mean = sum / count;
-            let variance = (squares / count - mean * mean).max(0.0);
-            // One constant channel must not divide by zero.
-            (mean as f32, variance.sqrt().max(1e-3) as f32)
-        };
-        sums.into_iter().map(moments).collect()
     }
 
-    /// The pictures of `batch`, `(B, C, S, S)`, each channel less its mean and over its standard deviation.
-    pub fn normalized(
-        &self,
-        batch: std::ops::Range<usize>,
-        statistics: &[(f32, f32)],
-        device: &Device,
-    ) -> Result<Tensor> {
-        let shape = (batch.len(), self.channels, self.side, self.side);
-        let mut pixels = Vec::with_capacity(batch.len() * self.stride());
-        for i in batch {
-            let planes = self.get(i).chunks_exact(self.side * self.side);
-            for (plane, (mean, std)) in planes.zip(statistics) {
-                pixels.extend(plane.iter().map(|&p| (f32::from(p) / 255.0 - mean) / std));
-            }
+    pub fn channels(&self) -> usize {
+        match self {
+            Source::Memory(images) => images.channels,
+            Source::Folder(_) => 3,
         }
-        Ok(Tensor::from_vec(pixels, shape, device)?)
     }
 
-    /// Appends pictures of the same shape; the first batch decides the shape.
-    fn append(&mut self, more: Images) -> Result<()> {
-        if self.labels.is_empty() {
-            *self = more;
-            return Ok(());
-        }
-        let shape = |i: &Images| (i.channels, i.side);
-        let (expected, got) = (shape(self), shape(&more));
-        ensure!(
-            expected == got,
-            "expected pictures of (channels, side) {expected:?} as in the files before, got {got:?}"
-        );
-        self.pixels.extend(more.pixels);
-        self.labels.extend(more.labels);
-        Ok(())
-    }
-
-    /// Every fifth picture of each class, in file order, is for testing.
-    fn split_classes(self) -> (Images, Images) {
-        let mut seen = std::collections::HashMap::new();
-        self.partition(|_, label| {
-            let n = seen.entry(label).or_insert(0);
-            *n += 1;
-            *n % 5 == 0
+    pub fn picture(&self, i: usize) -> Result<Picture<'_>> {
+        Ok(match self {
+            Source::Memory(images) => images.picture(i),
+            Source::Folder(folder) => Picture::Rgb(picture::decode(&folder.files[i])?),
         })
     }
 
-    /// The first four fifths are for training, the rest for testing.
-    fn split_tail(self) -> (Images, Images) {
-        let boundary = self.len() * 4 / 5;
-        self.partition(|i, _| i >= boundary)
-    }
-
-    fn partition(self, mut is_test: impl FnMut(usize, u32) -> bool) -> (Images, Images) {
-        let empty = Images {
-            channels: self.channels,
-            side: self.side,
-            ..Default::default()
-        };
-        let (mut train, mut test) = (empty.clone(), empty);
-        for i in 0..self.len() {
-            let label = self.labels[i];
-            let part = if is_test(i, label) {
-                &mut test
-            } else {
-                &mut train
-            };
-            part.pixels.extend_from_slice(self.get(i));
-            part.labels.push(label);
+    /// Where picture `i` comes from; pictures in memory have a number only.
+    pub fn path(&self, i: usize) -> PathBuf {
+        match self {
+            Source::Memory(_) => format!("picture {i}").into(),
+            Source::Folder(folder) => folder.files[i].clone(),
         }
-        (train, test)
     }
 }
 
 /// A data set, and how it was divided.
 #[derive(Debug)]
 pub struct Data {
-    pub train: Images,
+    pub train: Source,
+    /// Training pictures as they are, for evaluation.
+    pub bank: Arc<Images>,
     pub test: Images,
+    /// Names of the labels.
+    pub classes: Vec<String>,
     /// One sentence on where the division comes from, to stand beside every figure.
     pub note: String,
+    pub skipped: Vec<Skipped>,
+}
+
+impl Data {
+    /// The data with at most `train` and `test` pictures, at even distances.
+    pub fn take(self, train: usize, test: usize) -> Self {
+        let bank = Arc::new(self.bank.spread(train));
+        Self {
+            train: match &self.train {
+                // Bank and training pictures stay one, unless the bank has another size.
+                Source::Memory(images) if Arc::ptr_eq(images, &self.bank) => {
+                    Source::Memory(bank.clone())
+                }
+                Source::Memory(images) => Source::Memory(Arc::new(images.spread(train))),
+                Source::Folder(folder) => Source::Folder(Arc::new(folder.spread(train))),
+            },
+            bank,
+            test: self.test.spread(test),
+            ..self
+        }
+    }
+}
+
+/// What a trainer needs of the pictures.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Side of the pictures for evaluation; `None`: as they come, and 32 for a folder of pictures.
+    pub side: Option<usize>,
+    /// Pictures of a folder stay in their files until they are needed, instead of being decoded once at a small size.
+    pub stream: bool,
+    /// The most training pictures, and test pictures, of the evaluation.
+    pub bank_limit: usize,
+    pub test_limit: usize,
+}
+
+impl Default for Wanted {
+    /// Everything in memory.
+    fn default() -> Self {
+        Self {
+            side: None,
+            stream: false,
+            bank_limit: usize::MAX,
+            test_limit: usize::MAX,
+        }
+    }
+}
+
+impl Wanted {
+    /// Pictures of `side`, which may be more than memory holds.
+    pub fn streamed(side: usize) -> Self {
+        Self {
+            side: Some(side),
+            stream: true,
+            bank_limit: 5000,
+            test_limit: 1000,
+        }
+    }
 }
 
 /// 10,000 pictures of Fashion-MNIST (its official test file) that come with the repository.
@@ -150,19 +140,25 @@ pub fn embedded() -> PathBuf {
 }
 
 /// Reads `path`, whatever of the three layouts it holds.
-pub fn load(path: &Path) -> Result<Data> {
-    let data = read(path).with_context(|| format!("cannot read data from {}", path.display()))?;
-    ensure!(
-        data.train.len() >= 2 && data.test.len() >= 1,
-        "{}: expected at least two training pictures and one test picture, got {} and {}",
-        path.display(),
-        data.train.len(),
-        data.test.len()
-    );
-    Ok(data)
+pub fn load(path: &Path, wanted: &Wanted) -> Result<Data> {
+    let checked = || {
+        let data = read(path, wanted)?;
+        let (train, test) = (data.train.len(), data.test.len());
+        ensure!(
+            train >= 2 && test >= 1 && data.bank.len() >= 1,
+            "expected at least two training pictures and one test picture, got {train} and {test}"
+        );
+        let labels = data.train.labels();
+        ensure!(
+            labels.iter().any(|l| *l != labels[0]),
+            "expected at least two classes, got pictures of one"
+        );
+        Ok(data)
+    };
+    checked().with_context(|| format!("cannot read data from {}", path.display()))
 }
 
-fn read(path: &Path) -> Result<Data> {
+fn read(path: &Path, wanted: &Wanted) -> Result<Data> {
     ensure!(
         path.exists(),
         "no such file or folder; the published crate leaves the pictures out, so run the example in a clone of the \
@@ -175,7 +171,7 @@ fn read(path: &Path) -> Result<Data> {
         } else {
             idx::read(path)?
         };
-        return Ok(divided(images.split_tail(), "the last fifth of the file"));
+        return in_memory(images.split_tail(), "the last fifth of the file", wanted);
     }
     let entries = sorted_entries(path)?;
     let named = |test: fn(&str) -> bool| -> Vec<PathBuf> {
@@ -185,17 +181,19 @@ fn read(path: &Path) -> Result<Data> {
     let idx_files = named(idx::is_images);
     let cifar_files = named(cifar::is_batch);
     if !idx_files.is_empty() {
-        return read_parts(&idx_files, idx::read, |n| n.starts_with("t10k"), "t10k");
+        let (parts, note) = read_parts(&idx_files, idx::read, |n| n.starts_with("t10k"), "t10k")?;
+        return in_memory(parts, &note, wanted);
     }
     if !cifar_files.is_empty() {
-        return read_parts(&cifar_files, cifar::read, |n| n.contains("test"), "test");
+        let (parts, note) = read_parts(&cifar_files, cifar::read, |n| n.contains("test"), "test")?;
+        return in_memory(parts, &note, wanted);
     }
     if entries.iter().any(|p| p.is_dir()) {
-        let images = folder::read(path)?;
-        return Ok(divided(
-            images.split_classes(),
-            "every fifth file of a class",
-        ));
+        let listing = Listing::read(path)?;
+        return match wanted.stream {
+            true => streamed(listing, wanted),
+            false => decoded(listing, wanted),
+        };
     }
     bail!(
         "expected *-images-idx3-ubyte[.gz] with its labels, *_batch*.bin (CIFAR-10), or sub-folders of PNG or JPEG \
@@ -204,53 +202,178 @@ fn read(path: &Path) -> Result<Data> {
     )
 }
 
-/// Several files: those `is_test` names are the test part; without both parts, all pictures are divided again.
+/// Several files: those `is_test` names are the test part; without both parts, all pictures are divided again, and the
+/// second value says how.
 fn read_parts(
     files: &[PathBuf],
     read: fn(&Path) -> Result<Images>,
     is_test: fn(&str) -> bool,
     test_name: &str,
-) -> Result<Data> {
+) -> Result<((Images, Images), String)> {
     let (mut train, mut test) = (Images::default(), Images::default());
     for file in files {
-        let part = if is_test(&file_name(file)) {
-            &mut test
-        } else {
-            &mut train
+        let part = match is_test(&file_name(file)) {
+            true => &mut test,
+            false => &mut train,
         };
         let images = read(file)?;
         part.append(images)
             .with_context(|| file.display().to_string())?;
     }
     match (train.len(), test.len()) {
-        (0, _) => Ok(divided(
+        (0, _) => Ok((
             test.split_tail(),
-            &format!("the last fifth of the official {test_name} file"),
+            format!("the last fifth of the official {test_name} file"),
         )),
-        (_, 0) => Ok(divided(train.split_tail(), "the last fifth of the files")),
+        (_, 0) => Ok((train.split_tail(), "the last fifth of the files".into())),
         _ => {
             let (a, b) = ((train.channels, train.side), (test.channels, test.side));
             ensure!(
                 a == b,
                 "expected test pictures of (channels, side) {a:?} as in the training files, got {b:?}"
             );
-            let note = format!(
-                "official split: {} training and {} test pictures",
-                train.len(),
-                test.len()
-            );
-            Ok(Data { train, test, note })
+            Ok(((train, test), OFFICIAL.into()))
         }
     }
 }
 
-fn divided((train, test): (Images, Images), what: &str) -> Data {
-    let note = format!(
-        "re-split: {} pictures train, {} test ({what}); not comparable with published accuracies",
-        train.len(),
-        test.len()
+const OFFICIAL: &str = "official split";
+
+fn note(division: &str, train: usize, test: usize) -> String {
+    match division {
+        OFFICIAL => format!("{OFFICIAL}: {train} training and {test} test pictures"),
+        _ => format!(
+            "re-split: {train} pictures train, {test} test ({division}); not comparable with published accuracies"
+        ),
+    }
+}
+
+/// Files that hold all pictures: only evaluation may want them larger or fewer.
+fn in_memory((train, test): (Images, Images), division: &str, wanted: &Wanted) -> Result<Data> {
+    let note = note(division, train.len(), test.len());
+    let labels = train.labels.iter().chain(&test.labels);
+    let classes = labels.max().map_or(0, |&last| last + 1);
+    let shown = |images: &Images, limit: usize| -> Result<Images> {
+        let some = images.spread(limit);
+        match wanted.side {
+            Some(side) if side != some.side => some.scaled(side),
+            _ => Ok(some),
+        }
+    };
+    let as_it_is = wanted.bank_limit >= train.len() && wanted.side.is_none_or(|s| s == train.side);
+    let train = Arc::new(train);
+    Ok(Data {
+        bank: match as_it_is {
+            true => train.clone(),
+            false => Arc::new(shown(&train, wanted.bank_limit)?),
+        },
+        train: Source::Memory(train),
+        test: shown(&test, wanted.test_limit)?,
+        classes: (0..classes).map(|c| c.to_string()).collect(),
+        note,
+        skipped: Vec::new(),
+    })
+}
+
+/// Side of the pictures of a folder in memory.
+const SIDE: usize = 32;
+/// What evaluation sees of a large picture: 224 of 256 pixels of its shorter side.
+const MIDDLE: f64 = 224.0 / 256.0;
+
+/// A folder, all of it decoded; classes of which nothing can be read are left out.
+fn decoded(listing: Listing, wanted: &Wanted) -> Result<Data> {
+    let side = wanted.side.unwrap_or(SIDE);
+    let mut skipped = listing.skipped;
+    let mut decode = |part: &Folder, what| part.decode(side, 1.0, what, &mut skipped);
+    let mut train = decode(&listing.train, "training")?;
+    let mut test = decode(&listing.test, "test")?;
+    ensure_some(&skipped, train.len(), listing.train.len())?;
+    let mut classes = Vec::new();
+    // The new label of each class, where it keeps one.
+    let mut labels = Vec::new();
+    for (label, class) in listing.classes.iter().enumerate() {
+        let kept = train.labels.contains(&(label as u32));
+        labels.push(kept.then_some(classes.len() as u32));
+        match kept {
+            true => classes.push(class.clone()),
+            false => skipped.push((class.into(), "no training picture of it can be read".into())),
+        }
+    }
+    ensure!(
+        classes.len() >= 2,
+        "expected at least two classes whose pictures can be read, got {}; {}",
+        classes.len(),
+        named(&skipped)
     );
-    Data { train, test, note }
+    train.relabel(&labels);
+    test.relabel(&labels);
+    let mut data = in_memory((train, test), division(listing.official), wanted)?;
+    data.classes = classes;
+    data.note += &count(&skipped);
+    data.skipped = skipped;
+    Ok(data)
+}
+
+/// A folder whose pictures are decoded when they are needed; those of the evaluation are, now.
+fn streamed(listing: Listing, wanted: &Wanted) -> Result<Data> {
+    let side = wanted.side.unwrap_or(SIDE);
+    let note = note(
+        division(listing.official),
+        listing.train.len(),
+        listing.test.len(),
+    );
+    let mut skipped = listing.skipped;
+    let bank = listing.train.spread(wanted.bank_limit);
+    let test = listing.test.spread(wanted.test_limit);
+    let mut decode = |part: &Folder, what| part.decode(side, MIDDLE, what, &mut skipped);
+    let bank_images = decode(&bank, "training")?;
+    let test = decode(&test, "test")?;
+    ensure_some(&skipped, bank_images.len(), bank.len())?;
+    Ok(Data {
+        note: format!(
+            "{note}; evaluated with {} and {} of them{}",
+            bank_images.len(),
+            test.len(),
+            count(&skipped)
+        ),
+        train: Source::Folder(Arc::new(listing.train)),
+        bank: Arc::new(bank_images),
+        test,
+        classes: listing.classes,
+        skipped,
+    })
+}
+
+fn division(official: bool) -> &'static str {
+    match official {
+        true => OFFICIAL,
+        false => "every fifth file of a class",
+    }
+}
+
+fn ensure_some(skipped: &[Skipped], read: usize, files: usize) -> Result<()> {
+    ensure!(
+        read > 0,
+        "none of {files} training pictures can be read; {}",
+        named(skipped)
+    );
+    Ok(())
+}
+
+/// The first few that were passed over.
+fn named(skipped: &[Skipped]) -> String {
+    let lines = skipped.iter().take(5);
+    let lines: Vec<String> = lines
+        .map(|(path, why)| format!("{}: {why}", path.display()))
+        .collect();
+    lines.join("; ")
+}
+
+fn count(skipped: &[Skipped]) -> String {
+    match skipped.len() {
+        0 => String::new(),
+        n => format!("; {n} skipped"),
+    }
 }
 
 /// The entries of a folder by name, without hidden ones: the order must not depend on the file system.

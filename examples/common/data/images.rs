@@ -1,0 +1,172 @@
+//! Square pictures of one size in memory.
+
+use std::ops::Range;
+
+use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
+
+use super::picture::{Picture, Shaper};
+
+/// Square pictures with labels, `(n, channels, side, side)` bytes.
+#[derive(Clone, Debug, Default)]
+pub struct Images {
+    pub pixels: Vec<u8>,
+    pub labels: Vec<u32>,
+    pub channels: usize,
+    pub side: usize,
+}
+
+impl Images {
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Bytes per picture.
+    pub fn stride(&self) -> usize {
+        self.channels * self.side * self.side
+    }
+
+    /// Picture `i`, channel by channel.
+    pub fn get(&self, i: usize) -> &[u8] {
+        &self.pixels[i * self.stride()..(i + 1) * self.stride()]
+    }
+
+    pub fn picture(&self, i: usize) -> Picture<'_> {
+        Picture::Planes {
+            pixels: self.get(i),
+            channels: self.channels,
+            side: self.side,
+        }
+    }
+
+    /// The first `n` pictures, or all when there are fewer.
+    pub fn take(mut self, n: usize) -> Self {
+        let n = n.min(self.len());
+        self.pixels.truncate(n * self.stride());
+        self.labels.truncate(n);
+        self
+    }
+
+    /// `n` pictures at even distances, so that files in the order of their classes give something of each; all when
+    /// there are fewer.
+    pub fn spread(&self, n: usize) -> Self {
+        let mut some = self.empty();
+        for i in spread(self.len(), n) {
+            some.push(self.get(i), self.labels[i]);
+        }
+        some
+    }
+
+    /// The middles of the pictures at another size.
+    pub fn scaled(&self, side: usize) -> Result<Self> {
+        let mut scaled = Images {
+            side,
+            ..self.empty()
+        };
+        let mut shaper = Shaper::default();
+        let mut pixels = vec![0; scaled.stride()];
+        for (i, &label) in self.labels.iter().enumerate() {
+            let picture = self.picture(i);
+            shaper.shape(&picture, picture.middle(1.0), side, &mut pixels)?;
+            scaled.push(&pixels, label);
+        }
+        Ok(scaled)
+    }
+
+    /// Mean and standard deviation of each channel, pixels in `[0, 1]`.
+    pub fn statistics(&self) -> Vec<(f32, f32)> {
+        let area = self.side * self.side;
+        let count = (self.len() * area) as f64;
+        let mut sums = vec![(0f64, 0f64); self.channels];
+        for (plane, pixels) in self.pixels.chunks_exact(area).enumerate() {
+            let (sum, squares) = &mut sums[plane % self.channels];
+            for &p in pixels {
+                let p = f64::from(p) / 255.0;
+                *sum += p;
+                *squares += p * p;
+            }
+        }
+        let moments = |(sum, squares): (f64, f64)| {
+            let mean = sum / count;
+            let variance = (squares / count - mean * mean).max(0.0);
+            // One constant channel must not divide by zero.
+            (mean as f32, variance.sqrt().max(1e-3) as f32)
+        };
+        sums.into_iter().map(moments).collect()
+    }
+
+    /// The pictures of `batch`, `(B, C, S, S)`, each channel less its mean and over its standard deviation.
+    pub fn normalized(
+        &self,
+        batch: Range<usize>,
+        statistics: &[(f32, f32)],
+        device: &Device,
+    ) -> Result<Tensor> {
+        let shape = (batch.len(), self.channels, self.side, self.side);
+        let mut pixels = Vec::with_capacity(batch.len() * self.stride());
+        for i in batch {
+            let planes = self.get(i).chunks_exact(self.side * self.side);
+            for (plane, (mean, std)) in planes.zip(statistics) {
+                pixels.extend(plane.iter().map(|&p| (f32::from(p) / 255.0 - mean) / std));
+            }
+        }
+        Ok(Tensor::from_vec(pixels, shape, device)?)
+    }
+
+    /// Appends pictures of the same shape; the first batch decides the shape.
+    pub(super) fn append(&mut self, more: Images) -> Result<()> {
+        if self.labels.is_empty() {
+            *self = more;
+            return Ok(());
+        }
+        let shape = |i: &Images| (i.channels, i.side);
+        let (expected, got) = (shape(self), shape(&more));
+        ensure!(
+            expected == got,
+            "expected pictures of (channels, side) {expected:?} as in the files before, got {got:?}"
+        );
+        self.pixels.extend(more.pixels);
+        self.labels.extend(more.labels);
+        Ok(())
+    }
+
+    pub(super) fn push(&mut self, pixels: &[u8], label: u32) {
+        self.pixels.extend_from_slice(pixels);
+        self.labels.push(label);
+    }
+
+    /// The first four fifths are for training, the rest for testing.
+    pub(super) fn split_tail(self) -> (Images, Images) {
+        let boundary = self.len() * 4 / 5;
+        let mut test = self.empty();
+        for i in boundary..self.len() {
+            test.push(self.get(i), self.labels[i]);
+        }
+        (self.take(boundary), test)
+    }
+
+    /// Gives each picture the new label of its own; those whose label has none go.
+    pub(super) fn relabel(&mut self, new: &[Option<u32>]) {
+        let mut kept = self.empty();
+        for (i, &label) in self.labels.iter().enumerate() {
+            if let Some(label) = new[label as usize] {
+                kept.push(self.get(i), label);
+            }
+        }
+        *self = kept;
+    }
+
+    fn empty(&self) -> Images {
+        Images {
+            channels: self.channels,
+            side: self.side,
+            ..Default::default()
+        }
+    }
+}
+
+/// `n` of `0..len` at even distances, or all of them.
+pub(super) fn spread(len: usize, n: usize) -> impl Iterator<Item = usize> {
+    let n = n.min(len);
+    (0..n).map(move |i| i * len / n)
+}

@@ -1,0 +1,353 @@
+//! Batches of two views, made by threads of their own while the model trains on the batches before.
+//!
+//! What is in a batch follows from the seed and the number of its step alone: a run that goes on at step `k` sees the
+//! batches that it would have seen, whatever the number of workers.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use candle_core::{Device, Tensor};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
+
+use super::{
+    augment::Augment,
+    data::{Shaper, Skipped, Source},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoaderConfig {
+    /// Pictures in a batch.
+    pub batch: usize,
+    /// The last so many of a batch have one crop in both views.
+    pub shared: usize,
+    pub seed: u64,
+    /// The step of the first batch: 0, or where a run goes on.
+    pub first_step: usize,
+    /// Steps of the whole run.
+    pub steps: usize,
+    /// Threads that make pictures.
+    pub workers: usize,
+    /// Finished batches that wait for the model.
+    pub prefetch: usize,
+}
+
+pub struct Batch {
+    /// The two views, `(B, C, S, S)`.
+    pub first: Tensor,
+    pub second: Tensor,
+    /// The pictures shown.
+    pub indices: Vec<usize>,
+    /// Pictures that could not be read, each the first time that it is met; others stand in for them.
+    pub skipped: Vec<Skipped>,
+}
+
+pub struct Loader {
+    batches: Option<Receiver<Result<Made>>>,
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+    /// Of a batch of views.
+    shape: (usize, usize, usize, usize),
+    next: usize,
+    steps: usize,
+    waiting: Duration,
+    replaced: usize,
+}
+
+/// A batch on its way to the device.
+struct Made {
+    views: [Vec<f32>; 2],
+    indices: Vec<usize>,
+    skipped: Vec<Skipped>,
+    replaced: usize,
+}
+
+impl Loader {
+    /// Steps in an epoch: whole batches only.
+    pub fn steps_per_epoch(source: &Source, batch: usize) -> usize {
+        source.len() / batch.max(1)
+    }
+
+    /// Starts to make batches.
+    pub fn new(source: Source, augment: Augment, config: LoaderConfig) -> Result<Self> {
+        ensure!(
+            (1..=source.len()).contains(&config.batch),
+            "expected batches of 1 to {} pictures, as many as there are to train on, got {}",
+            source.len(),
+            config.batch
+        );
+        ensure!(
+            config.shared <= config.batch,
+            "expected at most {} pictures of a batch with one crop in both views, got {}",
+            config.batch,
+            config.shared
+        );
+        ensure!(
+            config.workers > 0,
+            "expected at least one worker for the data, got 0"
+        );
+        augment.check().context("augmentation")?;
+        ensure!(
+            augment.statistics.len() == source.channels(),
+            "expected statistics of {} channels, as many as the pictures have, got {}",
+            source.channels(),
+            augment.statistics.len()
+        );
+        // Not the global pool: the model computes there.
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(config.workers)
+            .thread_name(|i| format!("data {i}"))
+            .build()?;
+        let (send, batches) = sync_channel(config.prefetch);
+        let stop = Arc::new(AtomicBool::new(false));
+        let shape = (config.batch, source.channels(), augment.side, augment.side);
+        let producer = Producer {
+            source,
+            augment,
+            config,
+            stop: stop.clone(),
+        };
+        let thread = thread::Builder::new()
+            .name("data".into())
+            .spawn(move || producer.run(&pool, &send))?;
+        Ok(Self {
+            batches: Some(batches),
+            thread: Some(thread),
+            stop,
+            shape,
+            next: config.first_step,
+            steps: config.steps,
+            waiting: Duration::ZERO,
+            replaced: 0,
+        })
+    }
+
+    /// The batch of the next step.
+    pub fn next(&mut self, device: &Device) -> Result<Batch> {
+        ensure!(
+            self.next < self.steps,
+            "expected at most {} steps, got one more",
+            self.steps
+        );
+        let start = Instant::now();
+        let made = self.receive()?;
+        let [first, second] = made
+            .views
+            .map(|view| Tensor::from_vec(view, self.shape, device));
+        let batch = Batch {
+            first: first?,
+            second: second?,
+            indices: made.indices,
+            skipped: made.skipped,
+        };
+        self.next += 1;
+        self.replaced += made.replaced;
+        self.waiting += start.elapsed();
+        Ok(batch)
+    }
+
+    /// Time in [`Loader::next`] so far: until batches were there, and on their way to the device.
+    pub fn waiting(&self) -> Duration {
+        self.waiting
+    }
+
+    /// How often a picture stood in for one that could not be read.
+    pub fn replaced(&self) -> usize {
+        self.replaced
+    }
+
+    fn receive(&mut self) -> Result<Made> {
+        let received = self.batches.as_ref().and_then(|b| b.recv().ok());
+        if let Some(made) = received {
+            return made.with_context(|| format!("cannot load the batch of step {}", self.next));
+        }
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Err(panic)) => {
+                let said = panic
+                    .downcast_ref::<String>()
+                    .map(String::as_str)
+                    .or(panic.downcast_ref::<&str>().copied());
+                bail!("the data thread failed: {}", said.unwrap_or("no message"))
+            }
+            _ => bail!("the data thread has stopped after an error"),
+        }
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A thread that waits to send wakes up when there is nobody to receive.
+        self.batches = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Producer {
+    source: Source,
+    augment: Augment,
+    config: LoaderConfig,
+    stop: Arc<AtomicBool>,
+}
+
+/// Pictures tried in the place of one that cannot be read.
+const SUBSTITUTES: usize = 8;
+
+impl Producer {
+    fn run(&self, pool: &ThreadPool, send: &SyncSender<Result<Made>>) {
+        let per_epoch = self.source.len() / self.config.batch;
+        let mut order = Vec::new();
+        let mut shuffled = None;
+        let mut named = HashSet::new();
+        for step in self.config.first_step..self.config.steps {
+            let epoch = step / per_epoch;
+            if shuffled != Some(epoch) {
+                order = self.order(epoch);
+                shuffled = Some(epoch);
+            }
+            let start = step % per_epoch * self.config.batch;
+            let made = pool.install(|| self.make(step, &order, start, &mut named));
+            let failed = made.is_err();
+            if self.stopped() || send.send(made).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The pictures as epoch `epoch` shows them.
+    fn order(&self, epoch: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.source.len()).collect();
+        order.shuffle(&mut stream(self.config.seed, Purpose::Order, [epoch, 0]));
+        order
+    }
+
+    fn make(
+        &self,
+        step: usize,
+        order: &[usize],
+        start: usize,
+        named: &mut HashSet<usize>,
+    ) -> Result<Made> {
+        let batch = self.config.batch;
+        let mut indices = order[start..start + batch].to_vec();
+        let size = self.source.channels() * self.augment.side * self.augment.side;
+        let mut views = [vec![0f32; batch * size], vec![0f32; batch * size]];
+        let [first, second] = &mut views;
+        let failures: Vec<(usize, anyhow::Error)> = first
+            .par_chunks_exact_mut(size)
+            .zip(second.par_chunks_exact_mut(size))
+            .zip(indices.par_iter().enumerate())
+            .map_init(Shaper::default, |shaper, ((a, b), (position, &index))| {
+                let shown = self.show(index, (step, position), shaper, [a, b]);
+                shown.err().map(|why| (position, why))
+            })
+            .flatten_iter()
+            .collect();
+        let replaced = failures.len();
+        let mut skipped = Vec::new();
+        let mut name = |index: usize, why: anyhow::Error| {
+            if named.insert(index) {
+                skipped.push((self.source.path(index), format!("{why:#}")));
+            }
+        };
+        if replaced == batch {
+            let (position, why) = failures.into_iter().next().context("an empty batch")?;
+            let path = self.source.path(indices[position]);
+            return Err(anyhow!("{}: {why:#}", path.display())
+                .context(format!("none of the {batch} pictures can be read")));
+        }
+        let lost: Vec<usize> = failures.iter().map(|(position, _)| *position).collect();
+        for (position, why) in failures {
+            name(indices[position], why);
+            let own = position * size..(position + 1) * size;
+            let [first, second] = &mut views;
+            let mut shaper = Shaper::default();
+            for index in self.substitutes(order, start, position, &lost) {
+                let views = [&mut first[own.clone()], &mut second[own.clone()]];
+                match self.show(index, (step, position), &mut shaper, views) {
+                    Ok(()) => {
+                        indices[position] = index;
+                        break;
+                    }
+                    Err(why) => name(index, why),
+                }
+            }
+        }
+        Ok(Made {
+            views,
+            indices,
+            skipped,
+            replaced,
+        })
+    }
+
+    /// Pictures to try at `position` of the batch that begins at `start`: a few of the same epoch that are not in the batch,
+    /// and last one that is, and that can be read.
+    fn substitutes(
+        &self,
+        order: &[usize],
+        start: usize,
+        position: usize,
+        lost: &[usize],
+    ) -> Vec<usize> {
+        let batch = self.config.batch;
+        let others = order.len() - batch;
+        let outside = (0..SUBSTITUTES.min(others)).map(|k| {
+            let ahead = (position + k * batch) % others;
+            order[(start + batch + ahead) % order.len()]
+        });
+        let inside = (1..batch)
+            .map(|k| (position + k) % batch)
+            .find(|p| !lost.contains(p))
+            .map(|p| order[start + p]);
+        outside.chain(inside).collect()
+    }
+
+    /// Writes both views of a picture at a place of a batch.
+    fn show(
+        &self,
+        index: usize,
+        (step, position): (usize, usize),
+        shaper: &mut Shaper,
+        views: [&mut [f32]; 2],
+    ) -> Result<()> {
+        if self.stopped() {
+            return Ok(());
+        }
+        let picture = self.source.picture(index)?;
+        let shared = position + self.config.shared >= self.config.batch;
+        let rng = &mut stream(self.config.seed, Purpose::Views, [step, position]);
+        self.augment.views(&picture, shared, rng, shaper, views)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Purpose {
+    Order = 1,
+    Views = 2,
+}
+
+/// A generator for one purpose at one place of the run.
+fn stream(seed: u64, purpose: Purpose, [a, b]: [usize; 2]) -> StdRng {
+    let mut key = [0; 32];
+    let words = [seed, purpose as u64, a as u64, b as u64];
+    for (bytes, word) in key.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    StdRng::from_seed(key)
+}
