@@ -17,5 +17,6 @@ pub mod nn;
 pub mod optimizer;
 pub mod progress;
 pub mod records;
+pub mod report;
 pub mod vit;
 pub mod weights;
