@@ -1,31 +1,35 @@
-//! How equivariant is a map? Scores of any closure from images to token maps.
-//!
-//! Let `A = ρ(g)F(x)` be the map of the image, moved, and `V = F(g·x)` the map of the moved image; `a_bp` and `v_bp` are
-//! their tokens at image `b` and position `p`, over all images and those positions that have a preimage. [`EqScore`]
-//! measures how far `A` and `V` agree:
-//!
-//! | score | formula | equivariant |
-//! |---|---|---|
-//! | [`cosine`](Scores::cosine) | mean over `b, p` of `cos(a_bp, v_bp)` | 1 |
-//! | [`centred`](Scores::centred) | the same of `a_bp − ā` and `v_bp − v̄` | 1 |
-//! | [`correlation`](Scores::correlation) | Pearson's, per channel over `b, p`; then the mean over channels | 1 |
-//! | [`relative_error`](Scores::relative_error) | `‖A − V‖ / ‖V‖` | 0 |
-//! | [`max_abs`](Scores::max_abs) | `max abs(A − V)` | 0 |
-//!
-//! The mean tokens `ā` and `v̄` are taken over all images and positions, each side its own. Read the plain cosine beside
-//! the centred one: tokens of a ViT share a large common part, which any two tokens agree on. And read each beside its
-//! nulls, the same score of `A` with its positions shuffled within each image, and with its images shuffled: what is left
-//! of the score when the positions, or the images, no longer match.
-//!
-//! This is our estimator. The SER paper's "Rotation Equiv" (0.804 → 0.840) is not defined in its public code, and no
-//! figure of this module claims to reproduce it. Correlation: after Bruintjes et al., arXiv 2304.02628.
+//! The equivariance score: does the map of the moved image equal the moved map?
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use rand::Rng;
 
-use crate::{Error, GridOperator, GroupAction, Layout, Resample, Result, TokenGrid};
+use super::{
+    Layer,
+    run::{Run, values},
+};
+use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid};
 
 /// How to measure the equivariance of a closure from images to maps.
+///
+/// Let `A = ρ(g)F(x)` be the map of the image, moved, and `V = F(g·x)` the map of the moved image; `a_bp` and `v_bp` are
+/// their tokens at image `b` and position `p`, over all images and those positions that have a preimage. This
+/// measures how far `A` and `V` agree:
+///
+/// | score | formula | equivariant |
+/// |---|---|---|
+/// | [`cosine`](Scores::cosine) | mean over `b, p` of `cos(a_bp, v_bp)` | 1 |
+/// | [`centred`](Scores::centred) | the same of `a_bp − ā` and `v_bp − v̄` | 1 |
+/// | [`correlation`](Scores::correlation) | Pearson's, per channel over `b, p`; then the mean over channels | 1 |
+/// | [`relative_error`](Scores::relative_error) | `‖A − V‖ / ‖V‖` | 0 |
+/// | [`max_abs`](Scores::max_abs) | `max abs(A − V)` | 0 |
+///
+/// The mean tokens `ā` and `v̄` are taken over all images and positions, each side its own. Read the plain cosine beside
+/// the centred one: tokens of a ViT share a large common part, which any two tokens agree on. And read each beside its
+/// nulls, the same score of `A` with its positions shuffled within each image, and with its images shuffled: what is left
+/// of the score when the positions, or the images, no longer match.
+///
+/// This is our estimator. The SER paper's "Rotation Equiv" (0.804 → 0.840) is not defined in its public code, and no
+/// figure of this module claims to reproduce it. Correlation: after Bruintjes et al., arXiv 2304.02628.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -122,137 +126,112 @@ impl EqScore {
         rng: &mut (impl Rng + ?Sized),
         mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
     ) -> Result<Report<G>, E> {
-        let patch = self.patch(images)?;
-        if elements.is_empty() || self.chunk == 0 {
-            let got = format!("{} and {}", elements.len(), self.chunk);
-            let expected = "at least one element, and at least one image in a chunk";
-            return Err(Error::input(OP, expected, got).into());
+        let layer = Layer {
+            grid: self.grid,
+            layout: self.layout,
+        };
+        let map = |x: &Tensor| map(x).map(|y| vec![y]);
+        let mut reports = self.reports("EqScore::measure", images, elements, &[layer], rng, map)?;
+        Ok(reports.remove(0))
+    }
+
+    /// [`measure`](Self::measure) at several layers of one model: `map` returns one map for each of `layers`, in their
+    /// order, and the reports come in it too.
+    ///
+    /// The model runs once per element, whatever the number of layers. [`grid`](Self::grid) says how images move; take the
+    /// coarsest layer's. Each layer has a grid and a layout of its own, and [`layout`](Self::layout) is not read. The
+    /// tokens of all images are held twice for every layer, in `f64`.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use rand::{SeedableRng, rngs::StdRng};
+    /// use ser_reg::{TokenGrid, group::D4, metric::{EqScore, Layer}, tap};
+    ///
+    /// fn model(x: &Tensor) -> candle_core::Result<Tensor> {
+    ///     let x = x.avg_pool2d(2)?;
+    ///     tap::record("pooled", &x);
+    ///     let x = x.cumsum(3)?; // knows left from right
+    ///     tap::record("summed", &x);
+    ///     x.mean_all()
+    /// }
+    ///
+    /// let images = Tensor::randn(0f64, 1., (8, 3, 8, 8), &Device::Cpu)?;
+    /// let grid = TokenGrid::square(4)?;
+    /// let layers = [Layer::from(grid); 2];
+    /// let rng = &mut StdRng::seed_from_u64(0);
+    /// let reports = EqScore::new(grid).measure_layers(&images, &D4::ALL[1..], &layers, rng, |x| {
+    ///     Ok::<_, ser_reg::Error>(tap::capture_all(&["pooled", "summed"], || model(x).map_err(ser_reg::Error::from))?.1)
+    /// })?;
+    /// assert!(reports[0].mean.score.centred > 0.999);
+    /// assert!(reports[1].mean.score.centred < 0.9);
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`measure`](Self::measure), and if there is no layer, the closure returns another number of maps, or an element
+    /// moves images to sides that are no multiples of a layer's pixels per token.
+    pub fn measure_layers<G: GroupAction, E: From<Error>>(
+        &self,
+        images: &Tensor,
+        elements: &[G],
+        layers: &[Layer],
+        rng: &mut (impl Rng + ?Sized),
+        map: impl FnMut(&Tensor) -> Result<Vec<Tensor>, E>,
+    ) -> Result<Vec<Report<G>>, E> {
+        let op = "EqScore::measure_layers";
+        if layers.is_empty() {
+            return Err(Error::input(op, "at least one layer", "none").into());
         }
-        let upright = self.tokens(images, self.grid, &mut map)?;
-        let mut scored = Vec::with_capacity(elements.len());
+        self.reports(op, images, elements, layers, rng, map)
+    }
+
+    fn reports<G: GroupAction, E: From<Error>>(
+        &self,
+        op: &'static str,
+        images: &Tensor,
+        elements: &[G],
+        layers: &[Layer],
+        rng: &mut (impl Rng + ?Sized),
+        mut map: impl FnMut(&Tensor) -> Result<Vec<Tensor>, E>,
+    ) -> Result<Vec<Report<G>>, E> {
+        let run = self.run(op);
+        run.check(images, elements.len())?;
+        let batch = images.dims()[0];
+        let upright = run.tokens(images, None, layers, &mut map)?;
+        let mut scored = vec![Vec::with_capacity(elements.len()); layers.len()];
         for g in elements {
-            let one = std::slice::from_ref(g);
-            let action = GridOperator::new(one, self.grid, &self.resample)?;
-            let to = action.out_grid();
-            let (from_px, to_px) = (patch.pixels(self.grid)?, patch.pixels(to)?);
-            let mover = GridOperator::between(one, from_px, to_px, &self.resample)?;
-            let seen = self.tokens(images, to, |x| map(&mover.apply(x)?))?;
-            let (moved, seen, channels) = matched(g, &action, &upright, &seen)?;
-            scored.push((
-                g.clone(),
-                compare(&moved, &seen, channels, images.dims()[0], rng),
-            ));
+            run.pairs(images, g, layers, &upright, &mut map, |i, pair| {
+                let (aligned, moved) = pair.matched()?;
+                let channels = moved.dims()[2];
+                let comparison =
+                    compare(&values(&aligned)?, &values(&moved)?, channels, batch, rng);
+                scored[i].push((g.clone(), comparison));
+                Ok(())
+            })?;
         }
-        let comparisons = || scored.iter().map(|(_, c)| c);
+        Ok(scored.into_iter().map(Report::of).collect())
+    }
+
+    pub(super) fn run(&self, op: &'static str) -> Run<'_> {
+        Run {
+            op,
+            grid: self.grid,
+            resample: &self.resample,
+            chunk: self.chunk,
+        }
+    }
+}
+
+impl<G> Report<G> {
+    fn of(elements: Vec<(G, Comparison)>) -> Self {
+        let comparisons = || elements.iter().map(|(_, c)| c);
         let mean = Comparison {
             score: Scores::mean(&comparisons().map(|c| c.score).collect::<Vec<_>>()),
             shuffled_positions: Scores::mean_of_some(comparisons().map(|c| c.shuffled_positions)),
             shuffled_images: Scores::mean_of_some(comparisons().map(|c| c.shuffled_images)),
         };
-        Ok(Report {
-            elements: scored,
-            mean,
-        })
+        Self { elements, mean }
     }
-}
-
-const OP: &str = "EqScore::measure";
-
-/// How many pixels a token spans.
-struct Patch {
-    height: usize,
-    width: usize,
-}
-
-impl Patch {
-    fn pixels(&self, grid: TokenGrid) -> Result<TokenGrid> {
-        TokenGrid::new(grid.rows() * self.height, grid.cols() * self.width)
-    }
-}
-
-impl EqScore {
-    fn patch(&self, images: &Tensor) -> Result<Patch> {
-        let (rows, cols) = (self.grid.rows(), self.grid.cols());
-        match *images.dims() {
-            [b, _, h, w] if b > 0 && h > 0 && w > 0 && h % rows == 0 && w % cols == 0 => {
-                Ok(Patch {
-                    height: h / rows,
-                    width: w / cols,
-                })
-            }
-            _ => Err(Error::input(
-                OP,
-                format!(
-                    "images (B, C, H, W), B > 0, H and W multiples of the {rows}x{cols} token grid"
-                ),
-                format!("{:?}", images.dims()),
-            )),
-        }
-    }
-
-    /// The tokens of all images, `(B, N, C)` in f64 on the host, off the graph.
-    fn tokens<E: From<Error>>(
-        &self,
-        images: &Tensor,
-        grid: TokenGrid,
-        mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
-    ) -> Result<Tensor, E> {
-        let batch = images.dims()[0];
-        let mut chunks = Vec::new();
-        for start in (0..batch).step_by(self.chunk) {
-            let size = self.chunk.min(batch - start);
-            let chunk = images.narrow(0, start, size).map_err(Error::from)?;
-            chunks.push(self.host_tokens(&map(&chunk)?, size, grid)?);
-        }
-        Ok(Tensor::cat(&chunks, 0).map_err(Error::from)?)
-    }
-
-    fn host_tokens(&self, map: &Tensor, batch: usize, grid: TokenGrid) -> Result<Tensor> {
-        let tokens = self.layout.tokens(&map.detach(), grid)?;
-        if tokens.dims()[0] != batch {
-            return Err(Error::input(
-                OP,
-                format!("a map of {batch} images from a closure that was given as many"),
-                format!("{:?}", map.dims()),
-            ));
-        }
-        Ok(tokens.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)
-    }
-}
-
-/// The tokens of either map where the moved one has a preimage, flattened to rows: image by image, position by position.
-fn matched<G: GroupAction>(
-    g: &G,
-    action: &GridOperator,
-    upright: &Tensor,
-    seen: &Tensor,
-) -> Result<(Vec<f64>, Vec<f64>, usize)> {
-    let valid: Vec<u32> = (0..action.out_grid().len() as u32)
-        .filter(|&p| action.valid(0).is_none_or(|v| v[p as usize]))
-        .collect();
-    if valid.is_empty() {
-        return Err(Error::input(
-            OP,
-            "elements that leave some position a preimage",
-            format!("{g:?}, which leaves none"),
-        ));
-    }
-    let moved = action.apply(upright)?;
-    if moved.dims() != seen.dims() {
-        return Err(Error::input(
-            OP,
-            format!("a map of {:?} for the moved images too", moved.dims()),
-            format!("{:?}", seen.dims()),
-        ));
-    }
-    let valid = Tensor::new(valid, &Device::Cpu)?;
-    let rows = |x: &Tensor| {
-        x.contiguous()?
-            .index_select(&valid, 1)?
-            .flatten_all()?
-            .to_vec1::<f64>()
-    };
-    Ok((rows(&moved)?, rows(seen)?, seen.dims()[2]))
 }
 
 /// The score of rows `a` against rows `v` of `channels` values each, with both nulls.
@@ -286,7 +265,7 @@ fn compare(
 }
 
 /// A random permutation of `0..n` that is one cycle (Sattolo): nothing stays in its place.
-fn cycle(n: usize, rng: &mut (impl Rng + ?Sized)) -> Vec<usize> {
+pub(super) fn cycle(n: usize, rng: &mut (impl Rng + ?Sized)) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
         order.swap(i, rng.random_range(0..i));
