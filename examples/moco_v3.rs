@@ -10,16 +10,18 @@
 //!
 //! What the small preset does not reproduce: the figures of the papers. The encoder has 0.13 million parameters instead of
 //! 22 million, pictures have 28 pixels, heads are an eighth as wide, batches have 64 pictures instead of thousands; the
-//! patch embedding is trained, and there is no blur, no colour jitter, no solarisation. The equivariant part is an eighth
-//! of a batch instead of a hundredth (it takes two pictures at least), and its views differ by turns and flips, not in
-//! scale. `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
+//! patch embedding is trained, and there is no blur, no colour jitter, no solarisation. The momentum starts at 0.95, a
+//! memory of twenty steps: a run has a thousand, not a hundred thousand. The equivariant part is an eighth of a batch
+//! instead of a hundredth (it takes two pictures at least), and its views differ by turns and flips, not in scale.
+//! `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
 
 mod common;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use common::{
     cli::Args,
+    clip::clip_to,
     environment,
     method::moco::{contrast, predictor, projector},
     optimizer::AdamW,
@@ -29,9 +31,9 @@ use common::{
     settings::{Base, Method},
     views::Views,
     vit::Vit,
-    weights::{Weights, tapped, under},
+    weights::{Weights, tapped, trained},
 };
-use ser_reg::{TokenGrid, grad, schedule::Schedule, ser::SerLoss, view::ViewSampler};
+use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 
 fn main() -> Result<()> {
     environment::prepare();
@@ -42,36 +44,32 @@ fn main() -> Result<()> {
 fn train() -> Result<()> {
     let mut run = Run::open(Method::MocoV3, &Args::parse())?;
     let settings = run.settings.clone();
-    let (Base::MocoV3 { temperature, widths }, Some(m)) = (&settings.base, settings.momentum) else {
-        unreachable!("settings of MoCo-v3");
+    let Base::MocoV3(base) = &settings.base else {
+        unreachable!("the settings of MoCo-v3");
     };
-    let rule = &settings.optimizer;
+    let dim = run.vit.dim;
 
     // An online encoder with its heads, and a momentum copy of encoder and projector, which makes the keys.
     let online = Weights::seeded(settings.seed);
     let vb = online.builder(&run.device);
     let encoder = Vit::new(&run.vit, vb.pp("encoder"))?;
-    let project = projector(run.vit.dim, *widths, vb.pp("projector"))?;
-    let predict = predictor(*widths, vb.pp("predictor"))?;
+    let project = projector(dim, base.widths, vb.pp("projector"))?;
+    let predict = predictor(base.widths, vb.pp("predictor"))?;
     let ser_config = settings.ser.loss(run.vit.prefix(settings.ser.layer)); // SER
-    let ser = SerLoss::new(ser_config, run.vit.dim, vb.pp("ser"))?; // SER
+    let ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
 
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&run.device);
     let key_encoder = Vit::new(&run.vit, vb.pp("encoder"))?;
-    let key_project = projector(run.vit.dim, *widths, vb.pp("projector"))?;
-    let key_ser = SerLoss::new(ser_config, run.vit.dim, vb.pp("ser"))?; // SER
+    let key_project = projector(dim, base.widths, vb.pp("projector"))?;
+    let key_ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
 
     let grid = TokenGrid::square(run.vit.grid())?; // SER
     let sampler = ViewSampler::new(settings.ser.views(), grid)?; // SER
     let part = settings.partition()?; // SER
     let block = format!("block{}", settings.ser.layer);
 
-    let (steps, warm_up) = (run.steps(), run.fraction(rule.warm_up));
-    let rate = Schedule::cosine(rule.learning_rate, rule.final_learning_rate, steps - warm_up)?;
-    let rate = rate.warm_up(warm_up);
-    let decay = Schedule::cosine(rule.weight_decay, rule.final_weight_decay, steps)?;
-    let follow = Schedule::cosine(m, 1.0, steps)?;
+    let schedules = settings.schedules(run.steps())?;
     let mut state = State {
         optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
         online: online.clone(),
@@ -82,49 +80,53 @@ fn train() -> Result<()> {
     run.begin(&encoder, &mut state)?;
     while let Some(batch) = run.next_batch()? {
         let step = batch.step;
+        let now = schedules.at(step);
         // Poses draw from a generator of their own: batches and crops are the same with and without them.
         let mut rng = generator(settings.seed, Purpose::Poses, step);
-        let pair = part.map(|part| sampler.sample_pair(&mut rng, part.equivariant().len())); // SER
-        let pair = pair.transpose()?; // SER
-        let views = match (&part, &pair) {
-            (Some(part), Some(pair)) => Views::posed(&batch.first, &batch.second, part, pair)?, // SER
-            _ => Views::plain(batch.first, batch.second),
+        let views = match &part {
+            None => Views::plain(batch.first, batch.second),
+            Some(part) => {
+                let pair = sampler.sample_pair(&mut rng, part.equivariant().len())?; // SER
+                Views::posed(&batch.first, &batch.second, part, pair)? // SER
+            }
         };
 
-        momentum.follow(&online, follow.at(step))?;
-        let dropped = seed(settings.seed, Purpose::DropPath, step);
+        momentum.follow(&online, now.momentum.context("MoCo-v3 has a momentum")?)?;
         let keys = views.encode(&key_encoder, &block, None)?;
+        let dropped = seed(settings.seed, Purpose::DropPath, step);
         let queries = views.encode(&encoder, &block, Some(dropped))?;
-        let [k1, k2] = keys.features.each_ref().map(|k| key_project.forward(k));
-        let [q1, q2] = queries.features.each_ref().map(|q| predict.forward(&project.forward(q)?));
-        let first = contrast(&q1?, &k2?, 0, *temperature)?;
-        let invariance = (first + contrast(&q2?, &k1?, 0, *temperature)?)?;
+        // Each view has batch statistics of its own in the heads.
+        let [k1, k2] = keys.features.map(|k| key_project.forward(&k));
+        let [q1, q2] = queries
+            .features
+            .map(|q| predict.forward(&project.forward(&q)?));
+        let first = contrast(&q1?, &k2?, 0, base.temperature)?;
+        let invariance = (first + contrast(&q2?, &k1?, 0, base.temperature)?)?;
 
         let mut loss = invariance.clone();
-        let mut seen = Step::default();
-        if let (Some(q), Some(k), Some(pair)) = (&queries.maps, &keys.maps, &pair) {
-            let relative = pair.relative(); // SER
-            let out = ser.forward_with_keys(q.each_ref(), k.each_ref(), &key_ser, &relative)?; // SER
+        let mut seen = now;
+        if let (Some(q), Some(k)) = (queries.posed, keys.posed) {
+            let out = ser.forward_with_keys(q.maps(), k.maps(), &key_ser, &q.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
-            seen = seen.with_equivariance(&out)?;
+            seen = seen.regularized(&out, settings.ser.lambda)?;
             if step == 0 && settings.ser.lambda > 0.0 {
-                grad::assert_reaches(&out.loss, tapped(&online.named(), &run.vit, settings.ser.layer))?; // SER
+                let reached = tapped(&online.named(), &run.vit, settings.ser.layer); // SER
+                grad::assert_reaches(&out.loss, reached)?; // SER
             }
         }
         if step == 0 {
-            grad::assert_reaches(&loss, under(&online.named(), &run.vit.trained("encoder.")))?;
+            grad::assert_reaches(&loss, trained(&online.named(), &run.vit))?;
         }
 
         let mut grads = loss.backward()?;
-        seen.gradient = rule.clip.map(|most| clip(&online.named(), &mut grads, most)).transpose()?;
-        state.optimizer.step(&grads, rate.at(step), decay.at(step))?;
+        let gradient = clip_to(settings.optimizer.clip, &online.named(), &mut grads)?;
+        state
+            .optimizer
+            .step(&grads, now.learning_rate, now.weight_decay)?;
         let seen = Step {
-            step,
             loss: loss.to_scalar()?,
             invariance: invariance.to_scalar()?,
-            learning_rate: rate.at(step),
-            weight_decay: decay.at(step),
-            momentum: Some(follow.at(step)),
+            gradient,
             ..seen
         };
         run.end_step(seen, Vec::new(), &encoder, &mut state)?;

@@ -41,6 +41,15 @@ pub fn clip(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Re
     Ok(norm)
 }
 
+/// [`clip`] where there is a bound; gives the norm then.
+pub fn clip_to(
+    bound: Option<f64>,
+    named: &[(String, Var)],
+    grads: &mut GradStore,
+) -> Result<Option<f64>> {
+    bound.map(|most| clip(named, grads, most)).transpose()
+}
+
 /// Takes the gradients of the parameters whose names begin with `prefix` out, so that the optimizer leaves those alone:
 /// DINO keeps its prototypes fixed in the first epoch.
 pub fn freeze(named: &[(String, Var)], grads: &mut GradStore, prefix: &str) -> Result<()> {

@@ -80,7 +80,11 @@ impl Progress {
         };
         say("invariance", mean(|s| Some(s.invariance)).map(f64::from), 4);
         say("equivariance", mean(|s| s.equivariance).map(f64::from), 4);
-        say("matching %", mean(|s| s.matching).map(|m| 100.0 * f64::from(m)), 1);
+        say(
+            "matching %",
+            mean(|s| s.matching).map(|m| 100.0 * f64::from(m)),
+            1,
+        );
         if !measured.accuracy.is_empty() {
             say("feature std", Some(f64::from(measured.feature_std)), 3);
             say("score", measured.equivariance.get(layer - 1).copied(), 3);

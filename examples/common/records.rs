@@ -1,5 +1,7 @@
 //! What a run writes down as it goes: one JSON object a line, `step` lines and `epoch` lines.
 
+use candle_core::{Result, Tensor};
+use ser_reg::ser::SerOutput;
 use serde::{Deserialize, Serialize};
 
 /// A line of `metrics.jsonl`.
@@ -30,6 +32,22 @@ pub struct Step {
     pub momentum: Option<f64>,
     /// Length of the gradient before clipping, where it is clipped.
     pub gradient: Option<f64>,
+}
+
+impl Step {
+    /// With the regularizer's values; none where λ is 0 and nothing was computed.
+    pub fn regularized(self, out: &SerOutput, lambda: f64) -> Result<Self> {
+        let number = |x: &Tensor| x.to_scalar::<f32>();
+        if lambda == 0.0 {
+            return Ok(self);
+        }
+        Ok(Self {
+            equivariance: Some(number(&out.equivariance)?),
+            matching: out.accuracy.as_ref().map(number).transpose()?,
+            lambda,
+            ..self
+        })
+    }
 }
 
 /// What was measured after an epoch, on test pictures.

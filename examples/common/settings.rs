@@ -9,6 +9,7 @@ use ser_reg::{
     group::Subgroup,
     partition::Partition,
     projector::ProjectorConfig,
+    schedule::Schedule,
     ser::SerConfig,
     view::{CropRange, Pairing, ViewConfig},
 };
@@ -18,6 +19,7 @@ use super::{
     cli::Args,
     data::Images,
     method::{HeadConfig, barlow, dino::DinoHead, moco},
+    records::Step,
     vit::VitConfig,
 };
 
@@ -116,35 +118,64 @@ pub struct Optimizer {
     pub clip: Option<f64>,
 }
 
+/// Learning rate, weight decay and momentum over the steps.
+pub struct Schedules {
+    rate: Schedule,
+    decay: Schedule,
+    momentum: Option<Schedule>,
+}
+
+impl Schedules {
+    /// The record of a step, with the values that it trains with.
+    pub fn at(&self, step: usize) -> Step {
+        Step {
+            step,
+            learning_rate: self.rate.at(step),
+            weight_decay: self.decay.at(step),
+            momentum: self.momentum.map(|m| m.at(step)),
+            ..Default::default()
+        }
+    }
+}
+
 /// What belongs to one method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum Base {
-    MocoV3 {
-        temperature: f64,
-        widths: moco::Widths,
-    },
-    Dino {
-        /// What leads to the prototypes.
-        mlp: HeadConfig,
-        prototypes: usize,
-        student_temperature: f64,
-        /// It rises linearly from the first to the second value over the fraction of steps.
-        teacher_temperature: (f64, f64),
-        teacher_warm_up: f64,
-        centre_momentum: f64,
-        /// Fraction of the steps in which prototypes stay as they are.
-        freeze_prototypes: f64,
-        /// Whether lengths of prototypes are learned.
-        learned_lengths: bool,
-    },
-    BarlowTwins {
-        projector: HeadConfig,
-        /// Weight of the redundancy term.
-        redundancy: f64,
-        /// Factor on the loss.
-        scale: f64,
-    },
+    MocoV3(MocoV3),
+    Dino(Dino),
+    BarlowTwins(BarlowTwins),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MocoV3 {
+    pub temperature: f64,
+    pub widths: moco::Widths,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dino {
+    /// What leads to the prototypes.
+    pub mlp: HeadConfig,
+    pub prototypes: usize,
+    pub student_temperature: f64,
+    /// It rises linearly from the first to the second value over this fraction of the steps.
+    pub teacher_temperature: (f64, f64),
+    pub teacher_warm_up: f64,
+    pub centre_momentum: f64,
+    /// Fraction of the steps in which prototypes stay as they are.
+    pub freeze_prototypes: f64,
+    /// Whether lengths of prototypes are learned.
+    pub learned_lengths: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BarlowTwins {
+    pub projector: HeadConfig,
+    /// Weight of the redundancy term.
+    pub redundancy: f64,
+    /// Factor on the loss.
+    pub scale: f64,
 }
 
 /// The configuration of a run, as `config.json` holds it.
@@ -202,11 +233,11 @@ impl Settings {
             },
             drop_path: 0.0,
             base: match method {
-                Method::MocoV3 => Base::MocoV3 {
+                Method::MocoV3 => Base::MocoV3(MocoV3 {
                     temperature: 0.2,
                     widths: moco::Widths::SMALL,
-                },
-                Method::Dino => Base::Dino {
+                }),
+                Method::Dino => Base::Dino(Dino {
                     mlp: DinoHead::small(64),
                     prototypes: 256,
                     student_temperature: 0.1,
@@ -215,13 +246,13 @@ impl Settings {
                     centre_momentum: 0.9,
                     freeze_prototypes: 0.0,
                     learned_lengths: false,
-                },
+                }),
                 // The scale brings 256 dimensions' loss to the size of the other methods'.
-                Method::BarlowTwins => Base::BarlowTwins {
+                Method::BarlowTwins => Base::BarlowTwins(BarlowTwins {
                     projector: barlow::small(64),
                     redundancy: 0.02,
                     scale: 10.0 / 256.0,
-                },
+                }),
             },
             ser: Ser {
                 lambda: match method {
@@ -276,11 +307,11 @@ impl Settings {
             },
             drop_path: if method == Method::Dino { 0.1 } else { 0.0 },
             base: match method {
-                Method::MocoV3 => Base::MocoV3 {
+                Method::MocoV3 => Base::MocoV3(MocoV3 {
                     temperature: 0.2,
                     widths: moco::Widths::PAPER,
-                },
-                Method::Dino => Base::Dino {
+                }),
+                Method::Dino => Base::Dino(Dino {
                     mlp: DinoHead::paper(384),
                     prototypes: 65536,
                     student_temperature: 0.1,
@@ -289,12 +320,12 @@ impl Settings {
                     centre_momentum: 0.9,
                     freeze_prototypes: 0.01,
                     learned_lengths: true,
-                },
-                Method::BarlowTwins => Base::BarlowTwins {
+                }),
+                Method::BarlowTwins => Base::BarlowTwins(BarlowTwins {
                     projector: barlow::paper(384),
                     redundancy: 0.0051,
                     scale: 1.0,
-                },
+                }),
             },
             ser: Ser {
                 lambda: if method == Method::Dino { 0.3 } else { 1.0 },
@@ -371,6 +402,19 @@ impl Settings {
         Ok(VitConfig {
             drop_path: self.drop_path,
             ..config
+        })
+    }
+
+    /// What changes over `steps` steps.
+    pub fn schedules(&self, steps: usize) -> Result<Schedules> {
+        let rule = &self.optimizer;
+        let warm_up = (steps as f64 * rule.warm_up) as usize;
+        let (peak, last) = (rule.learning_rate, rule.final_learning_rate);
+        let momentum = self.momentum.map(|m| Schedule::cosine(m, 1.0, steps));
+        Ok(Schedules {
+            rate: Schedule::cosine(peak, last, steps - warm_up)?.warm_up(warm_up),
+            decay: Schedule::cosine(rule.weight_decay, rule.final_weight_decay, steps)?,
+            momentum: momentum.transpose()?,
         })
     }
 

@@ -5,7 +5,12 @@
 
 use anyhow::Result;
 use candle_core::Tensor;
-use ser_reg::{partition::Partition, tap, view::ViewPair};
+use ser_reg::{
+    group::Element,
+    partition::Partition,
+    tap,
+    view::{Relative, ViewPair},
+};
 
 use super::vit::Vit;
 
@@ -13,15 +18,28 @@ use super::vit::Vit;
 pub struct Views {
     plain: [Tensor; 2],
     /// Poses may have another height and width than crops.
-    posed: Option<[Tensor; 2]>,
+    posed: Option<([Tensor; 2], Relative<Element>)>,
 }
 
 /// The encoder's output.
 pub struct Encoded {
     /// Features `(B, D)` of either view, in the order of the batch.
     pub features: [Tensor; 2],
+    pub posed: Option<Posed>,
+}
+
+/// What the regularizer compares.
+pub struct Posed {
     /// Tokens of the tapped block for the posed part of either view.
-    pub maps: Option<[Tensor; 2]>,
+    maps: [Tensor; 2],
+    /// What carries the first view's into the frame of the second.
+    pub relative: Relative<Element>,
+}
+
+impl Posed {
+    pub fn maps(&self) -> [&Tensor; 2] {
+        self.maps.each_ref()
+    }
 }
 
 impl Views {
@@ -34,12 +52,20 @@ impl Views {
     }
 
     /// With the last pictures, as `part` says, in the poses of `pair`.
-    pub fn posed(first: &Tensor, second: &Tensor, part: &Partition, pair: &ViewPair) -> Result<Self> {
+    pub fn posed(
+        first: &Tensor,
+        second: &Tensor,
+        part: &Partition,
+        pair: ViewPair,
+    ) -> Result<Self> {
         let (plain1, shared1) = part.split(first)?;
         let (plain2, shared2) = part.split(second)?;
         Ok(Self {
             plain: [plain1, plain2],
-            posed: Some([pair.first.act(&shared1)?, pair.second.act(&shared2)?]),
+            posed: Some((
+                [pair.first.act(&shared1)?, pair.second.act(&shared2)?],
+                pair.relative(),
+            )),
         })
     }
 
@@ -47,12 +73,18 @@ impl Views {
     /// `drop_path` seeds the stochastic depth of an encoder in training; without it nothing is dropped.
     pub fn encode(&self, encoder: &Vit, block: &str, drop_path: Option<u64>) -> Result<Encoded> {
         // First view, second view; then their posed parts.
-        let parts: Vec<&Tensor> = self.plain.iter().chain(self.posed.iter().flatten()).collect();
+        let parts: Vec<&Tensor> = self
+            .plain
+            .iter()
+            .chain(self.posed.iter().flat_map(|(views, _)| views))
+            .collect();
         let (mut features, mut maps) = (Vec::new(), Vec::new());
         for group in parts.chunk_by(|a, b| a.dims()[1..] == b.dims()[1..]) {
             let x = Tensor::cat(group, 0)?;
             let (output, map) = tap::capture(block, || match drop_path {
-                Some(seed) => encoder.forward_training(&x, seed.wrapping_add(features.len() as u64)),
+                Some(seed) => {
+                    encoder.forward_training(&x, seed.wrapping_add(features.len() as u64))
+                }
                 None => encoder.forward(&x),
             })?;
             let mut start = 0;
@@ -63,11 +95,10 @@ impl Views {
                 start += count;
             }
         }
-        let Some(_) = self.posed else {
-            let [first, second] = pair(features);
+        let Some((_, relative)) = &self.posed else {
             return Ok(Encoded {
-                features: [first, second],
-                maps: None,
+                features: pair(features),
+                posed: None,
             });
         };
         let [posed1, posed2] = pair(features.split_off(2));
@@ -77,7 +108,10 @@ impl Views {
                 Tensor::cat(&[plain1, posed1], 0)?,
                 Tensor::cat(&[plain2, posed2], 0)?,
             ],
-            maps: Some(pair(maps.split_off(2))),
+            posed: Some(Posed {
+                maps: pair(maps.split_off(2)),
+                relative: relative.clone(),
+            }),
         })
     }
 }

@@ -10,6 +10,8 @@ use candle_core::{DType, Device, Shape, Tensor, Var, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use super::vit::VitConfig;
+
 /// Variables by name, in the order in which modules asked for them.
 #[derive(Clone)]
 pub struct Weights(Arc<Mutex<Store>>);
@@ -68,6 +70,31 @@ impl Weights {
         // The lock is held for look-ups only; a panic there leaves the store whole.
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// The parameters whose names begin with `prefix`.
+pub fn under(named: &[(String, Var)], prefix: &str) -> Vec<(String, Var)> {
+    let begins = |(name, _): &&(String, Var)| name.starts_with(prefix);
+    named.iter().filter(begins).cloned().collect()
+}
+
+/// The parameters that the regularizer's loss must reach: patches, blocks up to `layer`, and its projector.
+pub fn tapped(named: &[(String, Var)], vit: &VitConfig, layer: usize) -> Vec<(String, Var)> {
+    let mut vars = under(named, "ser.");
+    if !vit.frozen_patches {
+        vars.extend(under(named, "encoder.patch."));
+    }
+    for block in 1..=layer {
+        vars.extend(under(named, &format!("encoder.block{block}.")));
+    }
+    vars
+}
+
+/// The encoder's parameters that learn.
+pub fn trained(named: &[(String, Var)], vit: &VitConfig) -> Vec<(String, Var)> {
+    let mut vars = under(named, "encoder.");
+    vars.retain(|(name, _)| !(vit.frozen_patches && name.starts_with("encoder.patch.")));
+    vars
 }
 
 fn find<'a>(vars: &'a [(String, Var)], name: &str) -> Option<&'a Var> {

@@ -40,7 +40,10 @@ impl Report<'_> {
         let table = |title, rows: &[(String, String)]| Table {
             title,
             header: Vec::new(),
-            rows: rows.iter().map(|(k, v)| vec![k.clone(), v.clone()]).collect(),
+            rows: rows
+                .iter()
+                .map(|(k, v)| vec![k.clone(), v.clone()])
+                .collect(),
         };
         page.tables(&[
             table("Result", &self.result),
@@ -86,7 +89,10 @@ fn sorted(records: &[Record]) -> (Vec<&Step>, Vec<&Epoch>) {
             Record::Epoch(epoch) => drop(epochs.insert(epoch.epoch, epoch)),
         }
     }
-    (steps.into_values().collect(), epochs.into_values().collect())
+    (
+        steps.into_values().collect(),
+        epochs.into_values().collect(),
+    )
 }
 
 fn lead(steps: &[&Step], epochs: &[&Epoch]) -> String {
@@ -301,7 +307,9 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
     let bar = |name: &str, colour, epoch: &Epoch| Bars {
         name: name.to_string(),
         colour,
-        values: (0..POSES.len()).map(|k| epoch.accuracy.get(k).copied()).collect(),
+        values: (0..POSES.len())
+            .map(|k| epoch.accuracy.get(k).copied())
+            .collect(),
     };
     let mut bars = Vec::new();
     if let (Some(first), Some(last)) = (first, last) {

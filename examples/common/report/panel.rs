@@ -76,7 +76,10 @@ impl Panel {
             .map(|&i| images.normalized(i..i + 1, statistics, device))
             .collect::<Result<Vec<_>>>()?;
         let normalized = Tensor::cat(&normalized, 0)?;
-        let bytes: Vec<u8> = indices.iter().flat_map(|&i| images.get(i).to_vec()).collect();
+        let bytes: Vec<u8> = indices
+            .iter()
+            .flat_map(|&i| images.get(i).to_vec())
+            .collect();
         let shape = (indices.len(), images.channels, images.side, images.side);
         let pictures = Tensor::from_vec(bytes, shape, &Device::Cpu)?;
 
@@ -267,14 +270,19 @@ impl Colours {
         for k in order {
             let mut axis: Vec<f64> = eigen.eigenvectors.column(k).iter().copied().collect();
             // An eigenvector has no sign of its own: its largest entry is made positive.
-            let largest = axis.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            let largest = axis
+                .iter()
+                .copied()
+                .max_by(|a, b| a.abs().total_cmp(&b.abs()));
             if largest.is_some_and(|v| v < 0.0) {
                 axis.iter_mut().for_each(|v| *v = -*v);
             }
             let mut values: Vec<f64> = tokens().map(|t| colours.project(t, &axis)).collect();
             values.sort_by(f64::total_cmp);
             let last = values.len() - 1;
-            colours.ranges.push((values[last / 100], values[last - last / 100]));
+            colours
+                .ranges
+                .push((values[last / 100], values[last - last / 100]));
             colours.axes.push(axis);
         }
         Ok(colours)

@@ -15,7 +15,7 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
     let folder = path.parent().unwrap_or(Path::new("."));
     let replace = || -> io::Result<()> {
         // In the same folder, since only within a file system a file can be renamed.
-        let mut file = NamedTempFile::new_in(folder)?;
+        let mut file = new_file(folder)?;
         write(&mut file)?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)?;
@@ -29,6 +29,14 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>
         false => "nothing was left behind",
     };
     replace().with_context(|| format!("cannot write {} ({kept})", path.display()))
+}
+
+fn new_file(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    // As any new file: what the user's mask leaves of these.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
 }
 
 /// [`replace`] with these bytes.

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Run, State, file};
 use crate::common::{
     eval::{self, Evaluation},
+    knn::spread,
     records::{Record, Step},
-    report::{Panel, Report},
+    report::{Report, panel::Panel},
     settings::Settings,
     vit::Vit,
     weights::Weights,
@@ -93,7 +93,10 @@ impl Run {
         let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
         let rows = [
             ("trained encoder", trained),
-            ("untrained encoder", evaluation.poses(|x| Ok(untrained.forward(x)?))?),
+            (
+                "untrained encoder",
+                evaluation.poses(|x| Ok(untrained.forward(x)?))?,
+            ),
             ("raw pixels", evaluation.poses(eval::raw_pixels)?),
         ];
         eval::print_table(&self.data.note, &rows);
@@ -112,7 +115,12 @@ impl Run {
         Ok(())
     }
 
-    fn outcome(&self, evaluation: &Evaluation, encoder: &Vit, trained: &[f64; 8]) -> Result<Outcome> {
+    fn outcome(
+        &self,
+        evaluation: &Evaluation,
+        encoder: &Vit,
+        trained: &[f64; 8],
+    ) -> Result<Outcome> {
         let records = self.log.records();
         let steps: Vec<&Step> = records
             .iter()
@@ -122,7 +130,10 @@ impl Run {
             })
             .collect();
         let eighth = steps.len().div_ceil(8);
-        let waited = self.loader.as_ref().map_or(0.0, |l| l.waiting().as_secs_f64());
+        let waited = self
+            .loader
+            .as_ref()
+            .map_or(0.0, |l| l.waiting().as_secs_f64());
         let features = evaluation.test_features(|x| Ok(encoder.forward(x)?))?;
         Ok(Outcome {
             method: self.settings.method.name().to_string(),
@@ -135,7 +146,7 @@ impl Run {
             knn: trained.to_vec(),
             knn_poses: eval::pose_mean(trained),
             equivariance: evaluation.equivariance(encoder)?,
-            feature_std: super::spread(&features)?,
+            feature_std: spread(&features)?,
             images_per_s: self.progress.speed(),
             waiting: waited / self.progress.seconds().max(1e-9),
             seconds: self.start.elapsed().as_secs_f64(),
@@ -149,7 +160,9 @@ impl Run {
         let layer = self.settings.ser.layer;
         let count = self.data.test.len();
         // A few pictures at even distances.
-        let indices: Vec<usize> = (0..4.min(count)).map(|i| i * count / 4.min(count)).collect();
+        let indices: Vec<usize> = (0..4.min(count))
+            .map(|i| i * count / 4.min(count))
+            .collect();
         let statistics = &self.augment.statistics;
         let panel = Panel::new(
             &encoder.with_last_map(),
@@ -199,7 +212,11 @@ fn print_line(outcome: &Outcome, layer: usize) {
         last.loss,
         last.invariance,
         last.equivariance.unwrap_or(0.0),
-        outcome.equivariance.get(layer - 1).copied().unwrap_or(f64::NAN),
+        outcome
+            .equivariance
+            .get(layer - 1)
+            .copied()
+            .unwrap_or(f64::NAN),
         outcome.knn[0],
         outcome.knn_poses,
         outcome.images_per_s,
@@ -212,16 +229,31 @@ fn print_line(outcome: &Outcome, layer: usize) {
 fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
     let row = |name: &str, value: String| (name.to_string(), value);
     let mut rows = vec![
-        row("20-NN accuracy, upright", format!("{:.1} %", outcome.knn[0])),
-        row("mean of the seven other poses", format!("{:.1} %", outcome.knn_poses)),
+        row(
+            "20-NN accuracy, upright",
+            format!("{:.1} %", outcome.knn[0]),
+        ),
+        row(
+            "mean of the seven other poses",
+            format!("{:.1} %", outcome.knn_poses),
+        ),
         row("steps", outcome.steps.to_string()),
         row("images/s", format!("{:.0}", outcome.images_per_s)),
-        row("waiting for pictures", format!("{:.1} %", 100.0 * outcome.waiting)),
+        row(
+            "waiting for pictures",
+            format!("{:.1} %", 100.0 * outcome.waiting),
+        ),
         row("pictures skipped", outcome.skipped.to_string()),
         row("data", outcome.note.clone()),
     ];
     for (i, score) in outcome.equivariance.iter().enumerate() {
-        rows.insert(2 + i, row(&format!("equivariance score, block {}", i + 1), format!("{score:.3}")));
+        rows.insert(
+            2 + i,
+            row(
+                &format!("equivariance score, block {}", i + 1),
+                format!("{score:.3}"),
+            ),
+        );
     }
     rows
 }

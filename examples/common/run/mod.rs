@@ -30,7 +30,8 @@ use super::{
     cli::Args,
     data::{self, Data, Wanted},
     encoder::{self, Card},
-    eval::{Evaluation, spread},
+    eval::Evaluation,
+    knn::spread,
     loader::{Loader, LoaderConfig},
     progress::Progress,
     records::{Epoch, Record, Step},
@@ -142,6 +143,11 @@ impl Run {
         (self.steps as f64 * of) as usize
     }
 
+    /// Whether the step at hand is the last one of an epoch.
+    pub fn epoch_ends(&self) -> bool {
+        (self.step + 1).is_multiple_of(self.epoch_steps)
+    }
+
     /// Restores the state if the run is resumed, and starts to load pictures. To be called once, when all is built.
     pub fn begin(&mut self, encoder: &Vit, state: &mut State) -> Result<()> {
         let path = self.checkpoint_path();
@@ -189,7 +195,7 @@ impl Run {
         }
         let loader = self.loader.as_mut().context("the run was not begun")?;
         let batch = loader.next(&self.device)?;
-        for (path, reason) in loader.take_skipped() {
+        for (path, reason) in batch.skipped {
             self.progress
                 .say(&format!("skipped {}: {reason}", path.display()));
             self.data.skipped.push((path, reason));
