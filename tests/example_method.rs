@@ -69,7 +69,9 @@ fn gradients(named: &[(String, Var)], step: u64, skip: &str) -> GradStore {
             var.as_tensor().clone()
         };
         let pull = random(x.dims(), x.dtype(), 100 + 10 * step + i as u64);
-        let term = (x * pull).unwrap().sin().unwrap().sum_all().unwrap();
+        // A product of the parameter with itself, so that its gradient hangs on the graph.
+        let term = ((&x * pull).unwrap().sin().unwrap() * &x).unwrap();
+        let term = term.sum_all().unwrap();
         loss = (loss + term.to_dtype(DType::F64).unwrap()).unwrap();
     }
     loss.backward().unwrap()
@@ -198,6 +200,8 @@ fn the_fused_adamw_rounds_as_the_plain_one() {
         for step in 0..4 {
             adamw.step(&gradients(&named, step, ""), 1e-2, 0.1).unwrap();
         }
+        // A moment with a graph would keep every step in memory.
+        assert!(adamw.state().unwrap().iter().all(|(_, t)| !t.track_op()));
         let weights = named.iter().map(|(_, var)| values(var));
         weights.collect::<Vec<_>>()
     };
