@@ -97,11 +97,13 @@ impl Schedule {
     /// # use ser_reg::schedule::Schedule;
     /// let lr = Schedule::cosine(1e-3, 0.0, 100)?.warm_up_inclusive(11);
     /// assert_eq!((lr.at(0), lr.at(5), lr.at(10), lr.at(11)), (0.0, 5e-4, 1e-3, 1e-3));
+    /// // a single step is the first point of the line: zero
+    /// assert_eq!(Schedule::constant(1.0)?.warm_up_inclusive(1).at(0), 0.0);
     /// # Ok::<(), ser_reg::Error>(())
     /// ```
     pub fn warm_up_inclusive(mut self, steps: usize) -> Self {
         self.warm_up = steps;
-        // A single step is zero.
+        // Never divide by zero: one step is step 0, and zero.
         self.rise = steps.saturating_sub(1).max(1);
         self
     }

@@ -6,8 +6,17 @@ mod common;
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
-use candle_nn::{Optimizer, ParamsAdamW};
-use common::optimizer::AdamW;
+use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use common::{
+    clip::{clip, freeze},
+    method::{
+        Head, HeadConfig, barlow,
+        dino::{self, DinoHead, Entropies},
+        moco::{self, Widths},
+    },
+    optimizer::AdamW,
+    weights::Weights,
+};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const CPU: Device = Device::Cpu;
@@ -69,7 +78,9 @@ fn gradients(named: &[(String, Var)], step: u64, skip: &str) -> GradStore {
             var.as_tensor().clone()
         };
         let pull = random(x.dims(), x.dtype(), 100 + 10 * step + i as u64);
-        let term = (x * pull).unwrap().sin().unwrap().sum_all().unwrap();
+        // A product of the parameter with itself, so that its gradient hangs on the graph.
+        let term = ((&x * pull).unwrap().sin().unwrap() * &x).unwrap();
+        let term = term.sum_all().unwrap();
         loss = (loss + term.to_dtype(DType::F64).unwrap()).unwrap();
     }
     loss.backward().unwrap()
@@ -198,8 +209,330 @@ fn the_fused_adamw_rounds_as_the_plain_one() {
         for step in 0..4 {
             adamw.step(&gradients(&named, step, ""), 1e-2, 0.1).unwrap();
         }
+        // A moment with a graph would keep every step in memory.
+        assert!(adamw.state().unwrap().iter().all(|(_, t)| !t.track_op()));
         let weights = named.iter().map(|(_, var)| values(var));
         weights.collect::<Vec<_>>()
     };
     assert!(run(true) == run(false));
+}
+
+/// The joint norm of all gradients, by the definition.
+fn norm(named: &[(String, Var)], grads: &GradStore) -> f64 {
+    let all = named.iter().filter_map(|(_, var)| grads.get(var));
+    let squares = all.flat_map(values).map(|g| g * g);
+    squares.sum::<f64>().sqrt()
+}
+
+#[test]
+fn clipping_shrinks_all_gradients_by_one_factor() {
+    for dtype in [DType::F32, DType::F64] {
+        let named = parameters(dtype);
+        let mut grads = gradients(&named, 0, "vector");
+        let before: Vec<_> = [0, 2]
+            .map(|i| values(grads.get(&named[i].1).unwrap()))
+            .into();
+        let want = norm(&named, &grads);
+        // Large enough: nothing changes, to the bit.
+        let got = clip(&named, &mut grads, 2.0 * want).unwrap();
+        assert!((got / want - 1.0).abs() < 1e-12, "{got} {want}");
+        assert!(before[0] == values(grads.get(&named[0].1).unwrap()));
+
+        assert_eq!(clip(&named, &mut grads, 0.5).unwrap(), got);
+        assert!((norm(&named, &grads) - 0.5).abs() < 1e-6);
+        assert!(grads.get(&named[1].1).is_none());
+        for (before, i) in before.iter().zip([0, 2]) {
+            let after = values(grads.get(&named[i].1).unwrap());
+            for (b, a) in before.iter().zip(after) {
+                assert!((b * 0.5 / want - a).abs() < 1e-7, "{b} {a}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gradient_that_two_parameters_share_is_clipped_once() {
+    let named = ["a", "b"].map(|n| (n.to_string(), Var::zeros(4, DType::F32, &CPU).unwrap()));
+    let sum = (named[0].1.as_tensor() + named[1].1.as_tensor()).unwrap();
+    let mut grads = (sum.sum_all().unwrap() * 3.0).unwrap().backward().unwrap();
+    let before = clip(&named, &mut grads, 1.0).unwrap();
+    assert!((before - 72f64.sqrt()).abs() < 1e-6, "{before}");
+    assert!((norm(&named, &grads) - 1.0).abs() < 1e-6);
+}
+
+#[test]
+fn clipping_names_gradients_that_are_not_finite() {
+    let named = parameters(DType::F32);
+    let mut grads = gradients(&named, 0, "");
+    let bad = [1f32, f32::NAN, 0., 0., 0., 0., 0., 0., 0.];
+    grads.insert(&named[1].1, Tensor::new(&bad, &CPU).unwrap());
+    let before = values(grads.get(&named[0].1).unwrap());
+    let error = clip(&named, &mut grads, 1e-3).unwrap_err().to_string();
+    assert!(error.ends_with("others at: vector"), "{error}");
+    assert!(before == values(grads.get(&named[0].1).unwrap()));
+    let error = clip(&named, &mut grads, 0.0).unwrap_err().to_string();
+    assert!(error.contains("expected a positive norm"), "{error}");
+}
+
+#[test]
+fn frozen_parameters_get_no_gradient() {
+    let named = parameters(DType::F32);
+    let mut grads = gradients(&named, 0, "");
+    freeze(&named, &mut grads, "vec").unwrap();
+    let present = named.iter().map(|(_, var)| grads.get(var).is_some());
+    assert_eq!(present.collect::<Vec<_>>(), [true, false, true]);
+    let error = freeze(&named, &mut grads, "head.").unwrap_err().to_string();
+    assert!(error.contains("begin with head., got none"), "{error}");
+}
+
+/// A module in `f64` with seeded weights, its features, and every variable.
+fn build<M>(make: impl Fn(VarBuilder) -> candle_core::Result<M>) -> (M, Vec<Var>) {
+    let map = VarMap::new();
+    let module = make(VarBuilder::from_varmap(&map, DType::F64, &CPU)).unwrap();
+    let data = map.data().lock().unwrap();
+    let mut named: Vec<_> = data.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+    named.sort_by(|a, b| a.0.cmp(&b.0));
+    for ((_, var), seed) in named.iter().zip(50..) {
+        let noise = (random(var.dims(), DType::F64, seed) * 0.3).unwrap();
+        var.set(&(var.as_detached_tensor() + noise).unwrap())
+            .unwrap();
+    }
+    (module, named.into_iter().map(|(_, var)| var).collect())
+}
+
+/// The gradient of `loss` with respect to every value of `vars`, against central differences.
+#[track_caller]
+fn assert_gradients(vars: &[Var], loss: impl Fn() -> candle_core::Result<Tensor>) {
+    let grads = loss().unwrap().backward().unwrap();
+    let number = || loss().unwrap().to_scalar::<f64>().unwrap();
+    for (v, var) in vars.iter().enumerate() {
+        let got = values(
+            grads
+                .get(var)
+                .unwrap_or_else(|| panic!("variable {v}: none")),
+        );
+        let start = values(var);
+        let set = |at: usize, value: f64| {
+            let mut moved = start.clone();
+            moved[at] = value;
+            var.set(&Tensor::from_vec(moved, var.shape(), &CPU).unwrap())
+                .unwrap();
+        };
+        for (i, got) in got.into_iter().enumerate() {
+            let h = 1e-5;
+            set(i, start[i] + h);
+            let up = number();
+            set(i, start[i] - h);
+            let down = number();
+            set(i, start[i]);
+            let want = (up - down) / (2.0 * h);
+            assert!(
+                (got - want).abs() < 1e-6 * (1.0 + want.abs()),
+                "variable {v}, value {i}: {got}, by differences {want}"
+            );
+        }
+    }
+}
+
+/// Features of two views.
+fn features(width: usize) -> [Var; 2] {
+    [7, 8].map(|seed| Var::from_tensor(&random(&[6, width], DType::F64, seed)).unwrap())
+}
+
+#[test]
+fn gradients_of_moco() {
+    let widths = Widths { hidden: 5, out: 4 };
+    let (heads, mut vars) = build(|vb| {
+        let projector = moco::projector(3, widths, vb.pp("projector"))?;
+        Ok((projector, moco::predictor(widths, vb.pp("predictor"))?))
+    });
+    let [x1, x2] = features(3);
+    vars.extend([x1.clone(), x2.clone()]);
+    let keys = [9, 10].map(|seed| random(&[6, 4], DType::F64, seed));
+    assert_gradients(&vars, || {
+        let query = |x| heads.1.forward(&heads.0.forward(x)?);
+        moco::contrast(&query(&x1)?, &keys[1], 0, 0.2)?
+            + moco::contrast(&query(&x2)?, &keys[0], 0, 0.2)?
+    });
+}
+
+#[test]
+fn gradients_of_dino() {
+    for (config, learned_gain) in [
+        (HeadConfig::batch_norm(&[3, 5, 4]), false),
+        (HeadConfig::gelu(&[3, 5, 4]), true),
+    ] {
+        let (head, mut vars) = build(|vb| DinoHead::new(&config, 7, learned_gain, vb));
+        let [x1, x2] = features(3);
+        vars.extend([x1.clone(), x2.clone()]);
+        let teacher = random(&[12, 7], DType::F64, 9);
+        let centre = random(&[1, 7], DType::F64, 10);
+        let targets = dino::targets(&teacher, &centre, 0.3).unwrap();
+        let targets = targets.chunk(2, 0).unwrap();
+        assert_gradients(&vars, || {
+            dino::loss(&[head.forward(&x1)?, head.forward(&x2)?], &targets, 0.2)
+        });
+    }
+}
+
+#[test]
+fn gradients_of_barlow_twins() {
+    let config = HeadConfig::batch_norm(&[3, 5, 4]);
+    let (head, mut vars) = build(|vb| Head::new(&config, vb));
+    let [x1, x2] = features(3);
+    vars.extend([x1.clone(), x2.clone()]);
+    assert_gradients(&vars, || {
+        barlow::loss(&head.forward(&x1)?, &head.forward(&x2)?, 0.05, 0.5)
+    });
+}
+
+#[test]
+fn heads_hold_what_their_configuration_says() {
+    let shapes = |make: &dyn Fn(VarBuilder)| -> Vec<(String, Vec<usize>)> {
+        let weights = Weights::seeded(0);
+        make(weights.builder(&CPU));
+        let named = weights.named();
+        named
+            .into_iter()
+            .map(|(n, v)| (n, v.dims().to_vec()))
+            .collect()
+    };
+    let want = |list: &[(&str, &[usize])]| -> Vec<(String, Vec<usize>)> {
+        list.iter()
+            .map(|(n, d)| (n.to_string(), d.to_vec()))
+            .collect()
+    };
+    assert_eq!(
+        shapes(&|vb| drop(moco::projector(64, Widths::SMALL, vb).unwrap())),
+        want(&[
+            ("layer1.weight", &[64, 512]),
+            ("layer1.norm.scale", &[512]),
+            ("layer1.norm.shift", &[512]),
+            ("layer2.weight", &[512, 512]),
+            ("layer2.norm.scale", &[512]),
+            ("layer2.norm.shift", &[512]),
+            ("layer3.weight", &[512, 64]),
+        ])
+    );
+    let config = HeadConfig::gelu(&[6, 5, 4]);
+    assert_eq!(
+        shapes(&|vb| drop(DinoHead::new(&config, 9, true, vb).unwrap())),
+        want(&[
+            ("mlp.layer1.weight", &[6, 5]),
+            ("mlp.layer1.bias", &[5]),
+            ("mlp.layer2.weight", &[5, 4]),
+            ("mlp.layer2.bias", &[4]),
+            ("prototypes.weight", &[9, 4]),
+            ("prototypes.gain", &[9]),
+        ])
+    );
+    let error = Head::new(&HeadConfig::gelu(&[3]), Weights::seeded(0).builder(&CPU));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("at least two widths, got [3]"), "{error}");
+}
+
+#[test]
+fn a_head_normalises_where_it_is_told() {
+    let weights = Weights::seeded(0);
+    let x = random(&[8, 3], DType::F32, 0);
+    let mean = |x: &Tensor| x.mean(0).unwrap();
+    let with = HeadConfig::batch_norm(&[3, 6, 4]).with_last_norm();
+    let y = Head::new(&with, weights.builder(&CPU).pp("a"))
+        .unwrap()
+        .forward(&x)
+        .unwrap();
+    assert_close(
+        &mean(&y),
+        &Tensor::zeros(4, DType::F32, &CPU).unwrap(),
+        1e-5,
+    );
+    assert_close(
+        &mean(&y.sqr().unwrap()),
+        &Tensor::ones(4, DType::F32, &CPU).unwrap(),
+        1e-3,
+    );
+    // The last map has no activation: without a norm, doubling its weights doubles the output.
+    let plain = Head::new(&HeadConfig::gelu(&[3, 6, 4]), weights.builder(&CPU).pp("b")).unwrap();
+    let y = plain.forward(&x).unwrap();
+    assert!(values(&y).iter().any(|&v| v < 0.0));
+    // And its rows do not see each other.
+    let first = plain.forward(&x.narrow(0, 0, 2).unwrap()).unwrap();
+    assert_close(&first, &y.narrow(0, 0, 2).unwrap(), 1e-6);
+}
+
+#[test]
+fn prototypes_count_by_direction() {
+    let config = HeadConfig::gelu(&[3, 5, 4]);
+    let weights = Weights::seeded(0);
+    let head = DinoHead::new(&config, 7, true, weights.builder(&CPU)).unwrap();
+    let x = random(&[6, 3], DType::F32, 0);
+    let before = head.forward(&x).unwrap();
+    assert!(values(&before).iter().all(|c| c.abs() <= 1.0 + 1e-6));
+    let scale = |name: &str| {
+        let named = weights.named();
+        let var = &named.iter().find(|(n, _)| n == name).unwrap().1;
+        var.set(&(var.as_detached_tensor() * 3.0).unwrap()).unwrap();
+    };
+    scale("prototypes.weight");
+    assert_close(&before, &head.forward(&x).unwrap(), 1e-5);
+    scale("prototypes.gain");
+    assert_close(&(before * 3.0).unwrap(), &head.forward(&x).unwrap(), 1e-5);
+}
+
+#[test]
+fn entropies_tell_both_collapses_apart() {
+    let of = |rows: &Tensor| Entropies::of(rows).unwrap();
+    let is = |got: f64, want: f64| assert!((got - want).abs() < 1e-6, "{got}, not {want}");
+    let full = 4f64.ln();
+    let uniform = of(&Tensor::full(0.25f32, (6, 4), &CPU).unwrap());
+    is(uniform.each, full);
+    is(uniform.mean, full);
+    let one = of(&Tensor::new(&[[0f32, 1., 0., 0.]; 3], &CPU).unwrap());
+    is(one.each, 0.0);
+    is(one.mean, 0.0);
+    let healthy = of(&Tensor::eye(4, DType::F32, &CPU).unwrap());
+    is(healthy.each, 0.0);
+    is(healthy.mean, full);
+}
+
+#[test]
+fn a_student_that_agrees_with_its_teacher_does_not_diverge() {
+    let scores = [0, 1].map(|seed| random(&[5, 6], DType::F64, seed));
+    let centre = Tensor::zeros((1, 6), DType::F64, &CPU).unwrap();
+    let targets = scores
+        .each_ref()
+        .map(|s| dino::targets(s, &centre, 0.5).unwrap());
+    let entropies = Entropies::of(&Tensor::cat(&targets, 0).unwrap()).unwrap();
+    let loss = |students: &[Tensor]| -> f64 {
+        dino::loss(students, &targets, 0.5)
+            .unwrap()
+            .to_scalar()
+            .unwrap()
+    };
+    let [a, b] = scores.clone();
+    // Each view of the student must give what the teacher gives for the other one.
+    assert!(entropies.divergence(loss(&[b.clone(), a.clone()])).abs() < 1e-12);
+    assert!(entropies.divergence(loss(&[a.clone(), b])) > 0.1);
+    let error = dino::loss(&[a], &targets, 0.5).unwrap_err().to_string();
+    assert!(error.contains("got 1 and 2"), "{error}");
+}
+
+#[test]
+fn barlow_twins_is_zero_for_independent_features() {
+    let hadamard = [
+        [1f32, 1., 1.],
+        [1., -1., -1.],
+        [-1., 1., -1.],
+        [-1., -1., 1.],
+    ];
+    let z = Tensor::new(&hadamard, &CPU).unwrap();
+    let loss = |z1: &Tensor, z2: &Tensor| -> f32 {
+        barlow::loss(z1, z2, 0.1, 1.0).unwrap().to_scalar().unwrap()
+    };
+    assert!(loss(&z, &(&z * 5.0).unwrap()) < 1e-4);
+    // Opposite: (1 + 1)² for each of three features.
+    assert!((loss(&z, &z.neg().unwrap()) - 12.0).abs() < 1e-3);
+    // All features the same: 6 pairs of correlation 1.
+    let same = z.narrow(1, 0, 1).unwrap().repeat((1, 3)).unwrap();
+    assert!((loss(&same, &same) - 0.6).abs() < 1e-3);
 }

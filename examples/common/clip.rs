@@ -28,11 +28,12 @@ pub fn clip(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Re
     );
     let norm = squares.iter().sum::<f64>().sqrt();
     if norm > max_norm {
-        // Not in place: two parameters may share one gradient tensor.
+        // Not in place: two parameters may share one gradient tensor. Detached, since a gradient from candle may hang on
+        // the graph.
         let factor = max_norm / norm;
         let clipped = present
             .iter()
-            .map(|(_, var, grad)| Ok((*var, (*grad * factor)?)));
+            .map(|(_, var, grad)| Ok((*var, (grad.detach() * factor)?)));
         let clipped = clipped.collect::<candle_core::Result<Vec<_>>>()?;
         for (var, grad) in clipped {
             grads.insert(var, grad);

@@ -141,6 +141,8 @@ impl Parameter {
     /// In candle operations: any device and type.
     fn advance_plain(&mut self, grad: &Tensor, rule: &Rule) -> candle_core::Result<()> {
         let (beta1, beta2) = rule.betas;
+        // A gradient from candle may hang on the graph of its step; moments would keep the graphs of all steps.
+        let grad = &grad.detach();
         self.first = ((&self.first * beta1)? + (grad * (1.0 - beta1))?)?;
         self.second = ((&self.second * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
         let length = ((&self.second * rule.scale)?.sqrt()? + rule.eps)?;
