@@ -15,11 +15,10 @@
 //! There is one encoder: the keys of the regularizer come from the same weights, with gradient. The rest is as in
 //! `moco_v3`. `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
 
-mod common;
-
 use anyhow::Result;
 use clap::Parser;
-use common::{
+use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
+use ser_reg_examples::{
     cli::Args,
     clip::clip_to,
     environment,
@@ -33,7 +32,6 @@ use common::{
     vit::Vit,
     weights::{Weights, tapped, trained},
 };
-use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 
 fn main() -> Result<()> {
     environment::prepare();

@@ -13,12 +13,11 @@
 //! momentum starts at 0.97, a memory of thirty steps. There are no local crops, as in SER's own runs. The rest is as in
 //! `moco_v3`. `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
 
-mod common;
-
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use clap::Parser;
-use common::{
+use ser_reg::{TokenGrid, grad, schedule::Schedule, ser::SerLoss, view::ViewSampler};
+use ser_reg_examples::{
     cli::Args,
     clip::{clip_to, freeze},
     environment,
@@ -32,7 +31,6 @@ use common::{
     vit::Vit,
     weights::{Weights, tapped, trained},
 };
-use ser_reg::{TokenGrid, grad, schedule::Schedule, ser::SerLoss, view::ViewSampler};
 
 fn main() -> Result<()> {
     environment::prepare();

@@ -15,11 +15,10 @@
 //! instead of a hundredth (it takes two pictures at least), and its views differ by turns and flips, not in scale.
 //! `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
 
-mod common;
-
 use anyhow::{Context, Result};
 use clap::Parser;
-use common::{
+use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
+use ser_reg_examples::{
     cli::Args,
     clip::clip_to,
     environment,
@@ -33,7 +32,6 @@ use common::{
     vit::Vit,
     weights::{Weights, tapped, trained},
 };
-use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 
 fn main() -> Result<()> {
     environment::prepare();

@@ -10,9 +10,6 @@ mod geometry;
 #[path = "goldens/losses.rs"]
 mod losses;
 
-#[path = "../examples/common/mod.rs"]
-mod example;
-
 use std::path::PathBuf;
 
 use runner::{Case, Golden};

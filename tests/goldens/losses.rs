@@ -9,13 +9,12 @@ use ser_reg::{
     schedule::Schedule,
 };
 
-use crate::{
-    example::method::{
-        barlow, dino, moco,
-        objectives::{self, VicReg},
-    },
-    runner::{Case, close},
+use ser_reg_examples::method::{
+    barlow, dino, moco,
+    objectives::{self, VicReg},
 };
+
+use crate::runner::{Case, close};
 
 /// Loss and gradient tolerances by type, as the format's README suggests.
 const TOLERANCES: [(DType, f64, f64); 2] = [(DType::F64, 1e-10, 1e-9), (DType::F32, 1e-5, 1e-4)];

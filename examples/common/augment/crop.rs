@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
-use super::super::data::{Picture, Shaper, Window};
 use super::range;
+use crate::data::{Picture, Shaper, Window};
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CropRanges {

@@ -136,7 +136,7 @@ impl Wanted {
 
 /// 10,000 pictures of Fashion-MNIST (its official test file) that come with the repository.
 pub fn embedded() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/fashion-mnist")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/fashion-mnist")
 }
 
 /// Reads `path`, whatever of the three layouts it holds.

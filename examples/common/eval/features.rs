@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use ser_reg::GridOperator;
 
-use crate::common::data::Images;
+use crate::data::Images;
 
 /// Pictures that go through the encoder at a time.
 pub const CHUNK: usize = 100;

@@ -11,7 +11,7 @@ use ser_reg::{
 };
 
 use super::features;
-use crate::common::{data::Images, knn::Bank, vit::Vit};
+use crate::{data::Images, knn::Bank, vit::Vit};
 
 /// The poses of the table, the upright one first.
 pub const POSES: [(&str, D4); 8] = [

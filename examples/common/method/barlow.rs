@@ -3,8 +3,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::super::nn::BatchNorm;
 use super::HeadConfig;
+use crate::nn::BatchNorm;
 
 /// The projector of the small preset; its output is normalised in the loss.
 pub fn small(dim: usize) -> HeadConfig {

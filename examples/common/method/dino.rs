@@ -7,8 +7,8 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder, ops};
 
-use super::super::nn::normalize;
 use super::{Head, HeadConfig};
+use crate::nn::normalize;
 
 /// A perceptron, then cosines with prototypes: each has unit length, times a gain.
 #[derive(Clone, Debug)]

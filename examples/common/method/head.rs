@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::super::nn::{self, BatchNorm, Linear};
+use crate::nn::{self, BatchNorm, Linear};
 
 /// What stands between two linear maps, after the normalisation if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

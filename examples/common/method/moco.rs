@@ -4,8 +4,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::super::nn::normalize;
 use super::{Head, HeadConfig};
+use crate::nn::normalize;
 
 /// Widths of hidden layers and of embeddings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 use candle_core::{D, Result, Tensor};
 use ser_reg::loss::{Form, NtXent, SameImage, nt_xent};
 
-use super::super::nn::normalize;
+use crate::nn::normalize;
 
 /// SimCLR (arXiv 2002.05709): cross-entropy over the cosines, divided by `temperature`, of each embedding with the `2B − 1`
 /// others; its own is that of the other view. It is the library's token objective for pictures of one token.

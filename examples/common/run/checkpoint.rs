@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::file;
-use crate::common::{optimizer::AdamW, settings::Settings, weights::Weights};
+use crate::{optimizer::AdamW, settings::Settings, weights::Weights};
 
 /// Raised whenever a reader of the last version would go wrong.
 const VERSION: &str = "1";

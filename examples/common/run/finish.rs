@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{Run, State, file};
-use crate::common::{
+use crate::{
     eval::{self, Evaluation},
     knn::spread,
     records::{Record, Step},

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::file;
-use crate::common::records::Record;
+use crate::records::Record;
 
 pub struct Log {
     path: PathBuf,

@@ -2,9 +2,6 @@
 //!
 //! Written to be read and copied, not to be a library.
 
-// Each trainer, and each test, uses a part of it.
-#![allow(dead_code)]
-
 pub mod augment;
 pub mod cli;
 pub mod clip;

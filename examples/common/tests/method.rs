@@ -1,13 +1,11 @@
 //! The examples' optimizer, clipping, heads and losses: against candle's own, central differences and closed forms.
 
-#[path = "../examples/common/mod.rs"]
-mod common;
-
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
-use common::{
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg_examples::{
     clip::{clip, freeze},
     method::{
         Head, HeadConfig, barlow,
@@ -17,7 +15,6 @@ use common::{
     optimizer::AdamW,
     weights::Weights,
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
 
 const CPU: Device = Device::Cpu;
 const BETAS: (f64, f64) = (0.9, 0.999);

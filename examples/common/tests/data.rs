@@ -1,11 +1,8 @@
 //! The examples' loaders: what they read, and what they say of files that they cannot read.
 
-#[path = "../examples/common/mod.rs"]
-mod common;
-
 use std::{fs, io::Write, path::Path};
 
-use common::data::{self, Wanted};
+use ser_reg_examples::data::{self, Wanted};
 use tempfile::TempDir;
 
 /// An IDX file: the magic number, the dimensions, the bytes.

@@ -1,12 +1,9 @@
 //! The examples' layers: fused operations against plain ones, and gradients against central differences.
 
-#[path = "../examples/common/mod.rs"]
-mod common;
-
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
-use common::nn::{self, BatchNorm, fused, plain};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg_examples::nn::{self, BatchNorm, fused, plain};
 
 fn random(shape: &[usize], seed: u64) -> Var {
     let mut rng = StdRng::seed_from_u64(seed);

@@ -1,18 +1,6 @@
 //! The examples' training parts: the same seed gives the same run, whatever the number of threads.
 
-#[path = "../examples/common/mod.rs"]
-mod common;
-
 use candle_core::{Device, Tensor};
-use common::{
-    augment::Augment,
-    data::Images,
-    knn::{Bank, spread},
-    method::moco::{self, Widths, contrast},
-    optimizer::AdamW,
-    vit::{Vit, VitConfig},
-    weights::Weights,
-};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
     TokenGrid,
@@ -21,6 +9,15 @@ use ser_reg::{
     ser::{SerConfig, SerLoss},
     tap,
     view::{ViewConfig, ViewSampler},
+};
+use ser_reg_examples::{
+    augment::Augment,
+    data::Images,
+    knn::{Bank, spread},
+    method::moco::{self, Widths, contrast},
+    optimizer::AdamW,
+    vit::{Vit, VitConfig},
+    weights::Weights,
 };
 
 const CPU: Device = Device::Cpu;

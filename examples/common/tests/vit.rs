@@ -1,16 +1,13 @@
 //! The examples' vision transformer: what reaches its weights, and what a pose does to it.
 
-#[path = "../examples/common/mod.rs"]
-mod common;
-
 use candle_core::{DType, Device, Tensor};
-use common::{
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg::{Layout, TokenGrid, grad, group::D4, metric::EqScore, tap};
+use ser_reg_examples::{
     data::Images,
     vit::{Positions, Vit, VitConfig},
     weights::Weights,
 };
-use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::{Layout, TokenGrid, grad, group::D4, metric::EqScore, tap};
 
 const CPU: Device = Device::Cpu;
 

@@ -1,10 +1,7 @@
 //! The HTML page of a run.
 
-#[path = "../examples/common/mod.rs"]
-mod common;
-
-use common::records::{Epoch, Record, Step};
-use common::report::Report;
+use ser_reg_examples::records::{Epoch, Record, Step};
+use ser_reg_examples::report::Report;
 
 #[test]
 #[ignore]
@@ -39,7 +36,7 @@ fn look() {
     std::fs::write("/tmp/w-report/report.html", report.html().unwrap()).unwrap();
 }
 
-fn sample() -> (Vec<Record>, common::report::panel::Panel) {
+fn sample() -> (Vec<Record>, ser_reg_examples::report::panel::Panel) {
     use rand::{Rng, SeedableRng, rngs::StdRng};
     let mut rng = StdRng::seed_from_u64(0);
     let mut records = Vec::new();
@@ -89,12 +86,15 @@ fn sample() -> (Vec<Record>, common::report::panel::Panel) {
             extra: Default::default(),
         }));
     }
-    let data = common::data::load(&common::data::embedded()).unwrap();
-    let config = common::vit::VitConfig::small(&data.test, 2, false).unwrap();
+    let data = ser_reg_examples::data::load(&common::data::embedded()).unwrap();
+    let config = ser_reg_examples::vit::VitConfig::small(&data.test, 2, false).unwrap();
     let cpu = candle_core::Device::Cpu;
-    let vit =
-        common::vit::Vit::new(&config, common::weights::Weights::seeded(0).builder(&cpu)).unwrap();
-    let panel = common::report::panel::Panel::new(
+    let vit = ser_reg_examples::vit::Vit::new(
+        &config,
+        ser_reg_examples::weights::Weights::seeded(0).builder(&cpu),
+    )
+    .unwrap();
+    let panel = ser_reg_examples::report::panel::Panel::new(
         &vit,
         &data.test,
         &[0, 1, 5, 8],
