@@ -43,14 +43,6 @@ fn values(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap();
-    pool.install(f)
-}
-
 /// Losses of a few steps of MoCo-v3 with SER; `None`: the same partition, and no `SerLoss` at all.
 fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let images = pictures(8, 1);
@@ -161,7 +153,7 @@ fn momentum_weights_follow_outside_the_graph() {
     let vit = Vit::new(&config, online.builder(&CPU)).unwrap();
     let momentum = online.momentum_copy();
     let copy = Vit::new(&config, momentum.builder(&CPU)).unwrap();
-    let x = Augment::new(&images).plain(&images, 0..2, &CPU).unwrap();
+    let x = images.normalized(0..2, &images.statistics(), &CPU).unwrap();
     assert_eq!(
         values(&vit.forward(&x).unwrap()),
         values(&copy.forward(&x).unwrap())
