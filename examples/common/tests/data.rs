@@ -1,8 +1,8 @@
 //! The examples' loaders: what they read, and what they say of files that they cannot read.
 
-use std::{fs, io::Write, path::Path};
+use std::{fs, io::Write, path::Path, sync::Arc};
 
-use ser_reg_examples::data::{self, Wanted};
+use ser_reg_examples::data::{self, Source, Wanted};
 use tempfile::TempDir;
 
 /// An IDX file: the magic number, the dimensions, the bytes.
@@ -239,12 +239,100 @@ fn class_folders_are_read_in_order() {
 }
 
 #[test]
+fn unreadable_pictures_are_named_and_counted() {
+    let ok = || png(4, 4, [1, 2, 3]);
+    let listed = [
+        ("a/1.png", ok()),
+        ("a/2.png", ok()[..30].to_vec()),
+        ("a/3.png", ok()),
+        ("b/1.png", b"no picture".to_vec()),
+        ("b/2.jpg", jpeg(40, 30)),
+        ("b/3.jpg", cut(&jpeg(40, 30))),
+        ("b/4.png", vec![]),
+        ("b/5.png", ok()),
+    ];
+    let dir = folder(&listed);
+    let data = data::load(dir.path(), &Wanted::default()).unwrap();
+    // The fifth file of a class is the test picture, whatever can be read.
+    assert_eq!(data.bank.labels, [0, 0, 1]);
+    assert_eq!(data.test.labels, [1]);
+    assert_says(&data.note, &["4 skipped"]);
+    let names: Vec<String> = data.skipped.iter().map(|(p, _)| name(p)).collect();
+    assert_eq!(names, ["a/2.png", "b/1.png", "b/3.jpg", "b/4.png"]);
+    for ((path, why), expected) in data.skipped.iter().zip([
+        "truncated or damaged",
+        "format could not be determined",
+        "the JPEG data do not end",
+        "format could not be determined",
+    ]) {
+        assert!(why.contains(expected), "{}: {why}", path.display());
+    }
+}
+
+/// The last two parts of a path.
+fn name(path: &Path) -> String {
+    let parts: Vec<_> = path.iter().rev().take(2).collect();
+    let parts: Vec<_> = parts.iter().rev().map(|p| p.to_string_lossy()).collect();
+    parts.join("/")
+}
+
+fn jpeg(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_fn(width, height, |x, y| {
+        image::Rgb([x as u8 * 5, y as u8 * 7, (x * y) as u8])
+    })
+    .write_to(&mut bytes, image::ImageFormat::Jpeg)
+    .unwrap();
+    bytes.into_inner()
+}
+
+/// The file without its second half of pixels.
+fn cut(jpeg: &[u8]) -> Vec<u8> {
+    jpeg[..jpeg.len() - 60].to_vec()
+}
+
+#[test]
+fn the_end_of_a_thumbnail_is_not_the_end_of_a_picture() {
+    // A segment of the header that holds the end of a picture of its own.
+    let whole = jpeg(40, 30);
+    let mut nested = whole[..2].to_vec();
+    nested.extend([0xff, 0xe1, 0, 6, 0xff, 0xd8, 0xff, 0xd9]);
+    nested.extend(&whole[2..]);
+    let load = |third: Vec<u8>| {
+        let dir = folder(&[
+            ("a/1.jpg", nested.clone()),
+            ("a/2.jpg", third),
+            ("b/1.jpg", whole.clone()),
+            ("b/2.jpg", whole.clone()),
+            ("b/3.jpg", whole.clone()),
+            ("b/4.jpg", whole.clone()),
+            ("b/5.jpg", whole.clone()),
+        ]);
+        data::load(dir.path(), &Wanted::default()).unwrap()
+    };
+    assert_eq!(load(nested.clone()).skipped, []);
+    let skipped = load(cut(&nested)).skipped;
+    assert_eq!(skipped.len(), 1);
+    assert_says(&skipped[0].1, &["do not end"]);
+}
+
+#[test]
 fn damaged_class_folders_are_refused() {
     let ok = || png(4, 4, [1, 2, 3]);
     let damaged = folder(&[("a/1.png", ok()), ("b/1.png", ok()[..30].to_vec())]);
-    assert_says(&error(damaged.path()), &["b/1.png", "truncated or damaged"]);
+    assert_says(
+        &error(damaged.path()),
+        &[
+            "at least two classes",
+            "got 1",
+            "b/1.png",
+            "truncated or damaged",
+        ],
+    );
+    let all = folder(&[("a/1.png", vec![]), ("b/1.png", vec![])]);
+    assert_says(&error(all.path()), &["none of 2", "a/1.png"]);
     let empty = folder(&[("a/1.png", ok()), ("b/notes.txt", vec![])]);
-    assert_says(&error(empty.path()), &["b: expected PNG or JPEG"]);
+    assert_says(&error(empty.path()), &["got 1", "b: expected PNG or JPEG"]);
     let single = folder(&[("a/1.png", ok())]);
     assert_says(
         &error(single.path()),
@@ -252,4 +340,157 @@ fn damaged_class_folders_are_refused() {
     );
     let few = folder(&[("a/1.png", ok()), ("b/1.png", ok())]);
     assert_says(&error(few.path()), &["one test picture", "got 2 and 0"]);
+    let (images, _) = ten();
+    let one_label = folder(&[
+        ("t10k-images-idx3-ubyte", images),
+        ("t10k-labels-idx1-ubyte", idx(0x0801, &[10], &[4; 10])),
+    ]);
+    assert_says(&error(one_label.path()), &["at least two classes"]);
+}
+
+/// Five pictures of one colour for each class.
+fn five(classes: &[(&str, [u8; 3])]) -> Vec<(String, Vec<u8>)> {
+    let files = classes.iter().flat_map(|(class, colour)| {
+        (0..5).map(move |i| (format!("{class}/{i}.png"), png(12, 9, *colour)))
+    });
+    files.collect()
+}
+
+fn written(files: &[(String, Vec<u8>)]) -> TempDir {
+    let files: Vec<_> = files.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
+    folder(&files)
+}
+
+#[test]
+fn a_class_of_which_nothing_can_be_read_is_left_out() {
+    let mut files = five(&[("a", [1; 3]), ("b", [2; 3]), ("c", [3; 3])]);
+    for (name, bytes) in &mut files {
+        if name.starts_with('b') {
+            bytes.truncate(20);
+        }
+    }
+    files.push(("d/notes.txt".into(), vec![]));
+    let data = data::load(written(&files).path(), &Wanted::default()).unwrap();
+    assert_eq!(data.classes, ["a", "c"]);
+    assert_eq!(data.bank.labels, [0, 0, 0, 0, 1, 1, 1, 1]);
+    assert_eq!(data.test.labels, [0, 1]);
+    assert_eq!(data.test.get(1)[0], 3);
+    // Five files and two classes.
+    assert_eq!(data.skipped.len(), 7);
+}
+
+#[test]
+fn train_and_val_are_an_official_split() {
+    let classes = [("train/a", [1; 3]), ("train/b", [2; 3]), ("val/b", [9; 3])];
+    for wanted in [Wanted::default(), Wanted::streamed(16)] {
+        let data = data::load(written(&five(&classes)).path(), &wanted).unwrap();
+        assert_eq!((data.train.len(), data.test.len()), (10, 5));
+        assert_eq!(data.test.labels, [1; 5]);
+        assert_eq!((data.bank.get(9)[0], data.test.get(0)[0]), (2, 9));
+        assert_says(&data.note, &["official split", "10 training and 5 test"]);
+    }
+    let unknown = [
+        ("train/a", [1; 3]),
+        ("train/b", [2; 3]),
+        ("val/cat", [9; 3]),
+    ];
+    assert_says(
+        &error(written(&five(&unknown)).path()),
+        &[
+            "val/cat",
+            "expected one of the 2 classes of train",
+            "got cat",
+        ],
+    );
+    // Two classes that happen to be called so.
+    let data = data::load(
+        written(&five(&[("train", [1; 3]), ("val", [2; 3])])).path(),
+        &Wanted::default(),
+    );
+    assert_eq!(data.unwrap().classes, ["train", "val"]);
+}
+
+#[test]
+fn a_folder_can_stay_in_its_files() {
+    let mut files = five(&[("a", [1; 3]), ("b", [2; 3])]);
+    files[1].1.truncate(20);
+    let dir = written(&files);
+    let wanted = Wanted {
+        bank_limit: 4,
+        test_limit: 1,
+        ..Wanted::streamed(24)
+    };
+    let data = data::load(dir.path(), &wanted).unwrap();
+    // Every file is one to train on until it is found damaged.
+    assert_eq!(data.train.len(), 8);
+    assert_eq!(data.train.labels(), [0, 0, 0, 0, 1, 1, 1, 1]);
+    assert_eq!(
+        (data.bank.side, data.test.side, data.test.len()),
+        (24, 24, 1)
+    );
+    // At even distances: files 0, 2, 4 and 6.
+    assert_eq!(data.bank.labels, [0, 0, 1, 1]);
+    assert_eq!(data.train.picture(0).unwrap().size(), (9, 12));
+    let why = data.train.picture(1).err().unwrap();
+    assert_says(&format!("{why:#}"), &["truncated or damaged"]);
+    assert_eq!(name(&data.train.path(1)), "a/1.png");
+}
+
+#[test]
+fn pictures_of_any_depth_and_size_are_read() {
+    let encode = |picture: image::DynamicImage| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        picture
+            .write_to(&mut bytes, image::ImageFormat::Png)
+            .unwrap();
+        bytes.into_inner()
+    };
+    let grey = image::GrayImage::from_pixel(5, 7, image::Luma([90]));
+    let alpha = image::RgbaImage::from_pixel(7, 5, image::Rgba([10, 20, 30, 40]));
+    let deep = image::ImageBuffer::from_pixel(6, 6, image::Rgb([0u16, 257 * 100, 65535]));
+    let dir = folder(&[
+        ("a/1.png", encode(grey.into())),
+        ("a/2.png", encode(alpha.into())),
+        ("a/3.png", encode(deep.into())),
+        ("a/4.png", png(1, 1, [1, 2, 3])),
+        ("a/5.png", png(400, 1, [4, 5, 6])),
+        ("b/1.jpeg", png(3, 3, [7, 8, 9])),
+    ]);
+    for wanted in [Wanted::default(), Wanted::streamed(32)] {
+        let data = data::load(dir.path(), &wanted).unwrap();
+        assert_eq!(data.skipped, []);
+        let colour = |images: &data::Images, i: usize| [0, 1024, 2048].map(|at| images.get(i)[at]);
+        assert_eq!(colour(&data.bank, 0), [90, 90, 90]);
+        assert_eq!(colour(&data.bank, 1), [10, 20, 30]);
+        assert_eq!(colour(&data.bank, 2), [0, 100, 255]);
+        assert_eq!(colour(&data.bank, 3), [1, 2, 3]);
+        // Its name says JPEG, its content PNG.
+        assert_eq!(colour(&data.bank, 4), [7, 8, 9]);
+        assert_eq!(colour(&data.test, 0), [4, 5, 6]);
+    }
+}
+
+#[test]
+fn evaluation_may_want_other_pictures_than_training() {
+    let path = data::embedded();
+    let as_they_are = data::load(&path, &Wanted::default()).unwrap();
+    match &as_they_are.train {
+        Source::Memory(train) => assert!(Arc::ptr_eq(train, &as_they_are.bank)),
+        Source::Folder(_) => panic!("IDX files are read into memory"),
+    }
+    let few = data::load(&path, &Wanted::streamed(56)).unwrap();
+    assert_eq!(few.train.len(), 8000);
+    assert_eq!((few.bank.len(), few.bank.side), (5000, 56));
+    assert_eq!((few.test.len(), few.test.side), (1000, 56));
+    // Twice as large is not another picture.
+    let mean = |p: &[u8]| p.iter().map(|&p| f64::from(p)).sum::<f64>() / p.len() as f64;
+    let (small, large) = (as_they_are.bank.get(0), few.bank.get(0));
+    assert!((mean(small) - mean(large)).abs() < 1.0);
+
+    let some = as_they_are.take(100, 10);
+    assert_eq!(
+        (some.train.len(), some.bank.len(), some.test.len()),
+        (100, 100, 10)
+    );
+    assert!(matches!(&some.train, Source::Memory(train) if Arc::ptr_eq(train, &some.bank)));
 }

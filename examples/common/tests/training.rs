@@ -1,5 +1,7 @@
 //! The examples' training parts: the same seed gives the same run, whatever the number of threads.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
@@ -12,8 +14,9 @@ use ser_reg::{
 };
 use ser_reg_examples::{
     augment::Augment,
-    data::Images,
+    data::{Images, Source},
     knn::{Bank, spread},
+    loader::{Loader, LoaderConfig},
     method::moco::{self, Widths, contrast},
     optimizer::AdamW,
     vit::{Vit, VitConfig},
@@ -37,85 +40,23 @@ fn values(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap();
-    pool.install(f)
-}
-
-#[test]
-fn views_do_not_depend_on_the_number_of_threads() {
-    let images = pictures(9, 3);
-    let augment = Augment::new(&images);
-    let batch: Vec<usize> = (0..9).rev().collect();
-    let views = |threads| {
-        let (a, b) = with_threads(threads, || {
-            augment.pair(&images, &batch, 2, 5, &CPU).unwrap()
-        });
-        (values(&a), values(&b))
-    };
-    assert_eq!(views(1), views(3));
-    let (a, b) = views(1);
-    assert_ne!(a, b);
-    let (other, _) = augment.pair(&images, &batch, 2, 6, &CPU).unwrap();
-    assert_ne!(a, values(&other));
-}
-
-#[test]
-fn shared_crops_differ_in_brightness_and_contrast_only() {
-    let images = pictures(4, 1);
-    let still = Augment {
-        brightness: (1.0, 1.0),
-        contrast: (1.0, 1.0),
-        ..Augment::new(&images)
-    };
-    let (a, b) = still.pair(&images, &[0, 1, 2, 3], 2, 5, &CPU).unwrap();
-    let rows = |x: &Tensor, i: usize| values(&x.get(i).unwrap());
-    for i in [0, 1] {
-        assert_ne!(rows(&a, i), rows(&b, i));
-    }
-    for i in [2, 3] {
-        assert_eq!(rows(&a, i), rows(&b, i));
-    }
-}
-
-#[test]
-fn a_view_of_the_whole_picture_is_the_picture() {
-    let images = pictures(3, 2);
-    let whole = Augment {
-        area: (1.0, 1.0),
-        aspect: (1.0, 1.0),
-        flip: 0.0,
-        brightness: (1.0, 1.0),
-        contrast: (1.0, 1.0),
-        ..Augment::new(&images)
-    };
-    let plain = values(&whole.plain(&images, 0..3, &CPU).unwrap());
-    let (view, _) = whole.pair(&images, &[0, 1, 2], 0, 1, &CPU).unwrap();
-    assert!(
-        values(&view)
-            .iter()
-            .zip(&plain)
-            .all(|(a, b)| (a - b).abs() < 1e-5)
-    );
-    // Mirrored: each row of twelve pixels backwards.
-    let mirrored = Augment { flip: 1.0, ..whole };
-    let (view, _) = mirrored.pair(&images, &[0, 1, 2], 0, 1, &CPU).unwrap();
-    let backwards = plain.chunks(12).flat_map(|row| row.iter().rev());
-    assert!(
-        values(&view)
-            .iter()
-            .zip(backwards)
-            .all(|(a, b)| (a - b).abs() < 1e-5)
-    );
-}
-
 /// Losses of a few steps of MoCo-v3 with SER; `None`: the same partition, and no `SerLoss` at all.
 fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let images = pictures(8, 1);
-    let augment = Augment::new(&images);
+    let mut loader = Loader::new(
+        Source::Memory(Arc::new(images.clone())),
+        Augment::small(images.side, images.statistics()),
+        LoaderConfig {
+            batch: 8,
+            shared: 2,
+            seed,
+            first_step: 0,
+            steps: 100,
+            workers: 1,
+            prefetch: 2,
+        },
+    )
+    .unwrap();
     let config = VitConfig {
         dim: 16,
         depth: 3,
@@ -155,10 +96,8 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let part = Partition::new(8, 0.25).unwrap();
     let mut rng = StdRng::seed_from_u64(seed);
     let step = |_| {
-        let batch: Vec<usize> = (0..8).collect();
-        let (x1, x2) = augment
-            .pair(&images, &batch, 2, rng.random(), &CPU)
-            .unwrap();
+        let batch = loader.next(&CPU).unwrap();
+        let (x1, x2) = (batch.first, batch.second);
         let views = sampler.sample_pair(&mut rng, 2).unwrap();
         let turn = |x: &Tensor, view: &ser_reg::view::View| {
             let (plain, shared) = part.split(x).unwrap();
@@ -213,7 +152,7 @@ fn momentum_weights_follow_outside_the_graph() {
     let vit = Vit::new(&config, online.builder(&CPU)).unwrap();
     let momentum = online.momentum_copy();
     let copy = Vit::new(&config, momentum.builder(&CPU)).unwrap();
-    let x = Augment::new(&images).plain(&images, 0..2, &CPU).unwrap();
+    let x = images.normalized(0..2, &images.statistics(), &CPU).unwrap();
     assert_eq!(
         values(&vit.forward(&x).unwrap()),
         values(&copy.forward(&x).unwrap())
