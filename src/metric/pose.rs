@@ -32,7 +32,7 @@ use crate::{
 /// let (train, test) = (picture(40)?, picture(40)?);
 /// let probe = PoseProbe::new(Subgroup::C4, TokenGrid::square(4)?);
 /// let pixels = probe.measure(&train, &test, |x| x.flatten_from(1))?;
-/// assert!(pixels.accuracy > 0.9);
+/// assert!(pixels.accuracy > 0.9, "{pixels:?}");
 /// let mean = probe.measure(&train, &test, |x| x.mean((2, 3)))?;
 /// assert!((mean.accuracy - mean.chance).abs() < 1e-12); // invariant
 /// # Ok::<(), candle_core::Error>(())
