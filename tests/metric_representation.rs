@@ -389,6 +389,38 @@ fn cka_does_not_change_under_orthogonal_maps_scale_and_offset() {
     }
 }
 
+/// Products are summed block by block.
+#[test]
+fn many_rows_equal_plain_products() {
+    let x = normal(&[2500, 3], 1);
+    let y = (x.matmul(&normal(&[3, 4], 2)).unwrap() + normal(&[2500, 4], 3)).unwrap();
+    let centred = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
+    let (x0, y0) = (centred(&x), centred(&y));
+    let norm = |a: &Tensor, b: &Tensor| {
+        let product = a.t().unwrap().matmul(b).unwrap();
+        product
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar::<f64>()
+            .unwrap()
+            .sqrt()
+    };
+    let expected = norm(&x0, &y0).powi(2) / (norm(&x0, &x0) * norm(&y0, &y0));
+    assert_relative_eq!(
+        cka(&x, &y, Hsic::Auto).unwrap(),
+        expected,
+        max_relative = 1e-12
+    );
+    // So are those of SEIS: tokens of 2500 observations of three positions each, mixed to three others.
+    let maps = |x: &Tensor| x.reshape((50, 50, 3)).unwrap().transpose(1, 2).unwrap();
+    let mixed = x.matmul(&normal(&[3, 3], 4)).unwrap();
+    let report = seis(&maps(&x), &maps(&mixed));
+    assert!((report.score.equivariance - 1.).abs() < 1e-9, "{report:?}");
+    assert!(report.shuffled.equivariance < 0.1, "{report:?}");
+}
+
 #[test]
 fn few_rows_bias_the_biased_one_only_and_auto_knows() {
     let (x, y) = (normal(&[40, 200], 1), normal(&[40, 200], 2));
