@@ -148,8 +148,8 @@ fn the_derivative_of_a_linear_picture_has_its_closed_form() {
     }
 }
 
-/// At a pixel's centre bilinear interpolation has a kink, and the central difference takes the mean of both sides. At the border
-/// the picture is mirrored.
+/// At a pixel's centre bilinear interpolation has a kink, and the central difference takes the mean of both sides. At
+/// the border the picture is mirrored.
 #[test]
 fn the_derivative_of_any_row_is_its_central_difference() {
     let x = random(&[3, 1, 1, 9], 1);
@@ -181,8 +181,8 @@ fn equivariant_maps_and_invariant_vectors_have_none() {
         (-(y - 1.).powi(2) / 20. - (x + 2.).powi(2) / 12. - 0.03 * x * y).exp()
     });
     for g in Generator::ALL {
-        // An affine function of each pixel moves with it. Of its square interpolation knows the square of the mean, not the
-        // mean of the squares: small beside how fast the picture changes.
+        // An affine function of each pixel moves with it. Of its square interpolation knows the square of the mean, not
+        // the mean of the squares: small beside how fast the picture changes.
         let maps = LieDerivative::of_maps(grid(24, 24));
         let report = lie(&maps, &x, g, |x| x.affine(3., 1.));
         let still = lie(&LieDerivative::of_vectors(), &x, g, |x| {
@@ -238,7 +238,8 @@ fn equivariant_maps_and_invariant_vectors_have_none() {
     assert!((lie(&vectors, &bump, Generator::SCALE, sum).relative - 2.).abs() < 0.01);
 }
 
-/// A constant picture is invariant; a map that adds its position is not carried back: the derivative is that of the ramp.
+/// A constant picture is invariant; a map that adds its position is not carried back: the derivative is that of the
+/// ramp.
 #[test]
 fn the_map_is_carried_back_by_the_inverse() {
     let flat = picture(12, 12, |_, _| 1.);

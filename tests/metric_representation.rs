@@ -60,10 +60,10 @@ fn shuffle_channels(x: &Tensor) -> Tensor {
         .unwrap()
 }
 
-/// The figures known for "smooth random maps" of 64x16x8x8. How those maps were made is not known: ours are Gaussian noise blurred
-/// by 0.85 cells, mirrored at the border, a width found by trying (it keeps 38 of 64 directions, as the shuffled channels' figure asks
-/// for). The figures without ties come out within 0.02, the invariance of the two exact maps, where all correlations tie,
-/// within 0.1.
+/// The figures known for "smooth random maps" of 64x16x8x8. How those maps were made is not known: ours are Gaussian
+/// noise blurred by 0.85 cells, mirrored at the border, a width found by trying (it keeps 38 of 64 directions, as the
+/// shuffled channels' figure asks for). The figures without ties come out within 0.02, the invariance of the two exact
+/// maps, where all correlations tie, within 0.1.
 #[test]
 fn seis_of_smooth_random_maps_is_as_known() {
     let shape = [64, 16, 8, 8];
