@@ -1,5 +1,5 @@
-//! Matrices of observations, their cross products and factors. Factorisations are nalgebra's; products run on one thread,
-//! so that no result depends on how many there are.
+//! Matrices of observations, their cross products and factors. Factorisations are nalgebra's; products run on one
+//! thread, so that no result depends on how many there are.
 
 use candle_core::Tensor;
 use nalgebra::{DMatrix, SVD, SymmetricEigen};
@@ -134,4 +134,22 @@ fn diverged(op: &'static str) -> Error {
         "values whose factorisation converges",
         format!("none after {SWEEPS} sweeps; look for values of very different size"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shuffled_product_pairs_the_observations_it_says() {
+        let n = 2 * BLOCK + 7;
+        let wave = |i: usize, j: usize| ((3 * i + 7 * j * j + 1) as f64).sin();
+        let x = Observations(DMatrix::from_fn(6, n, wave));
+        let y = Observations(DMatrix::from_fn(7, n, |i, j| wave(i + 9, j)));
+        let order: Vec<usize> = (0..n).map(|i| (i * 5 + 3) % n).collect();
+        let shuffled = Observations(x.0.select_columns(&order));
+        assert_eq!(x.cross_shuffled(&y, &order), shuffled.cross(&y));
+        let plain = &shuffled.0 * y.0.transpose();
+        assert!((shuffled.cross(&y) - plain).amax() < 1e-9);
+    }
 }

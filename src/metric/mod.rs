@@ -1,7 +1,7 @@
 //! How equivariant is a model? Scores of any closure from images to token maps or vectors.
 //!
-//! A closure is all that a metric needs of a model; a layer inside is reached through [`tap`](crate::tap), several of them through
-//! [`tap::capture_all`](crate::tap::capture_all).
+//! A closure is all that a metric needs of a model; a layer inside is reached through [`tap`](crate::tap), several of
+//! them through [`tap::capture_all`](crate::tap::capture_all).
 //!
 //! | question | metric | equivariant or invariant | trap |
 //! |---|---|---|---|
@@ -14,12 +14,13 @@
 //! | Can the pose still be read? | [`PoseProbe`] | above chance: not invariant | images without an upright pose |
 //! | Can the parameters of the motion? | [`parameter_r2`] | R² near 0: invariant | train and test must not share images |
 //!
-//! No single figure will do: invariance is a way to be equivariant for [`Orbit`] and [`cka`] without alignment, and a constant map satisfies
-//! both. Report an equivariance score with its nulls, one of invariance, and the accuracy of the task.
+//! No single figure will do: a constant map is perfectly equivariant and invariant. Report an equivariance score with
+//! its nulls, one of invariance, and the accuracy of the task.
 //!
-//! All is computed in `f64` on the host, and depends on neither the number of threads nor, beyond the order of sums, the chunk. What does not
-//! fit (shapes, too few rows, and but for [`EqScore`], which passes them on, values that are not finite) is an [`Error`](crate::Error).
-//! What is well formed but undefined (the score of a constant map) is NaN, so that a collapsed model does not end a run.
+//! All is computed in `f64` on the host and depends neither on the number of threads nor on the chunk, unless the
+//! closure does. What does not fit (shapes, too few rows and, but for [`EqScore`], which passes them on as NaN, values
+//! that are not finite) is an [`Error`](crate::Error). What is well formed but undefined (the score of a constant map)
+//! is NaN, so that a collapsed model does not end a run.
 
 mod cka;
 mod lie;

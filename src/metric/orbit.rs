@@ -14,9 +14,9 @@ use crate::{Error, GroupAction, Resample, Result, TokenGrid};
 /// consistency  P(argmax f(g·x) = argmax f(x))                 of class scores
 /// ```
 ///
-/// Both variances are those of the population (divided by the number of elements, of images). Source of the variance: the group
-/// averages of Rath and Condurache, arXiv 2202.03967; a constant (collapsed) representation has none to compare with, and gets
-/// NaN. Consistency says nothing of being right.
+/// Both variances are those of the population (divided by the number of elements, of images). Source of the variance:
+/// the group averages of Rath and Condurache, arXiv 2202.03967; a constant (collapsed) representation has none to
+/// compare with, and gets NaN. Consistency says nothing of being right.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -47,7 +47,8 @@ pub struct Orbit {
 pub struct OrbitReport<G> {
     /// Variance within orbits over variance between images; NaN if the images do not differ.
     pub variance: f64,
-    /// Mean over the elements of the part of images whose largest entry stays where it is (the first, if there are several).
+    /// Mean over the elements of the part of images whose largest entry stays where it is (the first, if there are
+    /// several).
     pub consistency: f64,
     /// The part of images whose largest entry stays where it is under every element.
     pub worst: f64,
@@ -67,11 +68,12 @@ impl Orbit {
         }
     }
 
-    /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It runs `1 + elements.len()` times on each.
+    /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It runs `1 +
+    /// elements.len()` times on each.
     ///
     /// # Errors
-    /// Those of `map`. If there are fewer than two images or no element, the grid does not divide the images, or the closure returns
-    /// something other than finite vectors.
+    /// Those of `map`. If there are fewer than two images or no element, the grid does not divide the images, or the
+    /// closure returns something other than finite vectors.
     pub fn measure<G: GroupAction, E: From<Error>>(
         &self,
         images: &Tensor,

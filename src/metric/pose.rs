@@ -13,14 +13,14 @@ use crate::{
 
 /// A linear classifier of the pose of an image from a closure's vectors.
 ///
-/// Every image is shown in every pose of the group: C4 makes the four-way rotation task of E-SSL (Dangovski et al., arXiv
-/// 2111.00899), D4 the eight-way one. The classifier is [`Ridge`] regression onto the one-hot pose, the largest entry winning: a closed
-/// form, so that two runs agree, in place of the usual logistic regression.
+/// Every image is shown in every pose of the group: C4 makes the four-way rotation task of E-SSL (Dangovski et al.,
+/// arXiv 2111.00899), D4 the eight-way one. The classifier is [`Ridge`] regression onto the one-hot pose, the largest
+/// entry winning: a closed form, so that two runs agree, in place of the usual logistic regression.
 ///
 /// High: the representation tells the poses apart. At chance (1/order): it is invariant, or collapsed; read
-/// [`Orbit`](super::Orbit) beside it. Traps: images without an upright pose (textures, symmetric objects) are at chance for any model, so
-/// compare with raw pixels; with few images and many features the accuracy on the training images is 1 and
-/// means nothing.
+/// [`Orbit`](super::Orbit) beside it. Traps: images without an upright pose (textures, symmetric objects) are at chance
+/// for any model, so compare with raw pixels; with few images and many features the accuracy on the training images is
+/// 1 and means nothing.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -32,7 +32,7 @@ use crate::{
 /// let (train, test) = (picture(40)?, picture(40)?);
 /// let probe = PoseProbe::new(Subgroup::C4, TokenGrid::square(4)?);
 /// let pixels = probe.measure(&train, &test, |x| x.flatten_from(1))?;
-/// assert!(pixels.accuracy > 0.9);
+/// assert!(pixels.accuracy > 0.9, "{pixels:?}");
 /// let mean = probe.measure(&train, &test, |x| x.mean((2, 3)))?;
 /// assert!((mean.accuracy - mean.chance).abs() < 1e-12); // invariant
 /// # Ok::<(), candle_core::Error>(())
@@ -76,12 +76,13 @@ impl PoseProbe {
         }
     }
 
-    /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C, H, W)`; `map` takes images to vectors
-    /// `(B, D)` and runs once per image and pose. A closure that cannot take turned images of another shape wants square ones.
+    /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C, H, W)`; `map` takes
+    /// images to vectors `(B, D)` and runs once per image and pose. A closure that cannot take turned images of another
+    /// shape wants square ones.
     ///
     /// # Errors
-    /// Those of `map`. If the group has one element only, there is no image, the grid does not divide the images, the closure returns
-    /// something other than finite vectors of one width, or [`Ridge::fit`] fails.
+    /// Those of `map`. If the group has one element only, there is no image, the grid does not divide the images, the
+    /// closure returns something other than finite vectors of one width, or [`Ridge::fit`] fails.
     pub fn measure<E: From<Error>>(
         &self,
         train: &Tensor,

@@ -10,7 +10,8 @@ use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid, group::Affi
 
 /// `10·log₁₀(range² / MSE)` of two tensors of one shape, in dB; infinite if they are equal.
 ///
-/// `range` is the distance of the largest from the smallest value there can be: 1 for images within `[0, 1]`, 2 within `[−1, 1]`.
+/// `range` is the distance of the largest from the smallest value there can be: 1 for images within `[0, 1]`, 2 within
+/// `[−1, 1]`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -41,13 +42,13 @@ pub fn psnr(reference: &Tensor, x: &Tensor, range: f64) -> Result<f64> {
 
 /// Equivariance as a peak signal-to-noise ratio: EQ-T under translations, EQ-R under rotations.
 ///
-/// The reference is the moved map `ρ(g)F(x)`, the output `F(g·x)`; the squared error is taken over all images and the positions that
-/// have a preimage. Source: Karras et al. (StyleGAN3), arXiv 2106.12423, which takes `range = 2` for images within `[−1, 1]`, fractional
-/// shifts with a Lanczos filter and any angle with a band-limited one. Ours are whole-token shifts and quarter turns,
-/// which are exact on the grid: not to be compared with published figures.
+/// The reference is the moved map `ρ(g)F(x)`, the output `F(g·x)`; the squared error is taken over all images and the
+/// positions that have a preimage. Source: Karras et al. (StyleGAN3), arXiv 2106.12423, which takes `range = 2` for
+/// images within `[−1, 1]`, fractional shifts with a Lanczos filter and any angle with a band-limited one. Ours are
+/// whole-token shifts and quarter turns, which are exact on the grid: not to be compared with published figures.
 ///
-/// A ratio in dB means little where the range is not that of the values: of feature maps say which range was taken, or read
-/// [`EqScore`](super::EqScore) instead.
+/// A ratio in dB means little where the range is not that of the values: of feature maps say which range was taken, or
+/// read [`EqScore`](super::EqScore) instead.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -90,7 +91,8 @@ pub struct PsnrReport<G> {
 const OP: &str = "EqPsnr::measure";
 
 impl EqPsnr {
-    /// For maps on `grid` with values of this range: no prefix tokens, channels first, the default filter, 64 images at a time.
+    /// For maps on `grid` with values of this range: no prefix tokens, channels first, the default filter, 64 images at
+    /// a time.
     pub fn new(grid: TokenGrid, range: f64) -> Self {
         Self {
             grid,
@@ -101,8 +103,8 @@ impl EqPsnr {
         }
     }
 
-    /// The shifts by so many whole tokens down, up, right and left, for EQ-T; exact but for what leaves the image. StyleGAN3
-    /// shifts by up to an eighth of the image.
+    /// The shifts by so many whole tokens down, up, right and left, for EQ-T; exact but for what leaves the image.
+    /// StyleGAN3 shifts by up to an eighth of the image.
     ///
     /// # Errors
     /// If `tokens` is zero or leaves nothing of the image.
@@ -130,7 +132,8 @@ impl EqPsnr {
     /// [`EqScore::measure`](super::EqScore::measure).
     ///
     /// # Errors
-    /// As [`EqScore::measure`](super::EqScore::measure), and if the range is not above 0 or a map holds a NaN or infinity.
+    /// As [`EqScore::measure`](super::EqScore::measure), and if the range is not above 0 or a map holds a NaN or
+    /// infinity.
     pub fn measure<G: GroupAction, E: From<Error>>(
         &self,
         images: &Tensor,

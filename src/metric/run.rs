@@ -1,5 +1,5 @@
-//! Runs a closure on images as they come and as an element moves them, a few at a time, and takes what it returns to the
-//! host in `f64`.
+//! Runs a closure on images as they come and as an element moves them, a few at a time, and takes what it returns to
+//! the host in `f64`.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -95,8 +95,8 @@ impl Run<'_> {
         TokenGrid::new(px.rows() / patch.height, px.cols() / patch.width)
     }
 
-    /// Calls `map` on a chunk of images after another, moved by `mover` if there is one, and joins what `read(i, x)` makes
-    /// of its `count` outputs.
+    /// Calls `map` on a chunk of images after another, moved by `mover` if there is one, and joins what `read(i, x)`
+    /// makes of its `count` outputs.
     pub fn outputs<E: From<Error>>(
         &self,
         images: &Tensor,

@@ -13,9 +13,10 @@ use crate::{Error, Result};
 
 /// SEIS of two maps, of images and of moved images, without being told how they were moved.
 ///
-/// Source: Lin, Farrahi, Cai, arXiv 2602.04054. Each channel of each image is an observation of its `d = H·W` positions: a map is a
-/// matrix `A ∈ R^{n×d}`, `n = B·C`, its columns centred. With `A = U S Vᵀ` cut to the fewest directions that hold
-/// [`energy`](Self::energy) of `Σ S²` (`k_A` of them), the same for `A'`, and `U_Aᵀ U_A' = M diag(ρ) Nᵀ`, `r = min(k_A, k_A')`:
+/// Source: Lin, Farrahi, Cai, arXiv 2602.04054. Each channel of each image is an observation of its `d = H·W`
+/// positions: a map is a matrix `A ∈ R^{n×d}`, `n = B·C`, its columns centred. With `A = U S Vᵀ` cut to the fewest
+/// directions that hold [`energy`](Self::energy) of `Σ S²` (`k_A` of them), the same for `A'`, and
+/// `U_Aᵀ U_A' = M diag(ρ) Nᵀ`, `r = min(k_A, k_A')`:
 ///
 /// ```text
 /// equivariance  S_equiv = 1/r Σ_i ρ_i                          the mean canonical correlation
@@ -25,16 +26,16 @@ use crate::{Error, Result};
 /// Both lie within `[0, 1]`. High and high: invariant. High and low: re-encoded, the positions hold the same content in
 /// another order. Low and low: destroyed. "Low" is what [`shuffled`](SeisReport::shuffled) says, never zero.
 ///
-/// - *Channels are observations*: a map that re-encodes its channels without loss (a rotated fibre, shuffled channels) counts as
-///   destroyed. For actions on positions only, as [`GridOperator`](crate::GridOperator)'s, this does no harm.
-/// - *`n` must be well above `d`*: two unrelated maps have correlations of about `0.85·√(k/n)`. Fewer observations than positions are
-///   an error, since any two maps of full rank then agree.
-/// - *Ties*: where correlations are equal (an exact map: all of them are 1), `M` and `N` are not unique, and `S_inv` depends on
-///   rounding. On a map that is equivariant to the bit trust its first digit.
+/// - *Channels are observations*: a map that re-encodes its channels without loss (a rotated fibre, shuffled channels)
+///   counts as destroyed. For actions on positions only, as [`GridOperator`](crate::GridOperator)'s, this does no harm.
+/// - *`n` must be well above `d`*: two unrelated maps have correlations of about `0.85·√(k/n)`. Fewer observations than
+///   positions are an error, since any two maps of full rank then agree.
+/// - *Ties*: where correlations are equal (an exact map: all of them are 1), `M` and `N` are not unique, and `S_inv`
+///   depends on rounding. On a map that is equivariant to the bit trust no more than its first digit.
 ///
-/// The thin factors come from the `d×d` matrices `AᵀA`, `A'ᵀA'` and `AᵀA'`. That squares the condition number, which the cut makes
-/// harmless: the smallest direction kept has more than `(1 − energy)/d` of the sum of squares, so its eigenvalue is good to
-/// about `d/(1 − energy)` roundings.
+/// The thin factors come from the `d×d` matrices `AᵀA`, `A'ᵀA'` and `AᵀA'`. That squares the condition number, which
+/// the cut makes harmless: the smallest direction kept has more than `(1 − energy)/d` of the sum of squares, so its
+/// eigenvalue is good to about `d/(1 − energy)` roundings.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -98,8 +99,8 @@ struct Whitened {
 const OP: &str = "Seis::measure";
 
 impl Seis {
-    /// Scores the map `a` of images against the map `b` of the same images, moved; each `(B, C, H, W)` or tokens `(B, N, C)` without
-    /// prefix tokens. `rng` shuffles the null.
+    /// Scores the map `a` of images against the map `b` of the same images, moved; each `(B, C, H, W)` or tokens `(B,
+    /// N, C)` without prefix tokens. `rng` shuffles the null.
     ///
     /// # Errors
     /// If the energy is not within `(0, 1)`, the maps differ in shape or hold a NaN or infinity, or there are no more
