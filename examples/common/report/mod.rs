@@ -40,7 +40,10 @@ impl Report<'_> {
         let table = |title, rows: &[(String, String)]| Table {
             title,
             header: Vec::new(),
-            rows: rows.iter().map(|(k, v)| vec![k.clone(), v.clone()]).collect(),
+            rows: rows
+                .iter()
+                .map(|(k, v)| vec![k.clone(), v.clone()])
+                .collect(),
         };
         page.tables(&[
             table("Result", &self.result),
@@ -55,10 +58,7 @@ impl Report<'_> {
             page.figures(&measures(&epochs)?);
         }
         if let Some(panel) = &self.panel {
-            page.section("Token maps in eight poses", &panel.caption());
-            page.markup("<section class=\"card\">\n");
-            page.markup(&panel.html());
-            page.markup("</section>\n");
+            panel.write(&mut page, "Token maps in eight poses");
         }
         if !steps.is_empty() {
             page.section(
@@ -86,7 +86,10 @@ fn sorted(records: &[Record]) -> (Vec<&Step>, Vec<&Epoch>) {
             Record::Epoch(epoch) => drop(epochs.insert(epoch.epoch, epoch)),
         }
     }
-    (steps.into_values().collect(), epochs.into_values().collect())
+    (
+        steps.into_values().collect(),
+        epochs.into_values().collect(),
+    )
 }
 
 fn lead(steps: &[&Step], epochs: &[&Epoch]) -> String {
@@ -283,16 +286,12 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
         let accuracy = over_epochs(epochs, |e| e.accuracy.get(k).copied());
         Line::new(name, colour, accuracy)
     };
-    let mut by_epoch: Vec<Line> = POSES
+    let by_epoch: Vec<Line> = POSES
         .into_iter()
         .zip(POSE_COLOURS)
         .enumerate()
         .map(pose)
         .collect();
-    // The upright line lies over the others.
-    by_epoch.rotate_left(1);
-    by_epoch.reverse();
-
     let measured = |e: &&&Epoch| e.accuracy.iter().any(|a| a.is_finite());
     let (first, last) = (
         epochs.iter().find(measured),
@@ -301,7 +300,9 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
     let bar = |name: &str, colour, epoch: &Epoch| Bars {
         name: name.to_string(),
         colour,
-        values: (0..POSES.len()).map(|k| epoch.accuracy.get(k).copied()).collect(),
+        values: (0..POSES.len())
+            .map(|k| epoch.accuracy.get(k).copied())
+            .collect(),
     };
     let mut bars = Vec::new();
     if let (Some(first), Some(last)) = (first, last) {
@@ -320,8 +321,8 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
     Ok([
         Figure {
             title: "Accuracy by pose, at the end",
-            caption: "The bank of neighbours is upright, the test pictures are turned. A transp is a mirror image at \
-                      the diagonal, an antitr at the other one.",
+            caption: "The bank of neighbours is upright, the test pictures are turned; transp and antitr mirror them \
+                      at a diagonal. An encoder that poses do not disturb has bars of one height.",
             svg: plots::bars(&bar_axes, &names, &bars)?,
             wide: true,
         },

@@ -9,7 +9,10 @@ use image::{ImageFormat, Rgb, RgbImage};
 use nalgebra::{DMatrix, SymmetricEigen};
 use ser_reg::{GridOperator, GroupAction, Layout, Resample, TokenGrid, tap};
 
-use super::{super::data::Images, super::eval::POSES, super::vit::Vit, page::escape};
+use super::{
+    super::{data::Images, eval::POSES, vit::Vit},
+    page::{Page, escape},
+};
 
 /// What each colour shows: a principal component.
 const COMPONENTS: usize = 3;
@@ -76,7 +79,10 @@ impl Panel {
             .map(|&i| images.normalized(i..i + 1, statistics, device))
             .collect::<Result<Vec<_>>>()?;
         let normalized = Tensor::cat(&normalized, 0)?;
-        let bytes: Vec<u8> = indices.iter().flat_map(|&i| images.get(i).to_vec()).collect();
+        let bytes: Vec<u8> = indices
+            .iter()
+            .flat_map(|&i| images.get(i).to_vec())
+            .collect();
         let shape = (indices.len(), images.channels, images.side, images.side);
         let pictures = Tensor::from_vec(bytes, shape, &Device::Cpu)?;
 
@@ -122,8 +128,16 @@ impl Panel {
         })
     }
 
+    /// Adds the panel to a page, under a heading of its own.
+    pub fn write(&self, page: &mut Page, heading: &str) {
+        page.section(heading, &self.caption());
+        page.markup("<section class=\"card\">\n");
+        page.markup(&self.html());
+        page.markup("</section>\n");
+    }
+
     /// How to read the panel.
-    pub fn caption(&self) -> String {
+    fn caption(&self) -> String {
         format!(
             "Tokens after block {}. Their first three principal components, fitted once to all tokens shown, are red, \
              green and blue, and hold {:.0} % of the variance: like colours are like tokens. The map as seen turns with \
@@ -136,7 +150,7 @@ impl Panel {
     }
 
     /// A table: poses across; picture, map and aligned map down.
-    pub fn html(&self) -> String {
+    fn html(&self) -> String {
         let names = POSES.map(|(name, _)| format!("<th>{}</th>", escape(name)));
         let mut html = format!(
             "<div class=\"scroll\">\n<table class=\"panel\">\n<thead>\n<tr><th></th>{}</tr>\n</thead>\n",
@@ -267,14 +281,19 @@ impl Colours {
         for k in order {
             let mut axis: Vec<f64> = eigen.eigenvectors.column(k).iter().copied().collect();
             // An eigenvector has no sign of its own: its largest entry is made positive.
-            let largest = axis.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            let largest = axis
+                .iter()
+                .copied()
+                .max_by(|a, b| a.abs().total_cmp(&b.abs()));
             if largest.is_some_and(|v| v < 0.0) {
                 axis.iter_mut().for_each(|v| *v = -*v);
             }
             let mut values: Vec<f64> = tokens().map(|t| colours.project(t, &axis)).collect();
             values.sort_by(f64::total_cmp);
             let last = values.len() - 1;
-            colours.ranges.push((values[last / 100], values[last - last / 100]));
+            colours
+                .ranges
+                .push((values[last / 100], values[last - last / 100]));
             colours.axes.push(axis);
         }
         Ok(colours)
