@@ -257,6 +257,48 @@ fn a_value_stands_at_its_height() {
 }
 
 #[test]
+fn ticks_are_round_numbers() {
+    let labels = |last: f64, high: f64| -> Vec<String> {
+        let points = vec![(0.0, 0.0), (last, high)];
+        let svg = plots::lines(&Axes::default(), &[Line::new("", BLUE, points)]);
+        let svg = svg.unwrap().unwrap();
+        let texts = svg.split("<text").skip(1);
+        let label = |part: &str| {
+            part.split('>')
+                .nth(1)?
+                .split('<')
+                .next()?
+                .trim()
+                .to_string()
+                .into()
+        };
+        texts
+            .filter_map(label)
+            .filter(|t: &String| !t.is_empty())
+            .collect()
+    };
+    let both = |x: &[&str], y: &[&str]| [x, y].concat();
+    let mut small = labels(12_000.0, 2e-5);
+    let mut expected = both(
+        &["0", "2,000", "4,000", "6,000", "8,000", "10,000", "12,000"],
+        &["0", "0.5e-5", "1.0e-5", "1.5e-5", "2.0e-5"],
+    );
+    small.sort();
+    expected.sort();
+    assert_eq!(small, expected);
+    let mut usual = labels(3.0, 1.0);
+    let mut expected = both(
+        &["0", "1", "2", "3"],
+        &["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"],
+    );
+    usual.sort();
+    expected.sort();
+    assert_eq!(usual, expected);
+    assert!(labels(3.0, 5e8).contains(&"5e8".to_string()));
+    assert!(labels(3.0, 0.0).contains(&"0.0".to_string()));
+}
+
+#[test]
 fn a_long_run_is_thinned_and_keeps_its_peaks() {
     let mut records = run(100_000, 2);
     let quiet = page(&records);

@@ -70,7 +70,11 @@ impl Report<'_> {
             page.section("Schedules", "What was set at each step.");
             page.figures(&schedules(&steps)?);
         }
-        if !epochs.is_empty() {
+        if epochs.iter().any(|e| e.epoch > 0) {
+            page.section(
+                "Speed",
+                "Of training; the measurements between epochs do not count.",
+            );
             page.figures(&speed(&epochs)?);
         }
         Ok(page.html())
@@ -328,8 +332,8 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
         },
         Figure {
             title: "Accuracy by pose, by epoch",
-            caption: "Weighted 20 nearest neighbours. Blue poses keep rows as rows; orange poses lay the picture on \
-                      its side.",
+            caption: "Weighted 20 nearest neighbours. Black is upright; blue poses keep rows as rows, orange ones \
+                      lay the picture on its side.",
             svg: plots::lines(&axes, &by_epoch)?,
             wide: true,
         },

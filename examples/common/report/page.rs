@@ -154,7 +154,7 @@ h1 { font-size: 28px; line-height: 1.2; margin: 0; font-weight: 650; letter-spac
 h2 { font-size: 20px; margin: 38px 0 4px; font-weight: 650; }
 h3 { font-size: 15px; margin: 0 0 8px; font-weight: 650; }
 .lead { color: var(--soft); margin: 6px 0 14px; max-width: 110ch; }
-.caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 125ch; }
+.caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 145ch; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 .grid + .grid { margin-top: 16px; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }

@@ -103,7 +103,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     } else {
         (xs.0 - 0.5, xs.1 + 0.5)
     };
-    let x = Scale::new(xs, if axes.wide { 12 } else { 8 }, true);
+    let x = Scale::new(xs, if axes.wide { 12 } else { 6 }, true);
     let y = Scale::new(padded(ys), 6, false);
     let legend: Vec<_> = drawn.iter().map(|l| (l.name.as_str(), l.colour)).collect();
     let svg = draw(axes, &legend, |area| {
