@@ -58,10 +58,7 @@ impl Report<'_> {
             page.figures(&measures(&epochs)?);
         }
         if let Some(panel) = &self.panel {
-            page.section("Token maps in eight poses", &panel.caption());
-            page.markup("<section class=\"card\">\n");
-            page.markup(&panel.html());
-            page.markup("</section>\n");
+            panel.write(&mut page, "Token maps in eight poses");
         }
         if !steps.is_empty() {
             page.section(
@@ -73,7 +70,11 @@ impl Report<'_> {
             page.section("Schedules", "What was set at each step.");
             page.figures(&schedules(&steps)?);
         }
-        if !epochs.is_empty() {
+        if epochs.iter().any(|e| e.epoch > 0) {
+            page.section(
+                "Speed",
+                "Of training; the measurements between epochs do not count.",
+            );
             page.figures(&speed(&epochs)?);
         }
         Ok(page.html())
@@ -289,16 +290,12 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
         let accuracy = over_epochs(epochs, |e| e.accuracy.get(k).copied());
         Line::new(name, colour, accuracy)
     };
-    let mut by_epoch: Vec<Line> = POSES
+    let by_epoch: Vec<Line> = POSES
         .into_iter()
         .zip(POSE_COLOURS)
         .enumerate()
         .map(pose)
         .collect();
-    // The upright line lies over the others.
-    by_epoch.rotate_left(1);
-    by_epoch.reverse();
-
     let measured = |e: &&&Epoch| e.accuracy.iter().any(|a| a.is_finite());
     let (first, last) = (
         epochs.iter().find(measured),
@@ -328,15 +325,15 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
     Ok([
         Figure {
             title: "Accuracy by pose, at the end",
-            caption: "The bank of neighbours is upright, the test pictures are turned. A transp is a mirror image at \
-                      the diagonal, an antitr at the other one.",
+            caption: "The bank of neighbours is upright, the test pictures are turned; transp and antitr mirror them \
+                      at a diagonal. An encoder that poses do not disturb has bars of one height.",
             svg: plots::bars(&bar_axes, &names, &bars)?,
             wide: true,
         },
         Figure {
             title: "Accuracy by pose, by epoch",
-            caption: "Weighted 20 nearest neighbours. Blue poses keep rows as rows; orange poses lay the picture on \
-                      its side.",
+            caption: "Weighted 20 nearest neighbours. Black is upright; blue poses keep rows as rows, orange ones \
+                      lay the picture on its side.",
             svg: plots::lines(&axes, &by_epoch)?,
             wide: true,
         },

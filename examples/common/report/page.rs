@@ -153,9 +153,9 @@ header { border-bottom: 3px solid var(--accent); padding-bottom: 14px; margin-bo
 h1 { font-size: 28px; line-height: 1.2; margin: 0; font-weight: 650; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { font-size: 20px; margin: 38px 0 4px; font-weight: 650; }
 h3 { font-size: 15px; margin: 0 0 8px; font-weight: 650; }
-.lead { color: var(--soft); margin: 6px 0 14px; max-width: 88ch; }
-.caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 100ch; }
-.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); align-items: start; }
+.lead { color: var(--soft); margin: 6px 0 14px; max-width: 110ch; }
+.caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 145ch; }
+.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 .grid + .grid { margin-top: 16px; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
 .wide { grid-column: 1 / -1; }
@@ -171,7 +171,7 @@ tr:last-child > th, tr:last-child > td { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); white-space: nowrap; }
 tbody th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
-.panel { min-width: 760px; table-layout: fixed; }
+.panel { min-width: 720px; max-width: 1000px; margin: 0 auto; table-layout: fixed; }
 .panel th, .panel td { border: 0; padding: 3px 4px; text-align: center; vertical-align: middle; }
 .panel th:first-child { text-align: left; width: 104px; white-space: normal; line-height: 1.25; font-size: 13px; }
 .panel thead th { padding-bottom: 6px; }

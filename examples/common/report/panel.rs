@@ -9,7 +9,10 @@ use image::{ImageFormat, Rgb, RgbImage};
 use nalgebra::{DMatrix, SymmetricEigen};
 use ser_reg::{GridOperator, GroupAction, Layout, Resample, TokenGrid, tap};
 
-use super::{super::data::Images, super::eval::POSES, super::vit::Vit, page::escape};
+use super::{
+    super::{data::Images, eval::POSES, vit::Vit},
+    page::{Page, escape},
+};
 
 /// What each colour shows: a principal component.
 const COMPONENTS: usize = 3;
@@ -125,8 +128,16 @@ impl Panel {
         })
     }
 
+    /// Adds the panel to a page, under a heading of its own.
+    pub fn write(&self, page: &mut Page, heading: &str) {
+        page.section(heading, &self.caption());
+        page.markup("<section class=\"card\">\n");
+        page.markup(&self.html());
+        page.markup("</section>\n");
+    }
+
     /// How to read the panel.
-    pub fn caption(&self) -> String {
+    fn caption(&self) -> String {
         format!(
             "Tokens after block {}. Their first three principal components, fitted once to all tokens shown, are red, \
              green and blue, and hold {:.0} % of the variance: like colours are like tokens. The map as seen turns with \
@@ -139,7 +150,7 @@ impl Panel {
     }
 
     /// A table: poses across; picture, map and aligned map down.
-    pub fn html(&self) -> String {
+    fn html(&self) -> String {
         let names = POSES.map(|(name, _)| format!("<th>{}</th>", escape(name)));
         let mut html = format!(
             "<div class=\"scroll\">\n<table class=\"panel\">\n<thead>\n<tr><th></th>{}</tr>\n</thead>\n",

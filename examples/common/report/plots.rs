@@ -85,7 +85,7 @@ impl Line {
     }
 }
 
-/// Lines over whole numbers; those without a point are left out.
+/// Lines over whole numbers, the first one on top; those without a point are left out.
 pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     let drawn: Vec<&Line> = lines.iter().filter(|line| line.is_drawable()).collect();
     let points = || {
@@ -104,13 +104,13 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
         (xs.0 - 0.5, xs.1 + 0.5)
     };
     let x = Scale::new(xs, if axes.wide { 12 } else { 6 }, true);
-    let y = Scale::new(padded(ys), 5, false);
+    let y = Scale::new(padded(ys), 6, false);
     let legend: Vec<_> = drawn.iter().map(|l| (l.name.as_str(), l.colour)).collect();
     let svg = draw(axes, &legend, |area| {
         let mut chart = mesh(area, axes, &x, &y, &|v| x.label(v), true)?;
         // Pale series lie below all averages.
         let mut averages = Vec::new();
-        for line in &drawn {
+        for line in drawn.iter().rev() {
             let average = line.noisy.then(|| smoothed(&line.points)).flatten();
             let (style, width) = match average {
                 Some(_) => (line.colour.mix(0.22), 2),
@@ -168,7 +168,7 @@ pub fn bars(axes: &Axes, groups: &[&str], series: &[Bars]) -> Result<Option<Stri
     };
     let air = 0.09 * (high - low).max(1e-6);
     let low = if low < 0.0 { low - air } else { low };
-    let y = Scale::new((low, high + air), 5, false);
+    let y = Scale::new((low, high + air), 6, false);
     let legend: Vec<_> = drawn.iter().map(|b| (b.name.as_str(), b.colour)).collect();
     let width = 0.76 / drawn.len() as f64;
     // Wide enough for a number of four digits.

@@ -18,15 +18,15 @@ pub fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
         })
 }
 
-/// The range with some air at both ends; a single value gets air around it.
+/// The range with some air at both ends; a single value gets air around it, and zero stands at the
+/// foot of its axis.
 pub fn padded((low, high): (f64, f64)) -> (f64, f64) {
     let span = high - low;
     let size = low.abs().max(high.abs());
-    let air = match span > 1e-9 * size {
-        true => 0.05 * span,
-        false if size > 0.0 => 0.05 * size,
-        false => 0.5,
-    };
+    if size == 0.0 {
+        return (-0.05, 1.0);
+    }
+    let air = 0.05 * if span > 1e-9 * size { span } else { size };
     (low - air, high + air)
 }
 
@@ -40,14 +40,14 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// About `count` ticks; at whole numbers only if `whole`.
+    /// About `count` ticks, a third more or half of them where no round step is nearer; at whole numbers only if `whole`.
     pub fn new((low, high): (f64, f64), count: usize, whole: bool) -> Self {
         let rough = (high - low) / count as f64;
         let power = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0]
             .map(|m| m * power)
             .into_iter()
-            .find(|step| *step >= rough * (1.0 - 1e-9))
+            .find(|step| *step >= 0.75 * rough)
             .unwrap_or(10.0 * power);
         let step = if whole { step.max(1.0) } else { step };
         let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
@@ -62,24 +62,28 @@ impl Scale {
     /// The number at a tick: as many digits as tell it from its neighbours.
     pub fn label(&self, value: f64) -> String {
         let size = self.low.abs().max(self.high.abs());
-        // Zero comes out of a product with a sign now and then.
-        let value = if value.abs() < 1e-6 * self.step {
-            0.0
-        } else {
-            value
-        };
-        if value != 0.0 && !(1e-3..1e7).contains(&size) {
-            return scientific(value, self.step);
+        let decimals = |step: f64| (-step.log10() - 1e-9).ceil().clamp(0.0, 9.0) as usize;
+        // Zero comes out of a product with a sign, or not quite, now and then.
+        if value.abs() < 1e-6 * self.step {
+            return format!(
+                "{:.*}",
+                if tiny(size) { 0 } else { decimals(self.step) },
+                0.0
+            );
         }
-        let decimals = (-self.step.log10() - 1e-9).ceil().clamp(0.0, 9.0) as usize;
-        grouped(&format!("{value:.decimals$}"))
+        if tiny(size) || size >= 1e7 {
+            // One exponent for all ticks.
+            let power = size.log10().floor();
+            let unit = 10f64.powf(power);
+            return format!("{:.*}e{power}", decimals(self.step / unit), value / unit);
+        }
+        grouped(&format!("{value:.*}", decimals(self.step)))
     }
 }
 
-/// `2.5e-4`, with the digits that the step needs.
-fn scientific(value: f64, step: f64) -> String {
-    let digits = (value.abs().log10().floor() - step.log10().floor()).clamp(0.0, 6.0) as usize;
-    format!("{value:.digits$e}")
+/// Whether an axis up to here counts in powers of ten.
+fn tiny(size: f64) -> bool {
+    size < 1e-3
 }
 
 /// Thousands apart: `12,500`.
