@@ -88,8 +88,9 @@ fn train() -> Result<()> {
 
     let augment = Augment::new(&data.train);
     let evaluation = Evaluation {
-        data: &data,
-        augment: &augment,
+        bank: &data.train,
+        test: &data.test,
+        statistics: &augment.statistics,
         device: &device,
     };
     let untrained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;

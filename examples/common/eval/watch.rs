@@ -1,16 +1,12 @@
-//! What a frozen encoder is worth: nearest neighbours upright and in other poses, and the equivariance of a layer.
+//! What a trainer looks at between epochs: nearest neighbours upright and in other poses, and the equivariance of a layer.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use rand::{SeedableRng, rngs::StdRng};
 use ser_reg::{GridOperator, Layout, Resample, TokenGrid, group::D4, metric::EqScore, tap};
 
-use super::{
-    augment::Augment,
-    data::{Data, Images},
-    knn::Bank,
-    vit::Vit,
-};
+use super::features;
+use crate::common::{data::Images, knn::Bank, vit::Vit};
 
 /// The poses of the table, the upright one first.
 pub const POSES: [(&str, D4); 8] = [
@@ -24,14 +20,15 @@ pub const POSES: [(&str, D4); 8] = [
     ("antitr", D4::ANTI_TRANSPOSE),
 ];
 
-/// Pictures that go through the encoder at a time.
-const CHUNK: usize = 250;
 /// Test pictures of the equivariance score.
 const SCORED: usize = 200;
 
 pub struct Evaluation<'a> {
-    pub data: &'a Data,
-    pub augment: &'a Augment,
+    /// Upright training pictures.
+    pub bank: &'a Images,
+    pub test: &'a Images,
+    /// Mean and standard deviation of each channel.
+    pub statistics: &'a [(f32, f32)],
     pub device: &'a Device,
 }
 
@@ -40,26 +37,28 @@ impl Evaluation<'_> {
     /// turned.
     pub fn poses(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[f64; 8]> {
         let bank = Bank::new(
-            &self.features(&self.data.train, D4::IDENTITY, &encode)?,
-            &self.data.train.labels,
+            &self.features(self.bank, D4::IDENTITY, &encode)?,
+            &self.bank.labels,
         )?;
         let mut accuracies = [0.0; 8];
         for (accuracy, (_, pose)) in accuracies.iter_mut().zip(POSES) {
-            let queries = self.features(&self.data.test, pose, &encode)?;
-            *accuracy = bank.accuracy(&queries, &self.data.test.labels)?;
+            let queries = self.features(self.test, pose, &encode)?;
+            *accuracy = bank.accuracy(&queries, &self.test.labels)?;
         }
         Ok(accuracies)
     }
 
     /// Features `(n, d)` of test pictures.
     pub fn test_features(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        self.features(&self.data.test, D4::IDENTITY, &encode)
+        self.features(self.test, D4::IDENTITY, &encode)
     }
 
     /// Centred equivariance score of block `layer`, mean over the seven other poses; 1 is exact equivariance.
     pub fn equivariance(&self, vit: &Vit, layer: usize) -> Result<f64> {
-        let count = SCORED.min(self.data.test.len());
-        let images = self.augment.plain(&self.data.test, 0..count, self.device)?;
+        let count = SCORED.min(self.test.len());
+        let images = self
+            .test
+            .normalized(0..count, self.statistics, self.device)?;
         let score = EqScore {
             layout: Layout {
                 prefix: vit.config().prefix(layer),
@@ -83,24 +82,10 @@ impl Evaluation<'_> {
         pose: D4,
         encode: &impl Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let turn = GridOperator::new(
-            &[pose],
-            TokenGrid::square(images.side)?,
-            &Resample::default(),
-        )?;
-        let mut chunks = Vec::new();
-        for start in (0..images.len()).step_by(CHUNK) {
-            let end = images.len().min(start + CHUNK);
-            let x = self.augment.plain(images, start..end, self.device)?;
-            chunks.push(encode(&turn.apply(&x)?)?.detach());
-        }
-        Ok(Tensor::cat(&chunks, 0)?)
+        let grid = TokenGrid::square(images.side)?;
+        let turn = GridOperator::new(&[pose], grid, &Resample::default())?;
+        features::of(images, self.statistics, self.device, Some(&turn), encode)
     }
-}
-
-/// The features to beat: the pixels themselves.
-pub fn raw_pixels(images: &Tensor) -> Result<Tensor> {
-    Ok(images.flatten_from(1)?)
 }
 
 /// Prints accuracies, a line for each kind of features, with the mean over the seven poses that are not upright.

@@ -1,0 +1,52 @@
+//! Features of picture sets, in chunks, upright or moved.
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use ser_reg::GridOperator;
+
+use super::corruption::picture::{self, Picture};
+use crate::common::data::Images;
+
+/// Pictures that go through the encoder at a time.
+pub const CHUNK: usize = 100;
+
+/// Features `(n, d)` of `images`, each moved by `pose` where there is one.
+pub fn of(
+    images: &Images,
+    statistics: &[(f32, f32)],
+    device: &Device,
+    pose: Option<&GridOperator>,
+    encode: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut chunks = Vec::new();
+    for start in (0..images.len()).step_by(CHUNK) {
+        let end = images.len().min(start + CHUNK);
+        let x = images.normalized(start..end, statistics, device)?;
+        let x = match pose {
+            Some(pose) => pose.apply(&x)?,
+            None => x,
+        };
+        chunks.push(encode(&x)?.detach());
+    }
+    Ok(Tensor::cat(&chunks, 0)?)
+}
+
+/// Features `(n, d)` of `pictures`.
+pub fn of_pictures(
+    pictures: &[Picture],
+    statistics: &[(f32, f32)],
+    device: &Device,
+    encode: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut chunks = Vec::new();
+    for chunk in pictures.chunks(CHUNK) {
+        let x = picture::normalized(chunk, statistics, device)?;
+        chunks.push(encode(&x)?.detach());
+    }
+    Ok(Tensor::cat(&chunks, 0)?)
+}
+
+/// The features to beat: the pixels themselves.
+pub fn raw_pixels(images: &Tensor) -> Result<Tensor> {
+    Ok(images.flatten_from(1)?)
+}
