@@ -1,6 +1,6 @@
 //! Sequences in which a picture changes little by little (ImageNet-P of Hendrycks & Dietterich, arXiv 1903.12261).
 //!
-//! Frames are those of their sequences for 32 pixels. Beyond the border lies the outermost pixel, not black.
+//! Frames are those of their sequences for 32 pixels; beyond the border lies black. Snow is left out.
 
 use nalgebra::{Matrix3, Matrix3x4, Matrix4, Matrix4x3, Vector3};
 
@@ -83,7 +83,7 @@ impl Perturbation {
                 Self::MotionBlur => corruption::motion(x, 6, 1.8, 9.0 * (i as f32 - 20.0)),
                 Self::ZoomBlur if i == 0 => x.clone(),
                 Self::ZoomBlur => {
-                    let zoomed = x.zoomed(1.0 + 0.004 * i as f32);
+                    let zoomed = x.zoomed(1.0 + 0.004 * i as f32, Edge::Black);
                     let pixels = mixed.pixels.iter_mut().zip(zoomed.pixels);
                     pixels.for_each(|(m, z)| *m += z);
                     let mut y = mixed.clone();
@@ -95,10 +95,13 @@ impl Perturbation {
                     corruption::brighten(&mut y, 0.015 * centred);
                     y
                 }
-                Self::Translate => corruption::shift(x, 0.0, i as f32 - 7.0),
+                Self::Translate => {
+                    let right = i as f32 - 7.0;
+                    x.warp(Edge::Black, |row, col| (row, col - right))
+                }
                 Self::Rotate => rotated(x, centred),
                 Self::Tilt => tilted(x, 0.75 * centred),
-                Self::Scale => x.zoomed(0.7 + 0.02 * i as f32),
+                Self::Scale => x.zoomed(0.7 + 0.02 * i as f32, Edge::Black),
             };
             frame.pixels.iter_mut().for_each(|p| *p = p.clamp(0.0, 1.0));
             frame
@@ -110,7 +113,7 @@ impl Perturbation {
 fn rotated(x: &Picture, degrees: f32) -> Picture {
     let centre = (x.side as f32 - 1.0) / 2.0;
     let (sin, cos) = degrees.to_radians().sin_cos();
-    x.warp(Edge::Nearest, |row, col| {
+    x.warp(Edge::Black, |row, col| {
         let (y, x) = (row - centre, col - centre);
         (centre + cos * y - sin * x, centre + sin * y + cos * x)
     })
@@ -151,11 +154,11 @@ fn tilted(x: &Picture, degrees: f32) -> Picture {
         0.0, 0.0, 1.0, far,
     );
     let map: Matrix3<f64> = camera * about_x * about_y * centred;
-    // Half a turn away from edge-on, so there is an inverse.
+    // Far from edge-on, so there is an inverse.
     let Some(back) = map.try_inverse() else {
         return x.clone();
     };
-    x.warp(Edge::Nearest, |row, col| {
+    x.warp(Edge::Black, |row, col| {
         let p = back * Vector3::new(f64::from(col), f64::from(row), 1.0);
         ((p.y / p.z) as f32, (p.x / p.z) as f32)
     })

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use ser_reg::{
-    Filter, GridOperator, Resample, TokenGrid,
+    Filter, GridOperator, Padding, Resample, TokenGrid,
     group::{Affine, D4},
 };
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,15 @@ pub fn measure(
     mut done: impl FnMut(),
 ) -> Result<Vec<Orbit>> {
     let grid = TokenGrid::square(test.side)?;
-    let resample = Resample::from(Filter::Bilinear);
+    let resample = Resample {
+        filter: Filter::Bilinear,
+        padding: Padding::Zeros,
+    };
+    // What a black pixel becomes, which lies beyond the border: pictures are moved relative to it.
+    let black: Vec<f32> = (subject.card.statistics.iter())
+        .map(|(mean, std)| -mean / std)
+        .collect();
+    let black = Tensor::new(black, &subject.device)?.reshape((1, (), 1, 1))?;
     let mut orbits = Vec::new();
     for (name, elements) in [("d4", d4()), ("continuous", continuous()?)] {
         let (mut predicted, mut near) = (Vec::new(), Vec::new());
@@ -87,8 +95,11 @@ pub fn measure(
                 _ => {
                     let pose = GridOperator::new(&[*g], grid, &resample)?;
                     let statistics = &subject.card.statistics;
-                    let encode = |x: &Tensor| subject.encode(x);
-                    features::of(test, statistics, &subject.device, Some(&pose), encode)?
+                    let encode = |x: &Tensor| {
+                        let moved = pose.apply(&x.broadcast_sub(&black)?)?;
+                        subject.encode(&moved.broadcast_add(&black)?)
+                    };
+                    features::of(test, statistics, &subject.device, None, encode)?
                 }
             };
             let logits = probe.logits(&features)?;

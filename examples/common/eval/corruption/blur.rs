@@ -112,7 +112,7 @@ pub fn zoom_at(x: &mut Picture, level: usize, small: bool) {
     let copies = ((end - 1.0) / step - 1e-3f32).ceil() as usize;
     let mut total = x.pixels.clone();
     for i in 0..copies {
-        let zoomed = x.zoomed(1.0 + i as f32 * step);
+        let zoomed = x.zoomed(1.0 + i as f32 * step, Edge::Nearest);
         for (t, p) in total.iter_mut().zip(zoomed.pixels) {
             *t += p;
         }
@@ -120,9 +120,4 @@ pub fn zoom_at(x: &mut Picture, level: usize, small: bool) {
     for (p, t) in x.pixels.iter_mut().zip(total) {
         *p = t / (copies + 1) as f32;
     }
-}
-
-/// Moved down and to the right, the border repeated.
-pub fn shift(x: &Picture, down: f32, right: f32) -> Picture {
-    x.warp(Edge::Nearest, |row, col| (row - down, col - right))
 }

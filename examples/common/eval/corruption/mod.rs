@@ -13,7 +13,7 @@ mod weather;
 
 use rand::{SeedableRng, rngs::StdRng};
 
-pub use blur::{motion, shift};
+pub use blur::motion;
 pub use digital::brighten;
 pub use noise::{gaussian, shot};
 pub use picture::Picture;

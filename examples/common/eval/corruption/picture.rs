@@ -69,17 +69,16 @@ impl Picture {
                 let (y, x) = source(row as f32, col as f32);
                 let (top, left) = (y.floor(), x.floor());
                 let (down, across) = (y - top, x - left);
-                let rows = [
-                    edge.index(top as i64, side),
-                    edge.index(top as i64 + 1, side),
-                ];
-                let cols = [
-                    edge.index(left as i64, side),
-                    edge.index(left as i64 + 1, side),
-                ];
+                let tap = |i: f32| {
+                    let inside = edge != Edge::Black || (0.0..side as f32).contains(&i);
+                    (edge.index(i as i64, side), f32::from(inside))
+                };
+                let (rows, cols) = ([tap(top), tap(top + 1.0)], [tap(left), tap(left + 1.0)]);
                 let area = side * side;
                 for (plane, old) in self.planes().enumerate() {
-                    let at = |r: usize, c: usize| old[rows[r] * side + cols[c]];
+                    let at = |r: usize, c: usize| {
+                        old[rows[r].0 * side + cols[c].0] * rows[r].1 * cols[c].1
+                    };
                     let upper = at(0, 0) + across * (at(0, 1) - at(0, 0));
                     let lower = at(1, 0) + across * (at(1, 1) - at(1, 0));
                     out.pixels[plane * area + row * side + col] = upper + down * (lower - upper);
@@ -90,10 +89,10 @@ impl Picture {
     }
 
     /// Magnified about the centre.
-    pub fn zoomed(&self, factor: f32) -> Self {
+    pub fn zoomed(&self, factor: f32, edge: Edge) -> Self {
         let centre = (self.side as f32 - 1.0) / 2.0;
         let source = |p: f32| centre + (p - centre) / factor;
-        self.warp(Edge::Nearest, |row, col| (source(row), source(col)))
+        self.warp(edge, |row, col| (source(row), source(col)))
     }
 
     /// A sum of shifted copies: each tap is `(down, right, weight)` of where a pixel looks.
@@ -149,13 +148,15 @@ pub enum Edge {
     Reflect,
     /// The mirror image, the outermost pixel once.
     Mirror,
+    /// Black, in a warp; elsewhere the outermost pixel.
+    Black,
 }
 
 impl Edge {
     fn index(self, i: i64, side: usize) -> usize {
         let n = side as i64;
         let index = match self {
-            Self::Nearest => i.clamp(0, n - 1),
+            Self::Nearest | Self::Black => i.clamp(0, n - 1),
             Self::Reflect => {
                 let i = i.rem_euclid(2 * n);
                 i.min(2 * n - 1 - i)

@@ -3,7 +3,7 @@
 use rand::{Rng, rngs::StdRng};
 use rand_distr::{Distribution, StandardNormal};
 
-use super::{Picture, blur};
+use super::{Picture, blur, picture::Edge};
 
 /// Flakes from thresholded noise, smeared as they fall, and the picture made paler.
 pub fn snow_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
@@ -29,7 +29,7 @@ pub fn snow_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
         let noise: f32 = StandardNormal.sample(rng);
         *p = mean + std * noise;
     }
-    let mut flakes = flakes.zoomed(zoom);
+    let mut flakes = flakes.zoomed(zoom, Edge::Nearest);
     for p in &mut flakes.pixels {
         *p = if *p < threshold {
             0.0
