@@ -131,11 +131,11 @@ fn near(a: f64, b: f64, tolerance: f64) {
 // --- linear probe and nearest neighbours ------------------------------------------------------------------------------
 
 /// Labels that features tell with some noise.
-fn noisy_labels(x: &Tensor, classes: u32, seed: u64) -> Vec<u32> {
+fn noisy_labels(x: &Tensor, classes: u32, noise: f32, seed: u64) -> Vec<u32> {
     let mut rng = StdRng::seed_from_u64(seed);
     let rows = x.to_vec2::<f32>().unwrap();
     let label = |row: &Vec<f32>| {
-        let score = row[0] + 0.5 * row[1] + rng.random_range(-0.6..0.6);
+        let score = row[0] + 0.5 * row[1] + rng.random_range(-noise..noise);
         (((score + 1.5) / 3.0 * classes as f32) as u32).min(classes - 1)
     };
     rows.iter().map(label).collect()
@@ -145,7 +145,7 @@ fn noisy_labels(x: &Tensor, classes: u32, seed: u64) -> Vec<u32> {
 fn the_probe_finds_the_optimum_that_newton_finds() {
     let (n, d, k, l2) = (150, 4, 3, 1e-2);
     let x = random(n, d, 1);
-    let labels = noisy_labels(&x, k as u32, 2);
+    let labels = noisy_labels(&x, k as u32, 0.6, 2);
     let probe = Probe::with_l2(&x, &labels, l2).unwrap();
 
     // Newton's method on all parameters, in f64, on features standardised in the obvious way.
@@ -230,7 +230,7 @@ fn minimize_finds_the_minimum_of_a_narrow_valley() {
 #[test]
 fn the_strength_is_the_best_of_the_grid_on_a_held_out_tenth() {
     let x = random(200, 60, 3);
-    let labels = noisy_labels(&x, 2, 4);
+    let labels = noisy_labels(&x, 2, 2.0, 4);
     let probe = Probe::fit(&x, &labels).unwrap();
     let rows = |held: bool| -> (Tensor, Vec<u32>) {
         let chosen: Vec<u32> = (0..200).filter(|i| (i % 10 == 9) == held).collect();
@@ -337,7 +337,8 @@ fn corruptions_stay_in_range_and_grow_with_severity() {
             if mixed.contains(&corruption) {
                 assert!(means[4] > 0.5 * means[0], "{name}: {means:?}");
             } else {
-                let grows = means.windows(2).all(|m| m[1] > m[0]);
+                // Levels 3 and 4 of motion blur differ in a tail of the kernel that no pixel feels.
+                let grows = means.windows(2).all(|m| m[1] >= m[0]) && means[4] > 1.2 * means[0];
                 assert!(grows, "{name} at {side}: {means:?}");
             }
             for (total, mean) in overall.iter_mut().zip(means) {
@@ -795,6 +796,21 @@ fn evaluate(
     eval::evaluate(subject, None, train, test, options, &ProgressBar::hidden())
 }
 
+/// Fails unless both hold the same; numbers may differ in their last digit, which reading rounds.
+fn same_json(a: &serde_json::Value, b: &serde_json::Value) {
+    use serde_json::Value::{Array, Number, Object};
+    match (a, b) {
+        (Array(a), Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).for_each(|(a, b)| same_json(a, b));
+        }
+        (Object(a), Object(b)) if a.len() == b.len() => {
+            a.iter().for_each(|(name, a)| same_json(a, &b[name]));
+        }
+        (Number(a), Number(b)) => near(a.as_f64().unwrap(), b.as_f64().unwrap(), 1e-9),
+        _ => assert_eq!(a, b),
+    }
+}
+
 #[test]
 fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     let (train, test) = (bars(60, 1, 0), bars(21, 1, 1));
@@ -807,7 +823,8 @@ fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     let report = run(1);
     assert_eq!(report, run(2));
     let json = serde_json::to_string_pretty(&report).unwrap();
-    assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+    let back = serde_json::to_value(serde_json::from_str::<Report>(&json).unwrap()).unwrap();
+    same_json(&back, &serde_json::to_value(&report).unwrap());
 
     let names = ["encoder", "untrained encoder", "raw pixels"];
     let rows: Vec<&str> = report.probe.iter().map(|r| r.features.as_str()).collect();

@@ -112,8 +112,22 @@ impl Default for Options {
 /// Features of both sets and what was fitted to the first of them.
 struct Fitted {
     test: Tensor,
-    probe: Probe,
+    probe: Option<Probe>,
     bank: Bank,
+}
+
+impl Fitted {
+    fn new(train: &Tensor, labels: &[u32], test: Tensor, probed: bool) -> Result<Self> {
+        Ok(Self {
+            test,
+            probe: probed.then(|| Probe::fit(train, labels)).transpose()?,
+            bank: Bank::new(train, labels)?,
+        })
+    }
+
+    fn probe(&self) -> Result<&Probe> {
+        self.probe.as_ref().context("no probe was fitted")
+    }
 }
 
 /// Evaluates `subject`, with classifiers of the upright pictures `bank`, on `test`; corruptions and perturbations relative to
@@ -141,12 +155,12 @@ pub fn evaluate(
     let relative = has(Part::Corruptions) || has(Part::Perturbations);
     let untrained;
     let reference = match reference {
+        _ if !relative && !options.floors => None,
         Some(reference) => Some(reference),
-        None if relative || options.floors => {
+        None => {
             untrained = Subject::untrained(&subject.card, &subject.device)?;
             Some(&untrained)
         }
-        None => None,
     };
     for encoder in [Some(subject), reference].into_iter().flatten() {
         encoder.expect(bank)?;
@@ -154,20 +168,24 @@ pub fn evaluate(
     }
     let floor = reference.filter(|_| options.floors);
 
-    let encoders = 1 + u64::from(reference.is_some());
+    // Dense reads tokens, all other parts features of whole pictures, and most of them by a probe.
+    let needed = options.parts.iter().any(|p| *p != Part::Dense);
+    let probed = relative || has(Part::Probe) || has(Part::Poses);
+    let raw = options.floors && (has(Part::Probe) || has(Part::Knn));
+    let encoders = 1 + usize::from(reference.is_some());
+    let rows = 1 + usize::from(floor.is_some());
+    let steps = |wanted: bool, count: usize| if wanted { count as u64 } else { 0 };
     progress.set_length(
-        2 * encoders
-            + u64::from(options.floors)
-            + steps(has(Part::Poses), pose::ELEMENTS) * (1 + u64::from(floor.is_some()))
+        steps(needed, 2 * encoders)
+            + steps(raw, 1)
+            + steps(has(Part::Poses), rows * pose::ELEMENTS)
             + steps(has(Part::Corruptions), Corruption::ALL.len() * SEVERITIES)
             + steps(has(Part::Perturbations), Perturbation::ALL.len())
-            + steps(has(Part::Dense), 1 + 2 * usize::from(options.floors)),
+            + steps(has(Part::Dense), rows + usize::from(options.floors)),
     );
     let begin = |what: &'static str| progress.set_message(what);
     let done = || progress.inc(1);
 
-    // Other parts than dense read features of whole pictures.
-    let needed = options.parts.iter().any(|p| *p != Part::Dense);
     let fit = |encoder: &Subject| -> Result<Fitted> {
         let (statistics, device) = (&encoder.card.statistics, &encoder.device);
         begin("features");
@@ -175,10 +193,9 @@ pub fn evaluate(
         let (train, test) = (of(bank)?, of(test)?);
         done();
         begin("probe");
-        let probe = Probe::fit(&train, &bank.labels)?;
+        let fitted = Fitted::new(&train, &bank.labels, test, probed)?;
         done();
-        let bank = Bank::new(&train, &bank.labels)?;
-        Ok(Fitted { test, probe, bank })
+        Ok(fitted)
     };
     let own = if needed { Some(fit(subject)?) } else { None };
     let other = match reference {
@@ -210,33 +227,24 @@ pub fn evaluate(
     for (name, fitted) in &rows {
         report.add(name, fitted, test, &has)?;
     }
-    if options.floors && (has(Part::Probe) || has(Part::Knn)) {
+    if raw {
         begin("raw pixels");
         let of = |images: &Images| {
             let statistics = &subject.card.statistics;
             features::of(images, statistics, &subject.device, None, raw_pixels)
         };
-        let (train, test_features) = (of(bank)?, of(test)?);
-        let fitted = Fitted {
-            test: test_features,
-            probe: Probe::fit(&train, &bank.labels)?,
-            bank: Bank::new(&train, &bank.labels)?,
-        };
+        let fitted = Fitted::new(&of(bank)?, &bank.labels, of(test)?, has(Part::Probe))?;
         report.add("raw pixels", &fitted, test, &has)?;
+        done();
     }
-    done();
 
     if has(Part::Poses) {
         begin("poses");
         let mut add = |encoder: &Subject, fitted: &Fitted| -> Result<()> {
-            let Fitted {
-                test: upright,
-                probe,
-                bank,
-            } = fitted;
+            let (probe, near, upright) = (fitted.probe()?, &fitted.bank, &fitted.test);
             report.poses.push(PoseRow {
                 features: encoder.name.clone(),
-                orbits: pose::measure(encoder, probe, bank, test, upright, done)?,
+                orbits: pose::measure(encoder, probe, near, test, upright, done)?,
             });
             Ok(())
         };
@@ -252,11 +260,11 @@ pub fn evaluate(
         let (own, (reference, other)) = own.zip(other).context("no features to classify")?;
         let classifier = Classifier {
             subject,
-            probe: &own.probe,
+            probe: own.probe()?,
         };
         let reference = Classifier {
             subject: reference,
-            probe: &other.probe,
+            probe: other.probe()?,
         };
         let seed = options.seed;
         if has(Part::Corruptions) {
@@ -282,10 +290,6 @@ pub fn evaluate(
     Ok(report)
 }
 
-fn steps(wanted: bool, count: usize) -> u64 {
-    if wanted { count as u64 } else { 0 }
-}
-
 impl Report {
     fn add(
         &mut self,
@@ -296,11 +300,12 @@ impl Report {
     ) -> Result<()> {
         let features = name.to_string();
         if has(Part::Probe) {
+            let probe = fitted.probe()?;
             self.probe.push(ProbeRow {
                 features: features.clone(),
-                accuracy: accuracy(&fitted.probe.predict(&fitted.test)?, &test.labels),
-                l2: fitted.probe.l2,
-                held_out: fitted.probe.held_out,
+                accuracy: accuracy(&probe.predict(&fitted.test)?, &test.labels),
+                l2: probe.l2,
+                held_out: probe.held_out,
             });
         }
         if has(Part::Knn) {

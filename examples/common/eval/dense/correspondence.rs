@@ -40,7 +40,7 @@ pub fn measure(
     let token_grid = TokenGrid::square(grid)?;
     let pixel_grid = TokenGrid::square(side)?;
     let queries = unit(&encode(images)?)?;
-    let (mut poses, mut exact, mut chance) = (Vec::new(), 0.0, 0.0);
+    let (mut poses, mut total) = (Vec::new(), [0; 4]);
     for (name, g) in &POSES[1..] {
         let turned = GridOperator::new(&[*g], pixel_grid, &Resample::default())?.apply(images)?;
         let keys = unit(&encode(&turned)?)?;
@@ -63,18 +63,22 @@ pub fn measure(
             [1, usize::from(hit), usize::from(best == truth), near]
         };
         let add = |a: [usize; 4], b: [usize; 4]| std::array::from_fn(|i| a[i] + b[i]);
-        let [count, near, same, possible] = hits.map(judge).reduce(|| [0; 4], add);
-        let percent = |n: usize| 100.0 * n as f64 / count as f64;
-        poses.push((name.to_string(), percent(near)));
-        exact += percent(same) / 7.0;
-        chance += percent(possible) / area as f64 / 7.0;
+        let counts = hits.map(judge).reduce(|| [0; 4], add);
+        poses.push((name.to_string(), percent(counts[1], counts[0])));
+        total = add(total, counts);
     }
+    // Every pose asks for the same tokens, so the mean over poses is that over all.
+    let [count, near, same, possible] = total;
     Ok(Correspondence {
-        pck1: poses.iter().map(|p| p.1).sum::<f64>() / 7.0,
-        exact,
+        pck1: percent(near, count),
+        exact: percent(same, count),
         poses,
-        chance,
+        chance: percent(possible, area * count),
     })
+}
+
+fn percent(part: usize, whole: usize) -> f64 {
+    100.0 * part as f64 / whole as f64
 }
 
 /// Squared distance of two tokens.
