@@ -144,21 +144,7 @@ impl Args {
     }
 
     pub fn device(&self) -> Result<Device> {
-        let (kind, index) = match self.device.split_once(':') {
-            Some((kind, index)) => (kind, index.parse().ok()),
-            None => (self.device.as_str(), Some(0)),
-        };
-        match (kind, index) {
-            ("cpu", Some(0)) => Ok(Device::Cpu),
-            ("cuda", Some(n)) => Device::new_cuda(n)
-                .with_context(|| format!("no CUDA device {n} (built with --features cuda?)")),
-            ("metal", Some(n)) => Device::new_metal(n)
-                .with_context(|| format!("no Metal device {n} (built with --features metal?)")),
-            _ => bail!(
-                "--device: expected cpu, cuda, cuda:N or metal, got {}",
-                self.device
-            ),
-        }
+        device(&self.device)
     }
 }
 
@@ -169,4 +155,20 @@ fn range(text: &str) -> Result<(f64, f64), String> {
         Some((low.trim().parse().ok()?, high.trim().parse().ok()?))
     };
     parse().ok_or_else(|| format!("expected two numbers, LO,HI, got {text}"))
+}
+
+/// The device that `name` stands for.
+pub fn device(name: &str) -> Result<Device> {
+    let (kind, index) = match name.split_once(':') {
+        Some((kind, index)) => (kind, index.parse().ok()),
+        None => (name, Some(0)),
+    };
+    match (kind, index) {
+        ("cpu", Some(0)) => Ok(Device::Cpu),
+        ("cuda", Some(n)) => Device::new_cuda(n)
+            .with_context(|| format!("no CUDA device {n} (built with --features cuda?)")),
+        ("metal", Some(n)) => Device::new_metal(n)
+            .with_context(|| format!("no Metal device {n} (built with --features metal?)")),
+        _ => bail!("--device: expected cpu, cuda, cuda:N or metal, got {name}"),
+    }
 }

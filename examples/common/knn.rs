@@ -46,18 +46,23 @@ impl Bank {
             "expected one label for each of {count} queries, got {}",
             labels.len()
         );
-        let mut right = 0;
-        for (start, labels) in (0..count).step_by(CHUNK).zip(labels.chunks(CHUNK)) {
-            let queries = queries.narrow(0, start, labels.len())?;
-            let queries = normalize(&queries.broadcast_sub(&self.mean)?)?;
-            let cosines = queries.matmul(&self.features.t()?)?.to_vec2::<f32>()?;
-            right += cosines
-                .into_par_iter()
-                .zip(labels)
-                .filter(|(cosines, label)| self.vote(cosines) == **label)
-                .count();
-        }
+        let predicted = self.predict(queries)?;
+        let right = predicted.iter().zip(labels).filter(|(p, l)| p == l).count();
         Ok(100.0 * right as f64 / count as f64)
+    }
+
+    /// The label that wins the vote, for each of `queries (m, d)`.
+    pub fn predict(&self, queries: &Tensor) -> Result<Vec<u32>> {
+        let count = queries.dim(0)?;
+        let (mut predicted, transposed) = (Vec::with_capacity(count), self.features.t()?);
+        for start in (0..count).step_by(CHUNK) {
+            let queries = queries.narrow(0, start, CHUNK.min(count - start))?;
+            let queries = normalize(&queries.broadcast_sub(&self.mean)?)?;
+            let cosines: Vec<f32> = queries.matmul(&transposed)?.flatten_all()?.to_vec1()?;
+            let votes = cosines.par_chunks_exact(self.labels.len());
+            predicted.extend(votes.map(|c| self.vote(c)).collect::<Vec<_>>());
+        }
+        Ok(predicted)
     }
 
     fn vote(&self, cosines: &[f32]) -> u32 {

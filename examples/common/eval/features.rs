@@ -4,6 +4,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use ser_reg::GridOperator;
 
+use super::corruption::picture::{self, Picture};
 use crate::data::Images;
 
 /// Pictures that go through the encoder at a time.
@@ -25,6 +26,21 @@ pub fn of(
             Some(pose) => pose.apply(&x)?,
             None => x,
         };
+        chunks.push(encode(&x)?.detach());
+    }
+    Ok(Tensor::cat(&chunks, 0)?)
+}
+
+/// Features `(n, d)` of `pictures`.
+pub fn of_pictures(
+    pictures: &[Picture],
+    statistics: &[(f32, f32)],
+    device: &Device,
+    encode: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut chunks = Vec::new();
+    for chunk in pictures.chunks(CHUNK) {
+        let x = picture::normalized(chunk, statistics, device)?;
         chunks.push(encode(&x)?.detach());
     }
     Ok(Tensor::cat(&chunks, 0)?)

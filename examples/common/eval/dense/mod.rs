@@ -1,0 +1,266 @@
+//! The stand-in for detection: what the frozen tokens of canvases say about objects.
+//!
+//! One to three objects of the data set stand on a textured canvas, in any of the eight poses of a square. From the token map
+//! of one block, linear maps read the class of each token and the box around its object; and tokens of a canvas look for
+//! their counterparts in the canvas turned.
+
+pub mod boxes;
+pub mod correspondence;
+pub mod scene;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use ser_reg::tap;
+use serde::{Deserialize, Serialize};
+
+use self::{
+    boxes::{Box, Detection},
+    correspondence::Correspondence,
+    scene::Scene,
+};
+use super::{
+    corruption::{generator, picture},
+    probe::Probe,
+    subject::Subject,
+};
+use crate::{data::Images, vit::Vit};
+
+/// Strength of the token classifier's and the box regression's penalty.
+const L2: f64 = 1e-3;
+/// Canvases that go through the encoder at a time.
+const CHUNK: usize = 20;
+
+/// How many canvases, how large, and which block.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Canvases with objects of the training pictures, for the linear maps.
+    pub train: usize,
+    /// Canvases with objects of the test pictures.
+    pub test: usize,
+    /// `None`: 64 pixels, or twice the side of a picture where that is more; the encoder's own side where its positions
+    /// allow no other.
+    pub side: Option<usize>,
+    /// The block whose tokens are read, counted from 1; `None`: the one that the equivariance loss sat on.
+    pub layer: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            train: 300,
+            test: 150,
+            side: None,
+            layer: None,
+        }
+    }
+}
+
+/// Figures in percent, of each kind of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Dense {
+    pub canvas_side: usize,
+    /// Rows, and columns, of the token grid.
+    pub grid: usize,
+    pub layer: usize,
+    pub train_canvases: usize,
+    pub test_canvases: usize,
+    pub rows: Vec<Row>,
+}
+
+/// Figures in percent of one kind of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    pub features: String,
+    /// Mean intersection over union of background and classes, token by token.
+    pub miou: f64,
+    pub token_accuracy: f64,
+    /// Mean intersection over union of the boxes read from tokens that belong to an object.
+    pub box_iou: f64,
+    /// Average precision at an intersection over union of a half, the mean over classes.
+    pub ap50: f64,
+    pub correspondence: Correspondence,
+}
+
+/// Canvases with their tensor, one token grid each.
+struct Set {
+    scenes: Vec<Scene>,
+    x: Tensor,
+}
+
+/// Scores each of `subjects`, and the patches of pixels as they are if `raw`.
+pub fn measure(
+    subjects: &[&Subject],
+    raw: bool,
+    bank: &Images,
+    test: &Images,
+    options: &Options,
+    seed: u64,
+    mut done: impl FnMut(),
+) -> Result<Dense> {
+    let first = subjects.first().context("expected an encoder, got none")?;
+    let config = &first.card.vit;
+    let (patch, layer) = (config.patch, options.layer.unwrap_or(first.card.layer));
+    ensure!(
+        (1..=config.depth).contains(&layer),
+        "--dense-layer: expected one of the {} blocks, got {layer}",
+        config.depth
+    );
+    ensure!(
+        options.train > 0 && options.test > 0,
+        "expected at least one canvas to fit and one to test, got {} and {}",
+        options.train,
+        options.test
+    );
+    let side = match options.side {
+        Some(side) => side,
+        None if first.any_side() => (2 * config.side).max(64).next_multiple_of(patch),
+        None => config.side,
+    };
+    ensure!(
+        side > 0 && side.is_multiple_of(patch),
+        "expected canvases whose side is a multiple of the patch size {patch}, got {side}"
+    );
+    let grid = side / patch;
+    let set = |images: &Images, count: usize, stream: u64| -> Result<Set> {
+        let draw = |i| Scene::draw(images, side, patch, &mut generator(seed, stream, i as u64));
+        let scenes: Vec<Scene> = (0..count).into_par_iter().map(draw).collect();
+        let pictures: Vec<_> = scenes.iter().map(|s| s.canvas.clone()).collect();
+        let x = picture::normalized(&pictures, &first.card.statistics, &first.device)?;
+        Ok(Set { scenes, x })
+    };
+    let sets = [
+        set(bank, options.train, 200)?,
+        set(test, options.test, 201)?,
+    ];
+
+    let mut rows = Vec::new();
+    for subject in subjects {
+        let vit = subject.at_side(side)?;
+        rows.push(row(&subject.name, &sets, grid, |x| tokens(&vit, x, layer))?);
+        done();
+    }
+    if raw {
+        rows.push(row("raw patches", &sets, grid, |x| patches(x, patch))?);
+        done();
+    }
+    Ok(Dense {
+        canvas_side: side,
+        grid,
+        layer,
+        train_canvases: options.train,
+        test_canvases: options.test,
+        rows,
+    })
+}
+
+fn row(
+    name: &str,
+    [train, test]: &[Set; 2],
+    grid: usize,
+    encode: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Row> {
+    let flat = |set: &Set| -> Result<Tensor> {
+        let map = chunked(&set.x, &encode)?;
+        Ok(map.flatten_to(1)?.to_device(&Device::Cpu)?)
+    };
+    let (train_tokens, test_tokens) = (flat(train)?, flat(test)?);
+    let labels = |set: &Set| -> Vec<u32> {
+        set.scenes
+            .iter()
+            .flat_map(|s| s.labels.iter().copied())
+            .collect()
+    };
+    let (train_labels, test_labels) = (labels(train), labels(test));
+
+    let classifier = Probe::with_l2(&train_tokens, &train_labels, L2)?;
+    let probabilities = classifier.probabilities(&test_tokens)?;
+    let predicted: Vec<u32> = probabilities.iter().map(|p| best(p).0 as u32).collect();
+    let right = predicted
+        .iter()
+        .zip(&test_labels)
+        .filter(|(p, l)| p == l)
+        .count();
+
+    let owners = |set: &Set| -> Vec<Option<Box>> {
+        let boxes = set
+            .scenes
+            .iter()
+            .flat_map(|s| s.owners.iter().map(|o| o.map(|o| s.objects[o].at)));
+        boxes.collect()
+    };
+    let regression = boxes::Regression::fit(&train_tokens, &owners(train), grid, L2)?;
+    let read = regression.boxes(&test_tokens, grid)?;
+    let overlaps: Vec<f64> = owners(test)
+        .iter()
+        .zip(&read)
+        .filter_map(|(owner, read)| owner.map(|owner| owner.iou(read)))
+        .collect();
+
+    // Every token that is not taken for background proposes its box.
+    let area = grid * grid;
+    let mut detections = Vec::new();
+    for canvas in 0..test.scenes.len() {
+        let tokens = canvas * area..(canvas + 1) * area;
+        let proposals = tokens.filter_map(|t| {
+            let (class, score) = best(&probabilities[t]);
+            let proposal = Detection {
+                canvas,
+                class: class as u32,
+                score,
+                at: read[t],
+            };
+            (class > 0).then_some(proposal)
+        });
+        detections.extend(boxes::suppress(proposals.collect()));
+    }
+    let truth: Vec<(usize, u32, Box)> = test
+        .scenes
+        .iter()
+        .enumerate()
+        .flat_map(|(canvas, s)| s.objects.iter().map(move |o| (canvas, o.class + 1, o.at)))
+        .collect();
+    let positive: Vec<bool> = test_labels.iter().map(|&l| l > 0).collect();
+    Ok(Row {
+        features: name.to_string(),
+        miou: 100.0 * boxes::mean_iou(&predicted, &test_labels),
+        token_accuracy: 100.0 * right as f64 / test_labels.len() as f64,
+        box_iou: 100.0 * overlaps.iter().sum::<f64>() / overlaps.len().max(1) as f64,
+        ap50: 100.0 * boxes::mean_average_precision(&detections, &truth),
+        correspondence: correspondence::measure(&test.x, &positive, grid, |x| chunked(x, &encode))?,
+    })
+}
+
+/// The most probable class and its probability; of equals, the first.
+fn best(probabilities: &[f32]) -> (usize, f32) {
+    let first = (0, f32::NEG_INFINITY);
+    let better = |a: (usize, f32), b: (usize, &f32)| if *b.1 > a.1 { (b.0, *b.1) } else { a };
+    probabilities.iter().enumerate().fold(first, better)
+}
+
+fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let count = x.dim(0)?;
+    let mut maps = Vec::new();
+    for start in (0..count).step_by(CHUNK) {
+        maps.push(encode(&x.narrow(0, start, CHUNK.min(count - start))?)?.detach());
+    }
+    Ok(Tensor::cat(&maps, 0)?)
+}
+
+/// The grid tokens `(B, N, C)` of block `layer`.
+fn tokens(vit: &Vit, x: &Tensor, layer: usize) -> Result<Tensor> {
+    let (_, map) = tap::capture(&format!("block{layer}"), || {
+        Ok::<_, anyhow::Error>(vit.forward(x)?)
+    })?;
+    let prefix = vit.config().prefix(layer);
+    Ok(map.narrow(1, prefix, map.dim(1)? - prefix)?.contiguous()?)
+}
+
+/// Patches of pixels `(B, N, C·P·P)`.
+fn patches(x: &Tensor, patch: usize) -> Result<Tensor> {
+    let (batch, channels, side, _) = x.dims4()?;
+    let grid = side / patch;
+    let x = x.reshape(&[batch, channels, grid, patch, grid, patch][..])?;
+    let x = x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
+    Ok(x.reshape((batch, grid * grid, channels * patch * patch))?)
+}

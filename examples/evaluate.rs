@@ -1,0 +1,138 @@
+//! What a trained encoder is worth: a linear probe, nearest neighbours, robustness to poses, corruptions and perturbations, and
+//! what its tokens say about objects.
+//!
+//! ```text
+//! cargo run --release --example evaluate -- runs/my-run                        # all parts, against the untrained encoder
+//! cargo run --release --example evaluate -- a.safetensors --reference b.safetensors
+//! cargo run --release --example evaluate -- runs/my-run --only probe,knn
+//! ```
+//!
+//! Tables go to the terminal, and the same figures to `evaluation.json` beside the encoder.
+//!
+//! What it does not reproduce: the figures of the papers. Errors under corruption are relative to a reference that is named,
+//! not to AlexNet; frost is drawn; and canvases with pasted objects stand in for detection on photographs.
+
+use std::{fs, path::PathBuf, time::Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use ser_reg_examples::{
+    cli,
+    data::{self, Wanted},
+    environment,
+    eval::{self, Options, Part, Subject, dense, subject},
+};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// The safetensors file of a trainer, or the folder of a run.
+    encoder: PathBuf,
+    /// What corruption errors and flips are relative to: another encoder or run, or `untrained`, the same encoder before its
+    /// first step.
+    #[arg(long, default_value = "untrained")]
+    reference: String,
+    /// As for the trainers [default: 10,000 pictures of Fashion-MNIST that come with the repository].
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// cpu, cuda, cuda:N or metal.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense [default: all].
+    #[arg(long, value_delimiter = ',')]
+    only: Option<Vec<Part>>,
+    /// Test pictures for corruptions, and at most so many sequences of perturbations [default: all, and 200].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    images: Option<u32>,
+    /// The block whose tokens the dense part reads, counted from 1 [default: the one with the equivariance loss].
+    #[arg(long, value_name = "LAYER")]
+    dense_layer: Option<usize>,
+    /// Everything random follows from it.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where the figures go [default: evaluation.json beside the encoder].
+    #[arg(long, value_name = "PATH")]
+    json: Option<PathBuf>,
+    /// Few pictures, to see whether everything runs.
+    #[arg(long)]
+    smoke: bool,
+}
+
+fn main() -> Result<()> {
+    environment::prepare();
+    // On a worker of the pool, so that no operation has to wake it from outside.
+    rayon::scope(|_| run())
+}
+
+fn run() -> Result<()> {
+    let start = Instant::now();
+    let args = Args::parse();
+    let device = cli::device(&args.device)?;
+    let file = subject::file(&args.encoder);
+    let encoder = Subject::load(&args.encoder, &device)?;
+    let reference = match args.reference.as_str() {
+        "untrained" => None,
+        path => Some(Subject::load(path.as_ref(), &device)?.named(path)),
+    };
+    let side = encoder.card.vit.side;
+    // Small pictures come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
+    let wanted = match side > 64 {
+        true => Wanted::streamed(side),
+        false => Wanted::default(),
+    };
+    let path = args.data.clone().unwrap_or_else(data::embedded);
+    let mut data = data::load(&path, &wanted)?;
+    let mut options = options(&args);
+    if args.smoke {
+        data = data.take(1000, 200);
+        data.note += "; smoke run on 1,000 and 200 of them at most";
+        options.corrupted = Some(50);
+        options.sequences = 10;
+        (options.dense.train, options.dense.test) = (40, 20);
+    }
+
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template(
+        "{bar:24} {pos}/{len}  {msg}  {eta} left",
+    )?);
+    let mut report = eval::evaluate(
+        &encoder,
+        reference.as_ref(),
+        &data.bank,
+        &data.test,
+        &options,
+        &bar,
+    )?;
+    bar.finish_and_clear();
+    report.encoder = file.display().to_string();
+    report.data = data.note;
+    report.print();
+
+    let json = args
+        .json
+        .unwrap_or_else(|| file.with_file_name("evaluation.json"));
+    fs::write(&json, serde_json::to_string_pretty(&report)? + "\n")
+        .with_context(|| format!("cannot write {}", json.display()))?;
+    println!(
+        "\nwritten to {} after {:.0} s",
+        json.display(),
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn options(args: &Args) -> Options {
+    let default = Options::default();
+    let images = args.images.map(|n| n as usize);
+    Options {
+        parts: args.only.clone().unwrap_or(default.parts),
+        corrupted: images,
+        sequences: images.map_or(default.sequences, |n| n.min(default.sequences)),
+        dense: dense::Options {
+            layer: args.dense_layer,
+            ..default.dense
+        },
+        seed: args.seed,
+        ..default
+    }
+}
