@@ -197,20 +197,19 @@ fn row(
         .filter_map(|(owner, read)| owner.map(|owner| owner.iou(read)))
         .collect();
 
-    // Every token that is not taken for background proposes its box.
+    // Every token proposes its box as one of its most probable class but background.
     let area = grid * grid;
     let mut detections = Vec::new();
     for canvas in 0..test.scenes.len() {
         let tokens = canvas * area..(canvas + 1) * area;
-        let proposals = tokens.filter_map(|t| {
-            let (class, score) = best(&probabilities[t]);
-            let proposal = Detection {
+        let proposals = tokens.map(|t| {
+            let (class, score) = best(&probabilities[t][1..]);
+            Detection {
                 canvas,
-                class: class as u32,
+                class: class as u32 + 1,
                 score,
                 at: read[t],
-            };
-            (class > 0).then_some(proposal)
+            }
         });
         detections.extend(boxes::suppress(proposals.collect()));
     }

@@ -28,7 +28,7 @@ pub struct Object {
 }
 
 /// Scraps of pictures that belong to no object.
-const SCRAPS: usize = 5;
+const SCRAPS: usize = 3;
 /// How often a place is drawn before an object is given up.
 const TRIES: usize = 30;
 
@@ -98,14 +98,14 @@ fn owners(
     (0..grid * grid).map(owner).collect()
 }
 
-/// Clouds of some brightness and contrast.
+/// Clouds of low brightness and contrast: objects are seen, but no threshold cuts them out.
 fn texture(channels: usize, side: usize, rng: &mut StdRng) -> Picture {
     let decay = rng.random_range(1.2..2.0);
-    let contrast = rng.random_range(0.2..0.7);
+    let contrast = rng.random_range(0.1..0.3);
     let clouds = plasma(side, decay, rng);
     let mut pixels = Vec::with_capacity(channels * side * side);
     for _ in 0..channels {
-        let offset = rng.random_range(0.0..1.0 - contrast);
+        let offset = rng.random_range(0.0..0.2);
         pixels.extend(clouds.iter().map(|c| offset + contrast * c));
     }
     Picture {
