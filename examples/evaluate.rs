@@ -44,6 +44,9 @@ struct Args {
     /// Test pictures for corruptions, and at most so many sequences of perturbations [default: all, and 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     images: Option<u32>,
+    /// Fewer pictures (500 unless --images says otherwise) and canvases, and no rows of raw pixels or the reference.
+    #[arg(long)]
+    quick: bool,
     /// The block whose tokens the dense part reads, counted from 1 [default: the one with the equivariance loss].
     #[arg(long, value_name = "LAYER")]
     dense_layer: Option<usize>,
@@ -122,11 +125,14 @@ fn run() -> Result<()> {
 }
 
 fn options(args: &Args) -> Options {
-    let default = Options::default();
     let images = args.images.map(|n| n as usize);
+    let default = match args.quick {
+        true => Options::quick(images.unwrap_or(500)),
+        false => Options::default(),
+    };
     Options {
         parts: args.only.clone().unwrap_or(default.parts),
-        corrupted: images,
+        corrupted: images.or(default.corrupted),
         sequences: images.map_or(default.sequences, |n| n.min(default.sequences)),
         dense: dense::Options {
             layer: args.dense_layer,

@@ -82,6 +82,8 @@ impl std::str::FromStr for Part {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub parts: Vec<Part>,
+    /// Test pictures that are moved; `None`: all.
+    pub posed: Option<usize>,
     /// Test pictures that are corrupted; `None`: all.
     pub corrupted: Option<usize>,
     /// Test pictures that perturbations start from, each with some thirty frames.
@@ -97,11 +99,30 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             parts: Part::ALL.to_vec(),
+            posed: None,
             corrupted: None,
             sequences: 200,
             dense: dense::Options::default(),
             floors: true,
             seed: 0,
+        }
+    }
+}
+
+impl Options {
+    /// All parts in little time: the encoder alone where no reference is needed, on the first `images` test pictures.
+    pub fn quick(images: usize) -> Self {
+        Self {
+            posed: Some(images),
+            corrupted: Some(images),
+            sequences: 50.min(images),
+            dense: dense::Options {
+                train: 150,
+                test: 75,
+                ..dense::Options::default()
+            },
+            floors: false,
+            ..Self::default()
         }
     }
 }
@@ -237,11 +258,13 @@ pub fn evaluate(
 
     if has(Part::Poses) {
         begin("poses");
+        let shown = test.clone().take(options.posed.unwrap_or(test.len()));
         let mut add = |encoder: &Subject, fitted: &Fitted| -> Result<()> {
-            let (probe, near, upright) = (fitted.probe()?, &fitted.bank, &fitted.test);
+            let (probe, near) = (fitted.probe()?, &fitted.bank);
+            let upright = fitted.test.narrow(0, 0, shown.len())?;
             report.poses.push(PoseRow {
                 features: encoder.name.clone(),
-                orbits: pose::measure(encoder, probe, near, test, upright, done)?,
+                orbits: pose::measure(encoder, probe, near, &shown, &upright, done)?,
             });
             Ok(())
         };

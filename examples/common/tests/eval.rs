@@ -881,6 +881,22 @@ fn only_what_is_asked_for_is_measured() {
     assert!(report.poses.is_empty() && report.dense.is_none());
     assert!(report.corruptions.is_none() && report.perturbations.is_none());
     assert_eq!(report.reference, None);
+    let few = Options {
+        parts: vec![Part::Poses],
+        posed: Some(3),
+        floors: false,
+        ..quick()
+    };
+    let poses = evaluate(&subject, &train, &test, &few).unwrap().poses;
+    assert_eq!(poses.len(), 1);
+    // Of three pictures, accuracies are thirds.
+    let thirds = |a: &f64| (3.0 * a / 100.0 - (3.0 * a / 100.0).round()).abs() < 1e-9;
+    assert!(
+        poses[0]
+            .orbits
+            .iter()
+            .all(|o| o.probe.accuracy.iter().all(thirds))
+    );
     // The bar ends where it said it would.
     assert_eq!(Some(bar.position()), bar.length());
     for parts in Part::ALL
