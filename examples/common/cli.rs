@@ -90,6 +90,9 @@ pub struct Args {
     /// Epochs between evaluations; 0: only at the end [default: 1, of imagenet-vit-s16: 10].
     #[arg(long, value_name = "EPOCHS", help_heading = "Run")]
     pub evaluate_every: Option<usize>,
+    /// At the end, measure the trained encoder alone: no untrained one, no raw pixels.
+    #[arg(long, help_heading = "Run")]
+    pub brief: bool,
     /// Threads that decode and augment pictures [default: 1, of imagenet-vit-s16: one for each core].
     #[arg(long, help_heading = "Run")]
     pub workers: Option<usize>,

@@ -20,20 +20,26 @@ pub fn prepare() {
         return;
     }
     let threads = thread::available_parallelism().map_or(1, |n| n.get());
-    let gigabyte = 1 << 30;
     let mut command = Command::new(program);
     command.args(env::args_os().skip(1));
-    for (name, value) in [
-        ("RAYON_NUM_THREADS", threads),
-        ("CANDLE_BARRIER_POOL_SPIN_LIMIT", 0),
-        ("MALLOC_MMAP_THRESHOLD_", gigabyte),
-        ("MALLOC_TRIM_THRESHOLD_", gigabyte),
-    ] {
+    for (name, value) in settings(threads) {
         if env::var_os(name).is_none() {
-            command.env(name, value.to_string());
+            command.env(name, value);
         }
     }
     // Returns only if it fails.
     #[cfg(unix)]
     let _ = std::os::unix::process::CommandExt::exec(&mut command);
+}
+
+/// The settings for so many threads.
+pub fn settings(threads: usize) -> [(&'static str, String); 4] {
+    let gigabyte = 1 << 30;
+    [
+        ("RAYON_NUM_THREADS", threads),
+        ("CANDLE_BARRIER_POOL_SPIN_LIMIT", 0),
+        ("MALLOC_MMAP_THRESHOLD_", gigabyte),
+        ("MALLOC_TRIM_THRESHOLD_", gigabyte),
+    ]
+    .map(|(name, value)| (name, value.to_string()))
 }

@@ -20,6 +20,7 @@ pub mod records;
 pub mod report;
 pub mod run;
 pub mod settings;
+pub mod study;
 pub mod views;
 pub mod vit;
 pub mod weights;

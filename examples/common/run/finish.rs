@@ -88,17 +88,15 @@ impl Run {
             statistics: &self.augment.statistics,
             device: &self.device,
         };
-        let untrained = Weights::seeded(self.settings.seed);
-        let untrained = Vit::new(&self.vit, untrained.builder(&self.device).pp("encoder"))?;
         let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
-        let rows = [
-            ("trained encoder", trained),
-            (
-                "untrained encoder",
-                evaluation.poses(|x| Ok(untrained.forward(x)?))?,
-            ),
-            ("raw pixels", evaluation.poses(eval::raw_pixels)?),
-        ];
+        let mut rows = vec![("trained encoder", trained)];
+        if !self.brief {
+            let untrained = Weights::seeded(self.settings.seed);
+            let untrained = Vit::new(&self.vit, untrained.builder(&self.device).pp("encoder"))?;
+            let untrained = evaluation.poses(|x| Ok(untrained.forward(x)?))?;
+            rows.push(("untrained encoder", untrained));
+            rows.push(("raw pixels", evaluation.poses(eval::raw_pixels)?));
+        }
         eval::print_table(&self.data.note, &rows);
         let outcome = self.outcome(&evaluation, encoder, &trained)?;
         let json = serde_json::to_vec_pretty(&outcome)?;

@@ -12,7 +12,7 @@
 
 pub mod checkpoint;
 pub mod file;
-mod finish;
+pub mod finish;
 mod interrupt;
 mod log;
 
@@ -51,6 +51,7 @@ pub struct Run {
     augment: Augment,
     folder: PathBuf,
     resume: bool,
+    brief: bool,
     checkpoint_every: Option<usize>,
     evaluate_every: usize,
     workers: usize,
@@ -112,6 +113,7 @@ impl Run {
             device,
             vit,
             resume: args.resume,
+            brief: args.brief,
             checkpoint_every: args.checkpoint_every,
             evaluate_every: args.evaluate_every.unwrap_or(if large { 10 } else { 1 }),
             workers: args.workers.unwrap_or(if large { cores } else { 1 }),

@@ -1,0 +1,61 @@
+//! Finished runs as JSON lines: what is there is not run again.
+
+use std::{collections::BTreeMap, fs::OpenOptions, io::Write, path::Path};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// A finished run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub id: String,
+    pub group: String,
+    pub method: String,
+    pub variant: String,
+    pub seed: u64,
+    pub epochs: usize,
+    pub options: Vec<String>,
+    /// Measurements by name.
+    pub figures: BTreeMap<String, f64>,
+    /// Training and evaluation.
+    pub seconds: f64,
+    /// Threads that it had.
+    pub threads: usize,
+    pub commit: String,
+    pub machine: String,
+}
+
+/// The entries of a ledger; none if there is no file. A last line that was cut off is left out.
+pub fn read(path: &Path) -> Result<Vec<Entry>> {
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut entries = Vec::new();
+    let mut lines = text.split_inclusive('\n').enumerate().peekable();
+    while let Some((i, line)) = lines.next() {
+        match serde_json::from_str(line) {
+            Ok(entry) => entries.push(entry),
+            Err(_) if lines.peek().is_none() && !line.ends_with('\n') => {}
+            Err(e) => return Err(e).with_context(|| format!("{}, line {}", path.display(), i + 1)),
+        }
+    }
+    Ok(entries)
+}
+
+/// Adds a line.
+pub fn append(path: &Path, entry: &Entry) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(cannot)?;
+    }
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(cannot)?;
+    // One write, so that a line is there whole or cut off at the end.
+    let line = serde_json::to_string(entry)? + "\n";
+    file.write_all(line.as_bytes()).with_context(cannot)
+}

@@ -1,0 +1,345 @@
+//! What the finished runs say: tables of means, paired differences, and the paper's trends beside ours.
+
+use anyhow::Result;
+
+use super::{ledger::Entry, statistics::Mean};
+use crate::report::{
+    page::{Figure, Page},
+    plots::{self, Axes, Interval, Intervals, PALETTE},
+};
+
+/// A figure of the tables: its name in the ledger, its heading, its digits.
+pub type Column = (&'static str, &'static str, usize);
+
+/// Accuracies and shares in percent, the equivariance score between −1 and 1.
+pub const COLUMNS: [Column; 9] = [
+    ("probe", "probe", 1),
+    ("knn", "20-NN", 1),
+    ("knn_poses", "20-NN, 7 poses", 1),
+    ("d4_consistency", "agreement over D4", 1),
+    ("corrupted", "corrupted", 1),
+    ("flips", "flips", 1),
+    ("pck", "PCK", 1),
+    ("box_iou", "box IoU", 1),
+    ("equivariance", "EqScore", 3),
+];
+
+/// A trend of the paper: what it compares, its figure there, and which way it goes.
+struct Trend {
+    claim: &'static str,
+    paper: &'static str,
+    method: &'static str,
+    figure: &'static str,
+    pair: [&'static str; 2],
+    rises: bool,
+}
+
+const TRENDS: [Trend; 12] = [
+    trend(
+        "MoCo-v3: SER over the baseline, upright (probe)",
+        "+0.84",
+        "moco_v3",
+        "probe",
+        ["SER", "baseline"],
+        true,
+    ),
+    trend(
+        "MoCo-v3: partition and delayed CLS alone, upright (probe)",
+        "+0.38",
+        "moco_v3",
+        "probe",
+        ["λ=0", "baseline"],
+        true,
+    ),
+    trend(
+        "MoCo-v3: the loss itself, upright (probe)",
+        "+0.46",
+        "moco_v3",
+        "probe",
+        ["SER", "λ=0"],
+        true,
+    ),
+    trend(
+        "DINO: SER over the baseline, upright (probe)",
+        "+0.26",
+        "dino",
+        "probe",
+        ["SER", "baseline"],
+        true,
+    ),
+    trend(
+        "Barlow Twins: SER over the baseline, upright (probe)",
+        "+0.68",
+        "barlow_twins",
+        "probe",
+        ["SER", "baseline"],
+        true,
+    ),
+    trend(
+        "MoCo-v3: under corruptions (ImageNet-C)",
+        "+1.11",
+        "moco_v3",
+        "corrupted",
+        ["SER", "baseline"],
+        true,
+    ),
+    trend(
+        "MoCo-v3: under perturbations, fewer flips (ImageNet-P: Top-1 +1.22)",
+        "fewer",
+        "moco_v3",
+        "flips",
+        ["SER", "baseline"],
+        false,
+    ),
+    trend(
+        "MoCo-v3: spatial transfer (COCO: +1.7 mAP; ours: box IoU)",
+        "+1.7",
+        "moco_v3",
+        "box_iou",
+        ["SER", "baseline"],
+        true,
+    ),
+    trend(
+        "MoCo-v3: equivariance score (theirs .804 to .840)",
+        "+0.036",
+        "moco_v3",
+        "equivariance",
+        ["SER", "baseline"],
+        true,
+    ),
+    trend(
+        "a deeper layer is more equivariant (3 to 12 of 12: .840 to .924; ours 1 to 4 of 4)",
+        "+0.084",
+        "moco_v3",
+        "equivariance",
+        ["layer 4", "layer 1"],
+        true,
+    ),
+    trend(
+        "a deeper layer is less accurate (3 to 12 of 12: 69.28 to 68.18; ours 1 to 4 of 4)",
+        "−1.10",
+        "moco_v3",
+        "probe",
+        ["layer 4", "layer 1"],
+        false,
+    ),
+    trend(
+        "MoCo-v3: the loss itself makes the map equivariant (no figure in the paper)",
+        "–",
+        "moco_v3",
+        "equivariance",
+        ["SER", "λ=0"],
+        true,
+    ),
+];
+
+const fn trend(
+    claim: &'static str,
+    paper: &'static str,
+    method: &'static str,
+    figure: &'static str,
+    pair: [&'static str; 2],
+    rises: bool,
+) -> Trend {
+    Trend {
+        claim,
+        paper,
+        method,
+        figure,
+        pair,
+        rises,
+    }
+}
+
+/// The values of one figure by seed.
+fn values(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Vec<(u64, f64)> {
+    let of = |e: &&Entry| e.method == method && e.variant == variant;
+    let value = |e: &Entry| Some((e.seed, *e.figures.get(figure)?));
+    entries.iter().filter(of).filter_map(value).collect()
+}
+
+fn mean(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Option<Mean> {
+    let values: Vec<f64> = values(entries, method, variant, figure)
+        .into_iter()
+        .map(|(_, v)| v)
+        .collect();
+    Mean::of(&values)
+}
+
+/// The variants of a group, in the order of the ledger's first mention.
+fn variants<'a>(entries: &'a [Entry], keep: impl Fn(&Entry) -> bool) -> Vec<(&'a str, &'a str)> {
+    let mut found = Vec::new();
+    for e in entries.iter().filter(|e| keep(e)) {
+        let pair = (e.method.as_str(), e.variant.as_str());
+        if !found.contains(&pair) {
+            found.push(pair);
+        }
+    }
+    found
+}
+
+/// Everything as Markdown.
+pub fn markdown(entries: &[Entry]) -> String {
+    let mut text = String::new();
+    text += "## Methods\n\nMean ± 95 % interval (t) over seeds.\n\n";
+    text += &table(entries, &variants(entries, |e| e.group == "methods"));
+    text += "\n### Paired by seed\n\n";
+    text += &differences(entries);
+    for group in [
+        "layer",
+        "lambda",
+        "temperature",
+        "fraction",
+        "group",
+        "filter",
+    ] {
+        let mut rows = variants(entries, |e| e.group == group);
+        if rows.is_empty() {
+            continue;
+        }
+        // What a sweep departs from.
+        rows.push(("moco_v3", "SER"));
+        rows.push(("moco_v3", "λ=0"));
+        text += &format!("\n## Sweep: {group} (MoCo-v3)\n\n");
+        text += &table(entries, &rows);
+    }
+    text += "\n## The paper's trends beside ours\n\n";
+    text += &trends(entries);
+    text
+}
+
+fn table(entries: &[Entry], rows: &[(&str, &str)]) -> String {
+    let mut text = "| method | variant | seeds |".to_string();
+    for (_, heading, _) in COLUMNS {
+        text += &format!(" {heading} |");
+    }
+    text += &format!("\n|---|---|---|{}\n", "---|".repeat(COLUMNS.len()));
+    for (method, variant) in rows {
+        let seeds = values(entries, method, variant, "knn").len();
+        text += &format!("| {method} | {variant} | {seeds} |");
+        for (figure, _, digits) in COLUMNS {
+            let shown = mean(entries, method, variant, figure)
+                .map_or("–".to_string(), |m| m.show(digits));
+            text += &format!(" {shown} |");
+        }
+        text += "\n";
+    }
+    text
+}
+
+fn differences(entries: &[Entry]) -> String {
+    let mut text = "| method | difference | seeds |".to_string();
+    for (_, heading, _) in COLUMNS {
+        text += &format!(" {heading} |");
+    }
+    text += &format!("\n|---|---|---|{}\n", "---|".repeat(COLUMNS.len()));
+    for method in ["moco_v3", "dino", "barlow_twins"] {
+        for (a, b) in [("SER", "λ=0"), ("SER", "baseline"), ("λ=0", "baseline")] {
+            let mut seeds = 0;
+            let mut cells = String::new();
+            for (figure, _, digits) in COLUMNS {
+                let (x, y) = (
+                    values(entries, method, a, figure),
+                    values(entries, method, b, figure),
+                );
+                let difference = Mean::of_differences(&x, &y);
+                seeds = seeds.max(difference.as_ref().map_or(0, |d| d.values.len()));
+                cells += &difference.map_or(" – |".to_string(), |d| {
+                    let bold = if d.sign() == 0 { "" } else { "**" };
+                    format!(" {bold}{}{bold} |", d.show_signed(digits))
+                });
+            }
+            if seeds > 0 {
+                text += &format!("| {method} | {a} − {b} | {seeds} |{cells}\n");
+            }
+        }
+    }
+    text + "\nBold: the interval does not contain zero.\n"
+}
+
+fn trends(entries: &[Entry]) -> String {
+    let mut text =
+        "| trend | paper | ours | seeds | verdict |\n|---|---|---|---|---|\n".to_string();
+    for t in TRENDS {
+        let [a, b] = t
+            .pair
+            .map(|variant| values(entries, t.method, variant, t.figure));
+        let digits = if t.figure == "equivariance" { 3 } else { 1 };
+        let (ours, seeds, verdict) = match Mean::of_differences(&a, &b) {
+            None => ("–".to_string(), 0, "not run"),
+            Some(d) => {
+                let direction = if t.rises { 1 } else { -1 };
+                let verdict = match d.sign() * direction {
+                    1 => "confirmed",
+                    -1 => "not confirmed: the opposite",
+                    _ if d.half_width.is_none() => "one seed: no verdict",
+                    _ => "within the noise",
+                };
+                (d.show_signed(digits), d.values.len(), verdict)
+            }
+        };
+        text += &format!(
+            "| {} | {} | {ours} | {seeds} | {verdict} |\n",
+            t.claim, t.paper
+        );
+    }
+    text
+}
+
+/// The methods as a page of charts.
+pub fn html(entries: &[Entry]) -> Result<String> {
+    let methods = ["moco_v3", "dino", "barlow_twins"];
+    let variants = ["baseline", "λ=0", "SER"];
+    let mut page = Page::new(
+        "Three methods, with and without SER",
+        "Dots are means over seeds, whiskers their 95 % intervals, pale dots the runs. λ = 0 has the same batches and the \
+         same encoder as SER, without its loss.",
+    );
+    let mut charts = Vec::new();
+    for (figure, heading, _) in COLUMNS {
+        let unit = if figure == "equivariance" {
+            "1 is exact"
+        } else {
+            "%"
+        };
+        let y = format!("{heading}, {unit}");
+        let series: Vec<Intervals> = variants
+            .iter()
+            .zip(PALETTE)
+            .map(|(variant, colour)| Intervals {
+                name: variant.to_string(),
+                colour,
+                values: methods
+                    .iter()
+                    .map(|method| interval(mean(entries, method, variant, figure)?))
+                    .collect(),
+            })
+            .collect();
+        let axes = Axes {
+            y: &y,
+            ..Axes::default()
+        };
+        charts.push((heading, plots::interval_chart(&axes, &methods, &series)?));
+    }
+    let figures: Vec<Figure> = charts
+        .into_iter()
+        .map(|(title, svg)| Figure {
+            title,
+            caption: "",
+            svg,
+            wide: false,
+        })
+        .collect();
+    page.figures(&figures);
+    Ok(page.html())
+}
+
+fn interval(mean: Mean) -> Option<Interval> {
+    let half = mean.half_width.unwrap_or(f64::NAN);
+    Some(Interval {
+        mean: mean.mean,
+        low: mean.mean - half,
+        high: mean.mean + half,
+        samples: mean.values,
+    })
+}
