@@ -14,7 +14,7 @@ pub mod checkpoint;
 pub mod file;
 pub mod finish;
 mod interrupt;
-mod log;
+pub mod log;
 
 use std::{
     path::PathBuf,

@@ -1,0 +1,450 @@
+//! The trainers as programs: stopped, killed, resumed, and given bad input.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg_examples::{
+    encoder,
+    records::Record,
+    run::{file, log},
+    settings::Method,
+    vit::Vit,
+};
+use tempfile::TempDir;
+
+/// The program of an example; `cargo test` builds them all.
+fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().nth(2).unwrap().join("examples");
+    let program = folder.join(name);
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo build --examples` in the profile of the test",
+        program.display()
+    );
+    program
+}
+
+/// 48 pictures of 12x12 in two classes, as IDX files: squares and bars under noise.
+fn pictures(folder: &Path) -> PathBuf {
+    let mut rng = StdRng::seed_from_u64(1);
+    let (n, side) = (48u32, 12usize);
+    let header = |magic: u32, dims: &[u32]| -> Vec<u8> {
+        let words = [&[magic], dims].concat();
+        words.iter().flat_map(|w| w.to_be_bytes()).collect()
+    };
+    let mut pixels = header(0x803, &[n, side as u32, side as u32]);
+    let mut labels = header(0x801, &[n]);
+    for i in 0..n {
+        let class = i % 2;
+        labels.push(class as u8);
+        for at in 0..side * side {
+            let (row, col) = (at / side, at % side);
+            let inside = (3..9).contains(&row) && (class == 0 || (5..7).contains(&col));
+            pixels.push(if inside { 180 } else { 20 } + rng.random_range(0..40));
+        }
+    }
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("train-images-idx3-ubyte"), pixels).unwrap();
+    fs::write(data.join("train-labels-idx1-ubyte"), labels).unwrap();
+    data
+}
+
+/// A short run on them.
+fn command(method: Method, data: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(program(method.name()));
+    command
+        .args([
+            "--epochs",
+            "3",
+            "--batch-size",
+            "8",
+            "--evaluate-every",
+            "2",
+            "--brief",
+        ])
+        .args(["--ratio", "0.25", "--seed", "7"])
+        .arg("--data")
+        .arg(data)
+        .arg("--out")
+        .arg(out)
+        .args(more)
+        .env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn succeeds(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn fails(output: &Output, parts: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it must fail: {parts:?}");
+    for part in parts {
+        assert!(said.contains(part), "expected {part:?} in: {said}");
+    }
+}
+
+/// What a run has written that does not tell the time.
+fn traces(out: &Path) -> (Vec<u8>, Vec<Record>) {
+    let encoder = fs::read(out.join("encoder.safetensors")).unwrap();
+    let mut records = log::read(&out.join("metrics.jsonl")).unwrap();
+    for record in &mut records {
+        if let Record::Epoch(epoch) = record {
+            (epoch.images_per_s, epoch.waiting) = (0.0, 0.0);
+        }
+    }
+    (encoder, records)
+}
+
+/// Waits until the run has written `lines` lines of metrics, or has ended.
+fn wait_for_lines(child: &mut std::process::Child, out: &Path, lines: usize) {
+    let start = Instant::now();
+    loop {
+        let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+        if text.lines().count() >= lines || child.try_wait().unwrap().is_some() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(120), "the run hangs");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for method in Method::ALL {
+        let whole = folder.path().join(format!("{}-whole", method.name()));
+        succeeds(&run(&mut command(method, &data, &whole, &[])));
+        let killed = folder.path().join(format!("{}-killed", method.name()));
+        let more = ["--checkpoint-every", "2", "--resume"];
+        // At a few moments: before the first checkpoint, between two, in the middle of whatever it does.
+        for lines in [1, 5, 9] {
+            let mut child = command(method, &data, &killed, &more)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            wait_for_lines(&mut child, &killed, lines);
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        succeeds(&run(&mut command(method, &data, &killed, &more)));
+        let (expected, got) = (traces(&whole), traces(&killed));
+        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
+        assert!(expected.0 == got.0, "{}: encoder", method.name());
+        assert!(killed.join("report.html").exists());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_with_a_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let whole = folder.path().join("whole");
+    let long = ["--epochs", "40"];
+    succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &long)));
+    let out = folder.path().join("stopped");
+    let mut child = command(Method::MocoV3, &data, &out, &long)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_lines(&mut child, &out, 3);
+    let kill = ["-INT", &child.id().to_string()];
+    assert!(Command::new("kill").args(kill).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("--resume"), "{said}");
+    assert!(out.join("checkpoint.safetensors").exists());
+    assert!(!out.join("result.json").exists());
+    let again = ["--epochs", "40", "--resume"];
+    let said = succeeds(&run(&mut command(Method::MocoV3, &data, &out, &again)));
+    assert!(said.contains("resumed after"), "{said}");
+    assert_eq!(traces(&whole).1, traces(&out).1);
+    assert!(traces(&whole).0 == traces(&out).0);
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::Dino, &data, &out, &[])));
+    let path = out.join("checkpoint.safetensors");
+    let good = fs::read(&path).unwrap();
+    let resumed = |more: &[&str]| {
+        let more = [&["--resume"], more].concat();
+        run(&mut command(Method::Dino, &data, &out, &more))
+    };
+
+    fails(
+        &resumed(&["--lambda", "0.5", "--layer", "3"]),
+        &[
+            "ser.lambda: 1.0, now 0.5",
+            "ser.layer: 2, now 3",
+            "checkpoint.safetensors",
+        ],
+    );
+    fs::write(&path, &good[..good.len() / 2]).unwrap();
+    fails(&resumed(&[]), &["truncated", "checkpoint.safetensors"]);
+    fs::write(&path, &good[..4]).unwrap();
+    fails(&resumed(&[]), &["truncated"]);
+
+    // The header is text: a version, and a shape, that were never written.
+    let edited = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = good
+            .windows(from.len())
+            .position(|w| w == from.as_bytes())
+            .unwrap();
+        let mut bytes = good.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+    };
+    edited(r#""version":"1""#, r#""version":"0""#);
+    fails(
+        &resumed(&[]),
+        &["expected a checkpoint of version 1, got 0"],
+    );
+    edited("online/encoder.cls", "online/encoder.clx");
+    fails(&resumed(&[]), &["online/encoder.cls"]);
+    // Sixty-four numbers in another arrangement.
+    edited(r#""shape":[1,1,64]"#, r#""shape":[64,1,1]"#);
+    fails(&resumed(&[]), &["expected [1, 1, 64]", "[64, 1, 1]"]);
+
+    // Untouched, it is taken up: nothing is left to do, and the run ends as it did.
+    fs::write(&path, &good).unwrap();
+    let before = traces(&out);
+    succeeds(&resumed(&[]));
+    assert_eq!(before.1, traces(&out).1);
+    assert!(before.0 == traces(&out).0);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    let more = [
+        "--learning-rate",
+        "1e30",
+        "--warm-up",
+        "0.5",
+        "--checkpoint-every",
+        "1",
+    ];
+    fails(
+        &run(&mut command(Method::MocoV3, &data, &out, &more)),
+        &[
+            "step ",
+            "the loss is ",
+            "the base method's is ",
+            "the equivariance loss ",
+            "checkpoint",
+        ],
+    );
+}
+
+#[test]
+fn impossible_options_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    for (options, parts) in [
+        (
+            vec!["--layer", "9"],
+            vec!["expected one of the 4 blocks, got block 9"],
+        ),
+        (
+            vec!["--layer", "0"],
+            vec!["expected one of the 4 blocks, got block 0"],
+        ),
+        (
+            vec!["--batch-size", "100"],
+            vec!["expected at most 38", "got 100"],
+        ),
+        (vec!["--batch-size", "1"], vec!["--batch-size"]),
+        (vec!["--epochs", "0"], vec!["--epochs"]),
+        (vec!["--lambda", "-1"], vec!["lambda"]),
+        (vec!["--temperature", "0"], vec!["temperature"]),
+        (vec!["--scale", "1.3,0.7"], vec!["area"]),
+        (vec!["--crops", "0.5"], vec!["two numbers"]),
+        (vec!["--learning-rate", "nan"], vec!["--learning-rate"]),
+        (vec!["--momentum", "1.5"], vec!["--momentum"]),
+        (vec!["--device", "abacus"], vec!["abacus"]),
+        (vec!["--workers", "0"], vec!["worker"]),
+        (
+            vec!["--preset", "imagenet-vit-s16", "--data", "/nowhere"],
+            vec!["/nowhere"],
+        ),
+    ] {
+        fails(
+            &run(&mut command(Method::MocoV3, &data, &out, &options)),
+            &parts,
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    file::write(&path, b"old").unwrap();
+    let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let error = file::replace(&path, |file| {
+        file.write_all(b"ne")?;
+        Err(full())
+    });
+    let said = format!("{:#}", error.unwrap_err());
+    assert!(
+        said.contains("untouched") && said.contains("checkpoint.safetensors"),
+        "{said}"
+    );
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+    let new = folder.path().join("new");
+    assert!(file::replace(&new, |_| Err(full())).is_err());
+    assert!(!new.exists());
+    // A folder that cannot be written into.
+    assert!(file::write(&folder.path().join("none/file"), b"x").is_err());
+}
+
+#[test]
+fn the_encoder_loads_from_a_mapped_file() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
+    let path = out.join("encoder.safetensors");
+    let (vit, card) = encoder::load(&path, &Device::Cpu).unwrap();
+    assert_eq!(
+        (card.method.as_str(), card.mode.as_str(), card.layer),
+        ("barlow_twins", "ser", 2)
+    );
+    // SAFETY: nobody else writes to the file.
+    #[allow(unsafe_code)]
+    let mapped = unsafe { VarBuilder::from_mmaped_safetensors(&[&path], DType::F32, &Device::Cpu) };
+    let mapped = Vit::new(&card.vit, mapped.unwrap()).unwrap();
+    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let values = |vit: &Vit| vit.forward(&x).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(values(&vit), values(&mapped));
+    for file in ["config.json", "result.json", "report.html", "metrics.jsonl"] {
+        assert!(out.join(file).exists(), "{file}");
+    }
+}
+
+/// Colourful pictures of any size in two classes, one of them damaged.
+fn colourful(folder: &Path) -> PathBuf {
+    let root = folder.join("pictures");
+    let mut rng = StdRng::seed_from_u64(2);
+    for (class, hue) in [("blue", 2), ("red", 0)] {
+        let folder = root.join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for i in 0..8u32 {
+            let (width, height) = (240 + 8 * i, 230);
+            let picture = image::RgbImage::from_fn(width, height, |x, y| {
+                let mut pixel = [60 + (x % 64) as u8, 60 + (y % 64) as u8, 60];
+                pixel[hue] = 150 + rng.random_range(0..100);
+                image::Rgb(pixel)
+            });
+            let name = format!("{i}.{}", if i % 2 == 0 { "png" } else { "jpg" });
+            picture.save(folder.join(name)).unwrap();
+        }
+    }
+    fs::write(root.join("red/1.jpg"), b"no picture").unwrap();
+    root
+}
+
+#[test]
+fn the_paper_preset_trains_on_a_folder() {
+    let folder = TempDir::new().unwrap();
+    let data = colourful(folder.path());
+    let out = folder.path().join("run");
+    let output = Command::new(program("moco_v3"))
+        .args([
+            "--preset",
+            "imagenet-vit-s16",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "4",
+        ])
+        .args([
+            "--ratio",
+            "0.5",
+            "--evaluate-every",
+            "0",
+            "--brief",
+            "--workers",
+            "2",
+        ])
+        .arg("--data")
+        .arg(&data)
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = succeeds(&output);
+    assert!(said.contains("skipped") && said.contains("1.jpg"), "{said}");
+    assert!(said.contains("waiting"), "{said}");
+    let config = fs::read_to_string(out.join("config.json")).unwrap();
+    for part in [
+        "imagenet-vit-s16",
+        "\"hidden\": 4096",
+        "\"weight_decay\": 0.1",
+    ] {
+        assert!(config.contains(part), "{part} in {config}");
+    }
+    let records = log::read(&out.join("metrics.jsonl")).unwrap();
+    let steps: Vec<_> = records
+        .iter()
+        .filter_map(|r| match r {
+            Record::Step(step) => Some(step),
+            Record::Epoch(_) => None,
+        })
+        .collect();
+    assert!(steps.len() >= 2 && steps.iter().all(|s| s.loss.is_finite()));
+    assert!(
+        steps
+            .iter()
+            .all(|s| s.equivariance.is_some_and(|e| e > 0.0))
+    );
+}
+
+#[test]
+fn a_folder_of_one_class_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = colourful(folder.path());
+    fs::remove_dir_all(data.join("red")).unwrap();
+    let out = folder.path().join("run");
+    fails(
+        &run(&mut command(Method::MocoV3, &data, &out, &[])),
+        &["at least two", "pictures"],
+    );
+}
