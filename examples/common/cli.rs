@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::settings::{FilterName, Group, Preset, Ser, Settings};
 
-/// Of an option that is given twice the last one counts, so that a command can be taken and changed.
+// Of an option that is given twice the last one counts, so that a command can be taken and changed.
 #[derive(Clone, Debug, Parser)]
 #[command(args_override_self = true)]
 pub struct Args {
