@@ -26,7 +26,7 @@ use ser_reg_examples::{
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// The safetensors file of a trainer, or the folder of a run.
+    /// An exported encoder, a checkpoint, or the folder of a run.
     encoder: PathBuf,
     /// What corruption errors and flips are relative to: another encoder or run, or `untrained`, the same encoder before its
     /// first step.

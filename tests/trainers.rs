@@ -342,6 +342,8 @@ fn the_encoder_loads_from_a_mapped_file() {
     let out = folder.path().join("run");
     succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
     let path = out.join("encoder.safetensors");
+    let (of_checkpoint, _) =
+        encoder::load(&out.join("checkpoint.safetensors"), &Device::Cpu).unwrap();
     let (vit, card) = encoder::load(&path, &Device::Cpu).unwrap();
     assert_eq!(
         (card.method.as_str(), card.mode.as_str(), card.layer),
@@ -354,6 +356,7 @@ fn the_encoder_loads_from_a_mapped_file() {
     let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
     let values = |vit: &Vit| vit.forward(&x).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(values(&vit), values(&mapped));
+    assert_eq!(values(&vit), values(&of_checkpoint));
     for file in ["config.json", "result.json", "report.html", "metrics.jsonl"] {
         assert!(out.join(file).exists(), "{file}");
     }

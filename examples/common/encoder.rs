@@ -28,16 +28,33 @@ pub struct Card {
     pub seed: u64,
 }
 
+/// What the names of the encoder's weights begin with in a checkpoint.
+const IN_CHECKPOINT: &str = "online/encoder.";
+
 /// Bytes of the file: tensors under the names that [`Vit::new`] asks for, the card in the header.
 pub fn to_bytes(weights: &[(String, Tensor)], card: &Card) -> Result<Vec<u8>> {
-    let metadata = HashMap::from([(CARD.to_string(), serde_json::to_string(card)?)]);
+    let metadata = HashMap::from([metadata(card)?]);
     let tensors = weights.iter().map(|(name, t)| (name.as_str(), t));
     Ok(safetensors::serialize(tensors, Some(metadata))?)
 }
 
+/// The metadata that makes a file with an encoder in it one that [`read`] understands.
+pub fn metadata(card: &Card) -> Result<(String, String)> {
+    Ok((CARD.to_string(), serde_json::to_string(card)?))
+}
+
 /// The encoder in `path`, frozen.
 pub fn load(path: &Path, device: &Device) -> Result<(Vit, Card)> {
-    let read = || -> Result<(Vit, Card)> {
+    let (weights, card) = read(path, device)?;
+    let vb = VarBuilder::from_tensors(weights, DType::F32, device);
+    let vit = Vit::new(&card.vit, vb);
+    Ok((vit.with_context(|| cannot_load(path))?, card))
+}
+
+/// Its weights, under the names that [`Vit::new`] asks for, and its card: from an exported encoder, or from a checkpoint, which
+/// holds more.
+pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Card)> {
+    let read = || {
         let bytes = std::fs::read(path)?;
         let (_, header) =
             SafeTensors::read_metadata(&bytes).context("truncated, or not a safetensors file")?;
@@ -53,8 +70,18 @@ pub fn load(path: &Path, device: &Device) -> Result<(Vit, Card)> {
             card.vit.channels,
             card.statistics.len()
         );
-        let vb = VarBuilder::from_buffered_safetensors(bytes, DType::F32, device)?;
-        Ok((Vit::new(&card.vit, vb)?, card))
+        let mut weights = candle_core::safetensors::load_buffer(&bytes, device)?;
+        if weights.keys().any(|name| name.starts_with(IN_CHECKPOINT)) {
+            weights = weights
+                .into_iter()
+                .filter_map(|(name, t)| Some((name.strip_prefix(IN_CHECKPOINT)?.to_string(), t)))
+                .collect();
+        }
+        Ok((weights, card))
     };
-    read().with_context(|| format!("cannot load the encoder {}", path.display()))
+    read().with_context(|| cannot_load(path))
+}
+
+fn cannot_load(path: &Path) -> String {
+    format!("cannot load the encoder {}", path.display())
 }

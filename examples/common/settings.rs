@@ -222,7 +222,7 @@ impl Settings {
             smoke: false,
             seed: 0,
             data: None,
-            epochs: 12,
+            epochs: 10,
             batch_size: 64,
             crop_min: 0.3,
             // A memory of twenty to thirty steps: a run has a thousand, not a hundred thousand.

@@ -46,13 +46,11 @@ impl Subject {
         })
     }
 
-    /// From the file of a trainer, or the folder of a run.
+    /// From an exported encoder, a checkpoint, or the folder of a run.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
-        let path = file(path);
-        let (_, card) = encoder::load(&path, device)?;
-        let weights = candle_core::safetensors::load(&path, device)
-            .with_context(|| format!("cannot load the encoder {}", path.display()))?;
+        let (weights, card) = encoder::read(&file(path), device)?;
         Self::new("encoder", weights, &card, device)
+            .with_context(|| format!("cannot load the encoder {}", path.display()))
     }
 
     /// The same under another name.
@@ -112,10 +110,17 @@ impl Subject {
     }
 }
 
-/// The file itself, or the one that a run leaves in its folder.
+/// The file itself, or what a run leaves in its folder: the encoder when it is finished, before that its checkpoint.
 pub fn file(path: &Path) -> PathBuf {
-    match path.is_dir() {
-        true => path.join("encoder.safetensors"),
-        false => path.to_path_buf(),
+    if !path.is_dir() {
+        return path.to_path_buf();
+    }
+    let (encoder, checkpoint) = (
+        path.join("encoder.safetensors"),
+        path.join("checkpoint.safetensors"),
+    );
+    match !encoder.exists() && checkpoint.exists() {
+        true => checkpoint,
+        false => encoder,
     }
 }

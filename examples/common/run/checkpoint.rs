@@ -8,7 +8,12 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::file;
-use crate::{optimizer::AdamW, settings::Settings, weights::Weights};
+use crate::{
+    encoder::{self, Card},
+    optimizer::AdamW,
+    settings::Settings,
+    weights::Weights,
+};
 
 /// Raised whenever a reader of the last version would go wrong.
 const VERSION: &str = "1";
@@ -40,10 +45,16 @@ impl State {
     }
 }
 
-/// Writes the state after `step` steps of a run with these settings.
+/// Writes the state after `step` steps of a run with these settings; `card` lets the encoder in it be evaluated.
 ///
 /// Nothing else is random: what a step draws follows from `settings.seed` and its number.
-pub fn save(path: &Path, state: &State, settings: &Settings, step: usize) -> Result<()> {
+pub fn save(
+    path: &Path,
+    state: &State,
+    settings: &Settings,
+    card: &Card,
+    step: usize,
+) -> Result<()> {
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     for (name, var) in state.vars() {
         tensors.push((name, var.as_detached_tensor()));
@@ -55,6 +66,7 @@ pub fn save(path: &Path, state: &State, settings: &Settings, step: usize) -> Res
         ("version".to_string(), VERSION.to_string()),
         ("step".to_string(), step.to_string()),
         ("settings".to_string(), serde_json::to_string(settings)?),
+        encoder::metadata(card)?,
     ]);
     let bytes = safetensors::serialize(
         tensors.iter().map(|(name, t)| (name.as_str(), t)),

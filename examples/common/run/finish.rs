@@ -267,6 +267,9 @@ fn flat(settings: &Settings) -> Result<Vec<(String, String)>> {
                 }
             }
             serde_json::Value::Null => {}
+            serde_json::Value::String(text) => {
+                rows.insert(path.to_string(), text.clone());
+            }
             value => {
                 rows.insert(path.to_string(), value.to_string());
             }

@@ -232,7 +232,8 @@ impl Run {
             .checkpoint_every
             .is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         if epoch_ends || due || stop {
-            checkpoint::save(&self.checkpoint_path(), state, &self.settings, self.step)
+            let (path, card) = (self.checkpoint_path(), self.card());
+            checkpoint::save(&path, state, &self.settings, &card, self.step)
                 .with_context(|| self.last_good())?;
             self.last_checkpoint = Some(self.step);
         }

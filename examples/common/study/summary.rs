@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{ledger::Entry, statistics::Mean};
+use super::{ledger::Entry, plan, statistics::Mean};
 use crate::report::{
     page::{Figure, Page},
     plots::{self, Axes, Interval, Intervals, PALETTE},
@@ -166,23 +166,22 @@ fn mean(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Option<
     Mean::of(&values)
 }
 
-/// The variants of a group, in the order of the ledger's first mention.
-fn variants<'a>(entries: &'a [Entry], keep: impl Fn(&Entry) -> bool) -> Vec<(&'a str, &'a str)> {
-    let mut found = Vec::new();
-    for e in entries.iter().filter(|e| keep(e)) {
-        let pair = (e.method.as_str(), e.variant.as_str());
-        if !found.contains(&pair) {
-            found.push(pair);
-        }
-    }
-    found
+/// Methods and variants of a group that have entries, in the order of the plan.
+fn variants(entries: &[Entry], group: &str) -> Vec<(String, String)> {
+    let cells = plan::cells().into_iter().filter(|c| c.group == group);
+    let rows = cells.map(|c| (c.method.name().to_string(), c.variant));
+    rows.filter(|(method, variant)| {
+        let of = |e: &Entry| &e.method == method && &e.variant == variant;
+        entries.iter().any(of)
+    })
+    .collect()
 }
 
 /// Everything as Markdown.
 pub fn markdown(entries: &[Entry]) -> String {
     let mut text = String::new();
     text += "## Methods\n\nMean ± 95 % interval (t) over seeds.\n\n";
-    text += &table(entries, &variants(entries, |e| e.group == "methods"));
+    text += &table(entries, &variants(entries, "methods"));
     text += "\n### Paired by seed\n\n";
     text += &differences(entries);
     for group in [
@@ -193,13 +192,13 @@ pub fn markdown(entries: &[Entry]) -> String {
         "group",
         "filter",
     ] {
-        let mut rows = variants(entries, |e| e.group == group);
+        let mut rows = variants(entries, group);
         if rows.is_empty() {
             continue;
         }
         // What a sweep departs from.
-        rows.push(("moco_v3", "SER"));
-        rows.push(("moco_v3", "λ=0"));
+        rows.push(("moco_v3".to_string(), "SER".to_string()));
+        rows.push(("moco_v3".to_string(), "λ=0".to_string()));
         text += &format!("\n## Sweep: {group} (MoCo-v3)\n\n");
         text += &table(entries, &rows);
     }
@@ -208,7 +207,7 @@ pub fn markdown(entries: &[Entry]) -> String {
     text
 }
 
-fn table(entries: &[Entry], rows: &[(&str, &str)]) -> String {
+fn table(entries: &[Entry], rows: &[(String, String)]) -> String {
     let mut text = "| method | variant | seeds |".to_string();
     for (_, heading, _) in COLUMNS {
         text += &format!(" {heading} |");

@@ -1,0 +1,121 @@
+//! The study's arithmetic, ledger and plan.
+
+use std::{collections::HashSet, fs};
+
+use ser_reg_examples::study::{
+    ledger::{self, Entry},
+    plan,
+    statistics::Mean,
+    summary,
+};
+use tempfile::TempDir;
+
+fn entry(method: &str, variant: &str, seed: u64, probe: f64) -> Entry {
+    Entry {
+        id: format!("{method}-{variant}-{seed}"),
+        group: "methods".to_string(),
+        method: method.to_string(),
+        variant: variant.to_string(),
+        seed,
+        epochs: 3,
+        options: Vec::new(),
+        figures: [("probe", probe), ("knn", 70.0)]
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), value))
+            .collect(),
+        seconds: 1.0,
+        threads: 1,
+        commit: "none".to_string(),
+        machine: "none".to_string(),
+    }
+}
+
+#[test]
+fn intervals_are_student_s() {
+    // Mean 3, standard deviation 1.5811, t of 4 degrees 2.776: 2.776 * 1.5811 / sqrt 5.
+    let mean = Mean::of(&[1., 2., 3., 4., 5.]).unwrap();
+    assert_eq!(mean.mean, 3.0);
+    assert!((mean.half_width.unwrap() - 1.9629).abs() < 1e-3);
+    assert_eq!(mean.sign(), 1);
+    assert_eq!(Mean::of(&[1., -1.]).unwrap().sign(), 0);
+    assert_eq!(Mean::of(&[-3., -3.1, -2.9]).unwrap().sign(), -1);
+    // One value says nothing of its spread, so nothing of its sign.
+    let one = Mean::of(&[4.0]).unwrap();
+    assert_eq!((one.half_width, one.sign()), (None, 0));
+    assert_eq!(Mean::of(&[]), None);
+    // Beyond the table.
+    assert!(Mean::of(&vec![1.0; 100]).unwrap().half_width.unwrap() == 0.0);
+}
+
+#[test]
+fn differences_pair_seeds() {
+    let a = [(0, 10.0), (1, 20.0), (2, 30.0)];
+    let b = [(2, 29.0), (0, 9.0), (7, 100.0)];
+    let difference = Mean::of_differences(&a, &b).unwrap();
+    assert_eq!(difference.values, [1.0, 1.0]);
+    assert_eq!(Mean::of_differences(&a, &[(9, 1.0)]), None);
+}
+
+#[test]
+fn a_ledger_survives_a_line_cut_off() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("deep/study.jsonl");
+    assert_eq!(ledger::read(&path).unwrap(), []);
+    let entries = [entry("dino", "SER", 0, 70.0), entry("dino", "SER", 1, 71.0)];
+    for e in &entries {
+        ledger::append(&path, e).unwrap();
+    }
+    assert_eq!(ledger::read(&path).unwrap(), entries);
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{text}{{\"id\": \"cut")).unwrap();
+    assert_eq!(ledger::read(&path).unwrap(), entries);
+    fs::write(&path, format!("nonsense\n{text}")).unwrap();
+    let error = format!("{:#}", ledger::read(&path).unwrap_err());
+    assert!(error.contains("study.jsonl, line 1"), "{error}");
+}
+
+#[test]
+fn runs_have_names_of_their_own() {
+    let cells = plan::cells();
+    let ids: Vec<String> = cells
+        .iter()
+        .flat_map(|cell| (0..cell.seeds).map(move |seed| cell.id(seed, 3)))
+        .collect();
+    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
+    assert!(ids.iter().all(|id| !id.contains(['/', ' '])));
+    let seeds = |group: &str, method: &str| -> Vec<u64> {
+        let of = |c: &&plan::Cell| c.group == group && c.method.name() == method;
+        cells.iter().filter(of).map(|c| c.seeds).collect()
+    };
+    assert_eq!(seeds("methods", "moco_v3"), [5, 5, 5]);
+    assert_eq!(seeds("methods", "dino"), [3, 3, 3]);
+    assert_eq!(seeds("methods", "barlow_twins"), [3, 3, 3]);
+    assert!(seeds("layer", "moco_v3").iter().all(|&n| n >= 3));
+}
+
+#[test]
+fn verdicts_follow_from_intervals() {
+    let mut entries = Vec::new();
+    for seed in 0..3 {
+        let noise = seed as f64;
+        entries.push(entry("moco_v3", "baseline", seed, 70.0 + noise));
+        // Paired, this difference is clear; unpaired it would drown.
+        entries.push(entry("moco_v3", "SER", seed, 71.0 + noise + 0.01 * noise));
+        entries.push(entry("moco_v3", "λ=0", seed, 69.0 + noise + 0.01 * noise));
+    }
+    let text = summary::markdown(&entries);
+    let row = |claim: &str| {
+        let row = text.lines().find(|l| l.contains(claim));
+        row.unwrap_or_else(|| panic!("{claim} in {text}"))
+            .to_string()
+    };
+    assert!(row("SER over the baseline, upright").ends_with("| confirmed |"));
+    assert!(row("delayed CLS alone").ends_with("| not confirmed: the opposite |"));
+    assert!(row("DINO: SER over").ends_with("| not run |"));
+    // Rows come in the order of the plan, whatever finished first.
+    let at = |part: &str| text.find(part).unwrap();
+    assert!(at("| moco_v3 | baseline |") < at("| moco_v3 | λ=0 |"));
+    assert!(at("| moco_v3 | λ=0 |") < at("| moco_v3 | SER |"));
+    assert!(summary::html(&entries).unwrap().contains("<svg"));
+    assert!(!summary::markdown(&[]).is_empty());
+}
