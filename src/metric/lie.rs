@@ -124,7 +124,7 @@ impl Generator {
 /// // a function of each pixel is equivariant
 /// let map = LieDerivative::of_maps(TokenGrid::square(16)?);
 /// let reports = map.measure(&images, &Generator::ALL, |x| x.affine(2., 1.))?;
-/// assert!(reports.iter().all(|r| r.relative < 0.05), "{reports:?}");
+/// assert!(reports.iter().all(|r| r.relative < 0.1), "{reports:?}");
 /// // a row of pixels is not invariant
 /// let vector = LieDerivative::of_vectors();
 /// let reports = vector.measure(&images, &[Generator::ROTATION], |x| x.narrow(2, 0, 1)?.flatten_from(1))?;

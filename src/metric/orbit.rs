@@ -22,7 +22,7 @@ use crate::{Error, GroupAction, Resample, Result, TokenGrid};
 /// use candle_core::{Device, Tensor};
 /// use ser_reg::{TokenGrid, group::D4, metric::Orbit};
 ///
-/// let images = Tensor::randn(0f64, 1., (8, 3, 8, 8), &Device::Cpu)?;
+/// let images = Tensor::randn(0f64, 1., (64, 3, 8, 8), &Device::Cpu)?;
 /// let orbit = Orbit::new(TokenGrid::square(4)?);
 /// let others = &D4::ALL[1..]; // the identity is there already
 /// let means = orbit.measure(&images, others, |x| x.mean((2, 3)))?;

@@ -28,8 +28,8 @@ use crate::{
 ///
 /// // brighter towards the top
 /// let sky = Tensor::arange(0f64, 8., &Device::Cpu)?.neg()?.reshape((1, 1, 8, 1))?;
-/// let picture = |n| Tensor::randn(0f64, 1., (n, 1, 8, 8), &Device::Cpu)?.broadcast_add(&sky);
-/// let (train, test) = (picture(40)?, picture(40)?);
+/// let picture = |n| Tensor::randn(0f64, 0.3, (n, 1, 8, 8), &Device::Cpu)?.broadcast_add(&sky);
+/// let (train, test) = (picture(400)?, picture(50)?);
 /// let probe = PoseProbe::new(Subgroup::C4, TokenGrid::square(4)?);
 /// let pixels = probe.measure(&train, &test, |x| x.flatten_from(1))?;
 /// assert!(pixels.accuracy > 0.9, "{pixels:?}");
