@@ -90,6 +90,8 @@ fn main() -> Result<()> {
 
 fn run(args: &Args, done: &[Entry]) -> Result<()> {
     let mut jobs = jobs(args, done)?;
+    // Of the programs that are about to run, not of what is checked out while they do.
+    let commit = commit();
     let threads = thread::available_parallelism().map_or(1, |n| n.get());
     let at_once = args.jobs.unwrap_or(threads).clamp(1, threads);
     let known: Vec<f64> = done
@@ -128,7 +130,7 @@ fn run(args: &Args, done: &[Entry]) -> Result<()> {
                         return;
                     };
                     bar.set_message(job.id.clone());
-                    let outcome = train_and_evaluate(args, &job, threads / at_once)
+                    let outcome = train_and_evaluate(args, &job, threads / at_once, &commit)
                         .and_then(|entry| ledger::append(&args.ledger, &entry).map(|()| entry));
                     bar.inc(1);
                     match outcome {
@@ -186,7 +188,7 @@ fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
 }
 
 /// Both processes of a run; a training that was stopped is gone on with.
-fn train_and_evaluate(args: &Args, job: &Job, threads: usize) -> Result<Entry> {
+fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> Result<Entry> {
     let start = Instant::now();
     let folder = args.out.join(&job.id);
     let (epochs, seed) = (args.epochs.to_string(), job.seed.to_string());
@@ -228,7 +230,7 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize) -> Result<Entry> {
         figures: figures(&outcome, &evaluation),
         seconds: start.elapsed().as_secs_f64(),
         threads,
-        commit: commit(),
+        commit: commit.to_string(),
         machine: machine(),
     })
 }

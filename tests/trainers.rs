@@ -359,6 +359,15 @@ fn the_encoder_loads_from_a_mapped_file() {
     for file in ["config.json", "result.json", "report.html", "metrics.jsonl"] {
         assert!(out.join(file).exists(), "{file}");
     }
+    // A new run in the same folder that does not get far must not leave the old one's results.
+    let broken = ["--learning-rate", "1e30", "--warm-up", "0.5"];
+    fails(
+        &run(&mut command(Method::BarlowTwins, &data, &out, &broken)),
+        &["the loss is"],
+    );
+    for file in ["encoder.safetensors", "result.json", "report.html"] {
+        assert!(!out.join(file).exists(), "{file}");
+    }
 }
 
 /// Colourful pictures of any size in two classes, one of them damaged.

@@ -43,6 +43,15 @@ use super::{
 const BANK: usize = 2000;
 const QUERIES: usize = 500;
 
+/// What a run leaves besides its configuration and its metrics.
+const OUTPUTS: [&str; 5] = [
+    "checkpoint.safetensors",
+    "encoder.safetensors",
+    "result.json",
+    "evaluation.json",
+    "report.html",
+];
+
 pub struct Run {
     pub settings: Settings,
     pub device: Device,
@@ -79,7 +88,7 @@ pub struct Batch {
 }
 
 impl Run {
-    /// Reads the pictures and makes the folder. Nothing is overwritten unless the run is resumed, or finished before.
+    /// Reads the pictures and makes the folder. What is in it stays until [`Self::begin`].
     pub fn open(method: Method, args: &Args) -> Result<Self> {
         let start = Instant::now();
         let settings = Settings::new(method, args)?;
@@ -150,7 +159,8 @@ impl Run {
         (self.step + 1).is_multiple_of(self.epoch_steps)
     }
 
-    /// Restores the state if the run is resumed, and starts to load pictures. To be called once, when all is built.
+    /// Restores the state if the run is resumed, or clears the folder of an earlier run's files; starts to load pictures. To
+    /// be called once, when all is built.
     pub fn begin(&mut self, encoder: &Vit, state: &mut State) -> Result<()> {
         let path = self.checkpoint_path();
         if self.resume && path.exists() {
@@ -163,9 +173,13 @@ impl Run {
             let config = serde_json::to_vec_pretty(&self.settings)?;
             file::write(&self.folder.join("config.json"), &config)?;
             self.log.begin()?;
-            // Of another run with this folder, perhaps: it must not be taken up by a later --resume.
-            if path.exists() {
-                std::fs::remove_file(&path)?;
+            // Of an earlier run with this folder: they must not pass for this one's.
+            for name in OUTPUTS {
+                let path = self.folder.join(name);
+                if path.exists() {
+                    std::fs::remove_file(&path)
+                        .with_context(|| format!("cannot remove {}", path.display()))?;
+                }
             }
             if self.evaluate_every > 0 {
                 let untrained = self.evaluate(encoder, 0.0, 0.0, Vec::new())?;
