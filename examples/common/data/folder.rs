@@ -24,7 +24,7 @@ pub struct Folder {
 const BLOCK: usize = 1024;
 
 impl Folder {
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.files.len()
     }
 

@@ -21,6 +21,10 @@ impl Images {
         self.labels.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Bytes per picture.
     pub fn stride(&self) -> usize {
         self.channels * self.side * self.side

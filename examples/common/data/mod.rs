@@ -34,6 +34,10 @@ impl Source {
         self.labels().len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn labels(&self) -> &[u32] {
         match self {
             Source::Memory(images) => &images.labels,
@@ -145,7 +149,7 @@ pub fn load(path: &Path, wanted: &Wanted) -> Result<Data> {
         let data = read(path, wanted)?;
         let (train, test) = (data.train.len(), data.test.len());
         ensure!(
-            train >= 2 && test >= 1 && data.bank.len() >= 1,
+            train >= 2 && test >= 1 && !data.bank.is_empty(),
             "expected at least two training pictures and one test picture, got {train} and {test}"
         );
         let labels = data.train.labels();

@@ -164,7 +164,7 @@ pub fn evaluate(
         "expected at least one part to evaluate, got none"
     );
     ensure!(
-        test.len() > 0 && bank.labels.iter().any(|l| *l != bank.labels[0]),
+        !test.is_empty() && bank.labels.iter().any(|l| *l != bank.labels[0]),
         "expected test pictures, and training pictures of at least two classes, got {} and {} of class {:?}",
         test.len(),
         bank.len(),

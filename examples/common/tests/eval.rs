@@ -171,6 +171,7 @@ fn the_probe_finds_the_optimum_that_newton_finds() {
     for _ in 0..30 {
         let mut gradient = DVector::<f64>::zeros(size);
         let mut hessian = DMatrix::<f64>::zeros(size, size);
+        #[allow(clippy::needless_range_loop)] // the index stands in other tables too
         for i in 0..n {
             let (x, p) = (sample(i), probabilities(&theta, i));
             for a in 0..k {

@@ -1,5 +1,8 @@
 //! The HTML page of a run: well formed whatever the records hold, and its token maps tell equivariance from its lack.
 
+// Poses index several tables at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};

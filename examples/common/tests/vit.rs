@@ -167,7 +167,7 @@ fn symmetric_patches_without_positions_are_exactly_equivariant() {
 fn impossible_configurations_are_refused() {
     let refused = |config: &VitConfig| {
         let vb = Weights::seeded(0).builder(&CPU);
-        Vit::new(config, vb).err().expect("refused").to_string()
+        Vit::new(config, vb).expect_err("refused").to_string()
     };
     let base = config(2, false);
     let error = refused(&VitConfig {
