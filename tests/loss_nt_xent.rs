@@ -9,7 +9,7 @@ use loss_common::{
 use proptest::prelude::*;
 use rand::Rng;
 use ser_reg::loss::{
-    Contrast, Form, InfoNce, NtXent, SameImage, TokenSet, info_nce, nt_xent, nt_xent_ragged,
+    Contrast, Form, InfoNce, NtXent, SameImage, TokenSet, info_nce, nt_xent, nt_xent_portable, nt_xent_ragged,
 };
 
 const FORMS: [(Form, SameImage); 4] = [
@@ -143,6 +143,49 @@ proptest! {
         let (there, back) = (one_way(&z, &zp), one_way(&zp, &z));
         let expected = if symmetric { [(there.0 + back.0) / 2.0, (there.1 + back.1) / 2.0] } else { [there.0, there.1] };
         assert_close(&[scalar(&out.loss), scalar(&out.accuracy)], &expected, 1e-12);
+    }
+
+    /// Sizes below, at and above the tiles of the fast path, blocks of one row and of all, in both of its types.
+    #[test]
+    fn the_two_twins_agree(
+        seed in any::<u64>(), m in prop_oneof![1usize..=9, 100usize..=700], d in 1usize..=40, images in 1u32..=40,
+        symmetric: bool, weighted: bool, same: bool, live in prop::sample::select(vec![[true, true], [true, false], [false, true]]),
+        temperature in prop::sample::select(vec![0.01, 0.05, 0.3, 2.0]),
+        block_bytes in prop::sample::select(vec![1, 100_000, 12 << 20]), form in 0usize..4, double: bool,
+    ) {
+        let rng = &mut rng(seed);
+        let (dtype, tol) = if double { (DType::F64, 1e-11) } else { (DType::F32, 2e-5) };
+        let (z, zp) = (tokens(rng, (m, d), dtype)?, tokens(rng, (m, d), dtype)?);
+        let zp = if same { z.clone() } else { zp };
+        let ids: Vec<u32> = (0..m).map(|_| rng.random_range(0..images)).collect();
+        let weights: Vec<f32> = (0..m).map(|i| if i == 1 { 0.0 } else { rng.random_range(0.1..2.0) }).collect();
+        let weights = weighted.then_some(&weights[..]);
+        let (form, same_image) = FORMS[form];
+        // One row to a block takes quadratically many calls.
+        let block_bytes = if m > 200 { block_bytes.max(100_000) } else { block_bytes };
+        let config = NtXent { form, same_image, symmetric, temperature, block_bytes, ..Default::default() };
+        let side = |v: &Var, live: bool| if live { v.as_tensor().clone() } else { v.detach() };
+        let (a, b) = (side(&z, live[0]), side(&zp, live[1]));
+        let fast = nt_xent_ragged(&a, &b, &ids, weights, &config)?;
+        let slow = nt_xent_portable(&a, &b, &ids, weights, &config)?;
+        prop_assert_eq!(fast.loss.dtype(), slow.loss.dtype());
+        assert_close(&[scalar(&fast.loss)], &[scalar(&slow.loss)], tol);
+        if !same {
+            assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6);
+        }
+        let (fast, slow) = (fast.loss.backward()?, slow.loss.backward()?);
+        for v in [&z, &zp] {
+            match (fast.get(v), slow.get(v)) {
+                (Some(fast), Some(slow)) => {
+                    let (fast, slow) = (flat(fast), flat(slow));
+                    let size = slow.iter().fold(0f64, |a, b| a.max(b.abs()));
+                    for (i, (a, b)) in fast.iter().zip(&slow).enumerate() {
+                        prop_assert!((a - b).abs() <= tol * size / temperature.min(1.0) + 1e-30, "element {i}: {a}, expected {b}");
+                    }
+                }
+                (fast, slow) => prop_assert_eq!(fast.is_some(), slow.is_some()),
+            }
+        }
     }
 }
 

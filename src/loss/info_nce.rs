@@ -2,8 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::rows::{self, Groups};
-use super::unit::Bank;
+use super::contrast::{self, Roles, Sets, Task, Twin};
 use super::{check_eps, check_pair, check_peer, shares, work_dtype};
 use crate::{Error, Result};
 
@@ -30,12 +29,12 @@ pub struct InfoNce {
 }
 
 impl Default for InfoNce {
-    /// τ = 0.3, eps = 1e-6, 16 MiB.
+    /// τ = 0.3, eps = 1e-6, 12 MiB.
     fn default() -> Self {
         Self {
             temperature: 0.3,
             eps: 1e-6,
-            block_bytes: 16 << 20,
+            block_bytes: 12 << 20,
         }
     }
 }
@@ -117,20 +116,18 @@ pub fn info_nce(
     }
     let shares = shares(op, weights, anchors.groups.len())?;
 
-    let mut bank = Bank::new(config.eps);
+    let mut sets = Sets::default();
     let roles = Roles {
-        anchors: (bank.enter(op, anchors.tokens)?, anchors.groups),
-        positives: bank.enter(op, positives)?,
+        anchors: (sets.enter(anchors.tokens), anchors.groups),
+        positives: sets.enter(positives),
         candidates: candidates
             .iter()
-            .map(|set| Ok((bank.enter(op, set.tokens)?, set.groups)))
-            .collect::<Result<_>>()?,
+            .map(|set| (sets.enter(set.tokens), set.groups))
+            .collect(),
     };
-    let Contrast { loss, accuracy } = contrast(&bank, &roles, &shares, config)?;
-    Ok(Contrast {
-        loss: bank.inject(loss)?,
-        accuracy,
-    })
+    let dtype = work_dtype(op, anchors.tokens)?;
+    let twin = Twin::of(anchors.tokens);
+    contrast::run(twin, sets, &Task::Directed(roles), &shares, config, dtype)
 }
 
 fn check_set(op: &'static str, set: TokenSet, like: &Tensor) -> Result<()> {
@@ -155,91 +152,4 @@ fn check_set(op: &'static str, set: TokenSet, like: &Tensor) -> Result<()> {
     }
     work_dtype(op, tokens)?;
     check_peer(op, like, tokens)
-}
-
-/// Who plays which part: places in the bank, and the groups of their rows.
-pub(super) struct Roles<'a> {
-    pub(super) anchors: (usize, &'a [u32]),
-    pub(super) positives: usize,
-    pub(super) candidates: Vec<(usize, &'a [u32])>,
-}
-
-/// The value and accuracy of one direction, detached; its gradient is added to the bank.
-///
-/// `shares` weigh the rows as they are: they need not add up to one.
-pub(super) fn contrast(
-    bank: &Bank,
-    roles: &Roles,
-    shares: &[f64],
-    config: &InfoNce,
-) -> Result<Contrast> {
-    let (anchors, groups) = (bank.rows(roles.anchors.0), roles.anchors.1);
-    let positives = bank.rows(roles.positives);
-    let (dtype, device, rows) = (anchors.dtype(), anchors.device(), groups.len());
-    let rate = 1.0 / config.temperature;
-    let shares = Tensor::from_slice(shares, (rows, 1), device)?.to_dtype(dtype)?;
-    let width: usize = roles
-        .candidates
-        .iter()
-        .map(|(_, groups)| groups.len())
-        .sum();
-    let block = (config.block_bytes / (width * dtype.size_in_bytes())).clamp(1, rows);
-
-    let mut loss = Tensor::zeros((), dtype, device)?;
-    let mut accuracy = loss.clone();
-    for start in (0..rows).step_by(block) {
-        let len = block.min(rows - start);
-        let anchor = anchors.narrow(0, start, len)?;
-        let positive = positives.narrow(0, start, len)?;
-        let share = shares.narrow(0, start, len)?;
-        let see = |cols| Groups {
-            rows: &groups[start..start + len],
-            cols,
-        };
-
-        let paired = (&anchor * &positive)?.sum_keepdim(1)?;
-        let mut cosines = Vec::with_capacity(roles.candidates.len());
-        let mut nearest = Tensor::full(f32::NEG_INFINITY, (len, 1), device)?.to_dtype(dtype)?;
-        for &(i, cols) in &roles.candidates {
-            let s = anchor.matmul(&bank.rows(i).t()?)?;
-            nearest = nearest.maximum(&rows::max(&s, see(cols))?)?;
-            cosines.push(s);
-        }
-
-        // Log-sum-exp with the largest exponent taken out: some term is 1, and none is above.
-        let top = paired.maximum(&nearest)?;
-        let mut negatives = share.zeros_like()?;
-        let mut exps = Vec::with_capacity(cosines.len());
-        for (s, &(_, cols)) in cosines.into_iter().zip(&roles.candidates) {
-            let (e, sum) = rows::exp(s, &top, rate, see(cols))?;
-            negatives = (negatives + sum)?;
-            exps.push(e);
-        }
-        let total = (((&paired - &top)? * rate)?.exp()? + &negatives)?;
-        let each = (((&top - &paired)? * rate)? + total.log()?)?;
-        loss = (loss + (each * &share)?.sum_all()?)?;
-        accuracy = (accuracy + (paired.gt(&nearest)?.to_dtype(dtype)? * &share)?.sum_all()?)?;
-
-        // dL/ds of a candidate is scale·e, of the positive −scale·Σe over its negatives.
-        let scale = (share / (total * config.temperature)?)?;
-        let pull = (&scale * negatives)?.neg()?;
-        if bank.is_live(roles.anchors.0) {
-            let mut push = anchor.zeros_like()?;
-            for (e, &(i, _)) in exps.iter().zip(&roles.candidates) {
-                push = (push + e.matmul(bank.rows(i))?)?;
-            }
-            let grad = (push.broadcast_mul(&scale)? + positive.broadcast_mul(&pull)?)?;
-            bank.accumulate(roles.anchors.0, start, &grad)?;
-        }
-        if bank.is_live(roles.positives) {
-            bank.accumulate(roles.positives, start, &anchor.broadcast_mul(&pull)?)?;
-        }
-        let scaled = anchor.broadcast_mul(&scale)?;
-        for (e, &(i, _)) in exps.iter().zip(&roles.candidates) {
-            if bank.is_live(i) {
-                bank.accumulate(i, 0, &e.t()?.matmul(&scaled)?)?;
-            }
-        }
-    }
-    Ok(Contrast { loss, accuracy })
 }

@@ -11,13 +11,14 @@
 //! f32 and give an f32 loss, f64 stays f64; gradients come back in the type of the tokens. A zero token has a finite loss
 //! and a finite gradient. No function reduces over processes: tokens gathered elsewhere go in as plain tensors.
 
+mod contrast;
 mod info_nce;
 mod nt_xent;
 mod regression;
-mod rows;
-mod unit;
 
 pub use info_nce::{Contrast, InfoNce, TokenSet, info_nce};
+#[doc(hidden)]
+pub use nt_xent::nt_xent_portable;
 pub use nt_xent::{Form, NtXent, SameImage, nt_xent, nt_xent_ragged};
 pub use regression::{cosine, l1, mse, normalized_mse, smooth_l1};
 

@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::info_nce::{Contrast, InfoNce, Roles, contrast};
-use super::unit::Bank;
+use super::contrast::{self, Sets, Task, Twin};
+use super::info_nce::{Contrast, InfoNce};
 use super::{check_pair, shares, work_dtype};
 use crate::{Error, Result};
 
@@ -45,7 +45,7 @@ pub struct NtXent {
 }
 
 impl Default for NtXent {
-    /// The paper's form, other images only, both directions, τ = 0.3, eps = 1e-6, 16 MiB.
+    /// The paper's form, other images only, both directions, τ = 0.3, eps = 1e-6, 12 MiB.
     fn default() -> Self {
         let InfoNce {
             temperature,
@@ -103,14 +103,7 @@ pub fn nt_xent(z: &Tensor, zp: &Tensor, config: &NtXent) -> Result<Contrast> {
     let ids: Vec<u32> = (0..images as u32)
         .flat_map(|image| std::iter::repeat_n(image, tokens))
         .collect();
-    pair(
-        op,
-        &z.flatten(0, 1)?,
-        &zp.flatten(0, 1)?,
-        &ids,
-        None,
-        config,
-    )
+    pair(op, Twin::of(z), [z, zp], &ids, None, config)
 }
 
 /// [`nt_xent`] of flat tokens (M, D): `image_ids[p]` is the image of row `p` of both `z` and `zp`.
@@ -147,13 +140,30 @@ pub fn nt_xent_ragged(
             format!("{:?}", z.dims()),
         ));
     }
-    pair(op, z, zp, image_ids, weights, config)
+    pair(op, Twin::of(z), [z, zp], image_ids, weights, config)
+}
+
+/// As [`nt_xent_ragged`], out of plain candle operations only: what other devices run, and the oracle of the fused one.
+///
+/// # Errors
+/// See [`nt_xent_ragged`].
+#[doc(hidden)]
+pub fn nt_xent_portable(
+    z: &Tensor,
+    zp: &Tensor,
+    image_ids: &[u32],
+    weights: Option<&[f32]>,
+    config: &NtXent,
+) -> Result<Contrast> {
+    let op = "nt_xent_portable";
+    check_pair(op, z, zp)?;
+    pair(op, Twin::Portable, [z, zp], image_ids, weights, config)
 }
 
 fn pair(
     op: &'static str,
-    z: &Tensor,
-    zp: &Tensor,
+    twin: Twin,
+    [z, zp]: [&Tensor; 2],
     image_ids: &[u32],
     weights: Option<&[f32]>,
     config: &NtXent,
@@ -164,8 +174,8 @@ fn pair(
         block_bytes: config.block_bytes,
     };
     numbers.check()?;
-    work_dtype(op, z)?;
-    let count = z.dims()[0];
+    let dtype = work_dtype(op, z)?;
+    let count: usize = z.dims()[..z.rank() - 1].iter().product();
     if image_ids.len() != count {
         return Err(Error::input(
             op,
@@ -183,32 +193,12 @@ fn pair(
         }
     };
 
-    let mut bank = Bank::new(config.eps);
-    let (z, zp) = (bank.enter(op, z)?, bank.enter(op, zp)?);
-    let direction = |anchors, positives, shares: &[f64]| {
-        let candidates = match config.form {
-            Form::Paper => vec![(anchors, groups), (positives, groups)],
-            Form::CrossView => vec![(positives, groups)],
-        };
-        let roles = Roles {
-            anchors: (anchors, groups),
-            positives,
-            candidates,
-        };
-        contrast(&bank, &roles, shares, &numbers)
+    let mut places = Sets::default();
+    let sets = [places.enter(z), places.enter(zp)];
+    let form = config.form;
+    let task = match config.symmetric {
+        true => Task::Symmetric { sets, groups, form },
+        false => Task::Directed(Task::toward(sets, groups, form)),
     };
-    let out = if config.symmetric {
-        let halves: Vec<f64> = shares.iter().map(|w| 0.5 * w).collect();
-        let (one, two) = (direction(z, zp, &halves)?, direction(zp, z, &halves)?);
-        Contrast {
-            loss: (one.loss + two.loss)?,
-            accuracy: (one.accuracy + two.accuracy)?,
-        }
-    } else {
-        direction(z, zp, &shares)?
-    };
-    Ok(Contrast {
-        loss: bank.inject(out.loss)?,
-        accuracy: out.accuracy,
-    })
+    contrast::run(twin, places, &task, &shares, &numbers, dtype)
 }

@@ -1,0 +1,72 @@
+//! The contrast on the CPU: blocks of anchors, products into memory that is used again, and one vectorised pass over the
+//! cosines. The gradient is found together with the value.
+
+mod bank;
+mod directed;
+mod product;
+mod real;
+mod symmetric;
+mod tile;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use self::{bank::Bank, real::Real};
+use super::{Contrast, InfoNce, Sets, Task};
+
+/// What a pass over the anchors finds.
+#[derive(Default)]
+struct Value {
+    loss: f64,
+    accuracy: f64,
+}
+
+/// In `dtype`, f32 or f64.
+pub(super) fn run(
+    sets: Sets,
+    task: &Task,
+    shares: &[f64],
+    config: &InfoNce,
+    dtype: DType,
+) -> Result<Contrast> {
+    match dtype {
+        DType::F64 => typed::<f64>(sets, task, shares, config),
+        _ => typed::<f32>(sets, task, shares, config),
+    }
+}
+
+fn typed<T: Real>(sets: Sets, task: &Task, shares: &[f64], config: &InfoNce) -> Result<Contrast> {
+    let mut bank = Bank::<T>::new(sets, config.eps)?;
+    let value = match task {
+        Task::Directed(roles) => directed::run(&mut bank, roles, shares, config)?,
+        &Task::Symmetric { sets, groups, form } => {
+            let halves: Vec<f64> = shares.iter().map(|share| 0.5 * share).collect();
+            if symmetric::fits::<T>(config) {
+                symmetric::run(&mut bank, sets, groups, form, &halves, config)?
+            } else {
+                let [a, b] = sets;
+                let mut one_way = |sets| {
+                    directed::run(
+                        &mut bank,
+                        &Task::toward(sets, groups, form),
+                        &halves,
+                        config,
+                    )
+                };
+                let (one, two) = (one_way([a, b])?, one_way([b, a])?);
+                Value {
+                    loss: one.loss + two.loss,
+                    accuracy: one.accuracy + two.accuracy,
+                }
+            }
+        }
+    };
+    Ok(Contrast {
+        loss: bank.inject(value.loss)?,
+        accuracy: Tensor::new(T::from_f64(value.accuracy), &Device::Cpu)?,
+    })
+}
+
+/// Anchors to a block that may see `width` tokens.
+fn block_rows<T>(config: &InfoNce, width: usize, anchors: usize) -> usize {
+    (config.block_bytes / (width * size_of::<T>())).clamp(1, anchors)
+}
