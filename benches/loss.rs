@@ -61,6 +61,12 @@ fn loss(c: &mut Criterion) {
             ..Default::default()
         };
         let ours = || step(nt_xent(&z, &zp, &config).unwrap().loss).unwrap();
+        let both = NtXent {
+            symmetric: true,
+            ..config
+        };
+        let symmetric = || step(nt_xent(&z, &zp, &both).unwrap().loss).unwrap();
+        group.bench_function(id("ser-reg, symmetric"), |bench| bench.iter(symmetric));
         let theirs = || step(plain(&z, &zp).unwrap()).unwrap();
         assert!((ours() - theirs()).abs() < 1e-4, "the two compute one loss");
 

@@ -129,7 +129,12 @@ impl CustomOp1 for Carry {
     }
 
     fn bwd(&self, arg: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let scaled = self.0.broadcast_mul(grad)?;
+        let scale = grad.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        // A loss that is differentiated as it stands needs no scaled copy.
+        let scaled = match scale {
+            1.0 => self.0.clone(),
+            _ => (&self.0 * scale)?,
+        };
         Ok(Some(scaled.to_dtype(arg.dtype())?))
     }
 }
