@@ -170,8 +170,10 @@ proptest! {
         let slow = nt_xent_portable(&a, &b, &ids, weights, &config)?;
         prop_assert_eq!(fast.loss.dtype(), slow.loss.dtype());
         assert_close(&[scalar(&fast.loss)], &[scalar(&slow.loss)], tol);
-        if !same {
-            assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6);
+        // Cosines of one channel tie, and rounding decides; in f32 one anchor may sit on the fence.
+        if !same && d > 1 {
+            let fence = if double { 0.0 } else { 2.0 / m as f64 };
+            assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6 + fence);
         }
         let (fast, slow) = (fast.loss.backward()?, slow.loss.backward()?);
         for v in [&z, &zp] {
