@@ -9,7 +9,8 @@ use loss_common::{
 use proptest::prelude::*;
 use rand::Rng;
 use ser_reg::loss::{
-    Contrast, Form, InfoNce, NtXent, SameImage, TokenSet, info_nce, nt_xent, nt_xent_portable, nt_xent_ragged,
+    Contrast, Form, InfoNce, NtXent, SameImage, TokenSet, info_nce, nt_xent, nt_xent_portable,
+    nt_xent_ragged,
 };
 
 const FORMS: [(Form, SameImage); 4] = [
