@@ -267,6 +267,19 @@ fn a_loss_that_is_not_finite_stops_the_run() {
 }
 
 #[test]
+fn a_smoke_run_that_learns_nothing_fails() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let mut frozen = command(
+        Method::Dino,
+        &data,
+        &folder.path().join("run"),
+        &["--smoke", "--learning-rate", "0"],
+    );
+    fails(&run(&mut frozen), &["the base method's loss did not fall"]);
+}
+
+#[test]
 fn impossible_options_are_refused() {
     let folder = TempDir::new().unwrap();
     let data = pictures(folder.path());
