@@ -150,8 +150,8 @@ fn losses(steps: &[&Step]) -> Result<[Figure<'static>; 3]> {
     Ok([
         Figure {
             title: "Losses",
-            caption: "The total is the invariance loss plus lambda times the equivariance loss. With lambda = 0, the \
-                      control, the equivariance loss is measured and not minimised; the baseline has none.",
+            caption: "The total is the invariance loss plus lambda times the equivariance loss. The baseline and the \
+                      control, lambda = 0, compute no equivariance loss.",
             svg: plots::lines(&wide, &loss)?,
             wide: true,
         },

@@ -39,7 +39,25 @@ impl Cell {
     }
 }
 
-/// Every cell. The preset's own configuration, `SER`, stands in `methods` only; the sweeps of MoCo-v3 are read beside it.
+/// Groups of cells that vary one thing.
+pub const SWEEPS: [&str; 6] = [
+    "layer",
+    "lambda",
+    "temperature",
+    "fraction",
+    "group",
+    "filter",
+];
+
+/// The variant that a sweep departs from, and that its runs are paired with. Filters matter where something is resampled.
+pub fn reference(group: &str) -> &'static str {
+    match group {
+        "filter" => "D4 and scales, bicubic",
+        _ => "SER",
+    }
+}
+
+/// Every cell. The preset's own configuration, `SER`, stands in `methods` only; the sweeps are read beside it.
 pub fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
     for (method, seeds) in [
@@ -63,67 +81,45 @@ pub fn cells() -> Vec<Cell> {
         ));
         cells.push(Cell::new("methods", method, "SER", &[], seeds));
     }
-    let mut sweep = |group, variant: &str, options: &[&str], seeds| {
-        cells.push(Cell::new(group, Method::MocoV3, variant, options, seeds));
+    let mut sweep = |group, variant: &str, options: &[&str]| {
+        cells.push(Cell::new(group, Method::MocoV3, variant, options, 3));
     };
     for layer in ["1", "3", "4"] {
-        sweep("layer", &format!("layer {layer}"), &["--layer", layer], 3);
+        sweep("layer", &format!("layer {layer}"), &["--layer", layer]);
     }
-    sweep("group", "rotations", &["--group", "rotations"], 2);
-    sweep("group", "flips", &["--group", "flips"], 2);
-    sweep(
-        "group",
-        "scales",
-        &[
-            "--group",
-            "none",
-            "--scale",
-            "0.7,1.3",
-            "--aspect",
-            "0.75,1.3333",
-        ],
-        2,
-    );
+    sweep("group", "rotations", &["--group", "rotations"]);
+    sweep("group", "flips", &["--group", "flips"]);
+    let scales = ["--scale", "0.7,1.3", "--aspect", "0.75,1.3333"];
+    let only = ["--group", "none"];
+    sweep("group", "scales", &[&only[..], &scales].concat());
     sweep(
         "group",
         "crops",
-        &["--group", "none", "--crops", "0.5,1"],
-        2,
+        &[&only[..], &["--crops", "0.5,1"]].concat(),
     );
     for lambda in ["0.3", "3"] {
-        sweep("lambda", &format!("λ={lambda}"), &["--lambda", lambda], 1);
+        sweep("lambda", &format!("λ={lambda}"), &["--lambda", lambda]);
     }
     for temperature in ["0.2", "0.5"] {
-        sweep(
-            "temperature",
-            &format!("τ={temperature}"),
-            &["--temperature", temperature],
-            1,
-        );
+        let options = ["--temperature", temperature];
+        sweep("temperature", &format!("τ={temperature}"), &options);
     }
     for (ratio, name) in [("0.0625", "1/16"), ("0.25", "1/4")] {
-        sweep(
-            "fraction",
-            &format!("fraction {name}"),
-            &["--ratio", ratio],
-            1,
-        );
+        sweep("fraction", &format!("fraction {name}"), &["--ratio", ratio]);
     }
     // Turns and flips need no filter, so this sweep has scales besides.
     for filter in ["nearest", "bilinear", "bicubic"] {
-        sweep(
-            "filter",
-            &format!("D4 and scales, {filter}"),
-            &[
-                "--scale",
-                "0.7,1.3",
-                "--aspect",
-                "0.75,1.3333",
-                "--filter",
-                filter,
-            ],
-            1,
-        );
+        let options = [&scales[..], &["--filter", filter]].concat();
+        sweep("filter", &format!("D4 and scales, {filter}"), &options);
     }
+    // Its preset has a λ of its own; the other methods' is 1.
+    let stronger = ["--lambda", "1"];
+    cells.push(Cell::new(
+        "lambda",
+        Method::BarlowTwins,
+        "λ=1",
+        &stronger,
+        3,
+    ));
     cells
 }

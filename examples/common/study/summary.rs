@@ -3,9 +3,12 @@
 use anyhow::Result;
 
 use super::{ledger::Entry, plan, statistics::Mean};
-use crate::report::{
-    page::{Figure, Page},
-    plots::{self, Axes, Interval, Intervals, PALETTE},
+use crate::{
+    report::{
+        page::{Figure, Page},
+        plots::{self, Axes, Interval, Intervals, PALETTE},
+    },
+    settings::Method,
 };
 
 /// A figure of the tables: its name in the ledger, its heading, its digits.
@@ -183,28 +186,47 @@ pub fn markdown(entries: &[Entry]) -> String {
     text += "## Methods\n\nMean ± 95 % interval (t) over seeds.\n\n";
     text += &table(entries, &variants(entries, "methods"));
     text += "\n### Paired by seed\n\n";
-    text += &differences(entries);
-    for group in [
-        "layer",
-        "lambda",
-        "temperature",
-        "fraction",
-        "group",
-        "filter",
-    ] {
-        let mut rows = variants(entries, group);
-        if rows.is_empty() {
-            continue;
+    let mut pairs = Vec::new();
+    for method in Method::ALL.map(Method::name) {
+        for (a, b) in [("SER", "λ=0"), ("SER", "baseline"), ("λ=0", "baseline")] {
+            pairs.push([method, a, b].map(str::to_string));
         }
-        // What a sweep departs from.
-        rows.push(("moco_v3".to_string(), "SER".to_string()));
-        rows.push(("moco_v3".to_string(), "λ=0".to_string()));
-        text += &format!("\n## Sweep: {group} (MoCo-v3)\n\n");
-        text += &table(entries, &rows);
+    }
+    text += &differences(entries, &pairs);
+    text += "\nBold: the interval does not contain zero.\n";
+    for group in plan::SWEEPS {
+        text += &sweep(entries, group);
     }
     text += "\n## The paper's trends beside ours\n\n";
     text += &trends(entries);
     text
+}
+
+/// A sweep beside what it departs from, and its differences; nothing if none of it was run.
+fn sweep(entries: &[Entry], group: &str) -> String {
+    let swept = variants(entries, group);
+    if swept.is_empty() {
+        return String::new();
+    }
+    let reference = plan::reference(group);
+    let mut rows = swept.clone();
+    for (method, _) in &swept {
+        for variant in [reference, "SER", "λ=0"] {
+            let row = (method.clone(), variant.to_string());
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    let swept = swept.into_iter().filter(|(_, v)| v != reference);
+    let pairs: Vec<_> = swept
+        .map(|(method, variant)| [method, variant, reference.to_string()])
+        .collect();
+    format!(
+        "\n## Sweep: {group}\n\n{}\n{}",
+        table(entries, &rows),
+        differences(entries, &pairs)
+    )
 }
 
 fn table(entries: &[Entry], rows: &[(String, String)]) -> String {
@@ -226,34 +248,33 @@ fn table(entries: &[Entry], rows: &[(String, String)]) -> String {
     text
 }
 
-fn differences(entries: &[Entry]) -> String {
+/// Rows `method, a, b`: `a − b`, paired by seed; those without a common seed are left out.
+fn differences(entries: &[Entry], pairs: &[[String; 3]]) -> String {
     let mut text = "| method | difference | seeds |".to_string();
     for (_, heading, _) in COLUMNS {
         text += &format!(" {heading} |");
     }
     text += &format!("\n|---|---|---|{}\n", "---|".repeat(COLUMNS.len()));
-    for method in ["moco_v3", "dino", "barlow_twins"] {
-        for (a, b) in [("SER", "λ=0"), ("SER", "baseline"), ("λ=0", "baseline")] {
-            let mut seeds = 0;
-            let mut cells = String::new();
-            for (figure, _, digits) in COLUMNS {
-                let (x, y) = (
-                    values(entries, method, a, figure),
-                    values(entries, method, b, figure),
-                );
-                let difference = Mean::of_differences(&x, &y);
-                seeds = seeds.max(difference.as_ref().map_or(0, |d| d.values.len()));
-                cells += &difference.map_or(" – |".to_string(), |d| {
-                    let bold = if d.sign() == 0 { "" } else { "**" };
-                    format!(" {bold}{}{bold} |", d.show_signed(digits))
-                });
-            }
-            if seeds > 0 {
-                text += &format!("| {method} | {a} − {b} | {seeds} |{cells}\n");
-            }
+    for [method, a, b] in pairs {
+        let mut seeds = 0;
+        let mut cells = String::new();
+        for (figure, _, digits) in COLUMNS {
+            let (x, y) = (
+                values(entries, method, a, figure),
+                values(entries, method, b, figure),
+            );
+            let difference = Mean::of_differences(&x, &y);
+            seeds = seeds.max(difference.as_ref().map_or(0, |d| d.values.len()));
+            cells += &difference.map_or(" – |".to_string(), |d| {
+                let bold = if d.sign() == 0 { "" } else { "**" };
+                format!(" {bold}{}{bold} |", d.show_signed(digits))
+            });
+        }
+        if seeds > 0 {
+            text += &format!("| {method} | {a} − {b} | {seeds} |{cells}\n");
         }
     }
-    text + "\nBold: the interval does not contain zero.\n"
+    text
 }
 
 fn trends(entries: &[Entry]) -> String {
@@ -287,7 +308,7 @@ fn trends(entries: &[Entry]) -> String {
 
 /// The methods as a page of charts.
 pub fn html(entries: &[Entry]) -> Result<String> {
-    let methods = ["moco_v3", "dino", "barlow_twins"];
+    let methods = Method::ALL.map(Method::name);
     let variants = ["baseline", "λ=0", "SER"];
     let mut page = Page::new(
         "Three methods, with and without SER",

@@ -90,7 +90,46 @@ fn runs_have_names_of_their_own() {
     assert_eq!(seeds("methods", "moco_v3"), [5, 5, 5]);
     assert_eq!(seeds("methods", "dino"), [3, 3, 3]);
     assert_eq!(seeds("methods", "barlow_twins"), [3, 3, 3]);
-    assert!(seeds("layer", "moco_v3").iter().all(|&n| n >= 3));
+    for group in plan::SWEEPS {
+        assert!(!seeds(group, "moco_v3").is_empty(), "{group}");
+        assert!(seeds(group, "moco_v3").iter().all(|&n| n >= 3), "{group}");
+    }
+    // What a sweep is paired with is run, with as many seeds.
+    for cell in cells.iter().filter(|c| c.group != "methods") {
+        let reference = plan::reference(cell.group);
+        let of = |c: &&plan::Cell| c.method == cell.method && c.variant == reference;
+        let found = cells.iter().find(of);
+        assert!(
+            found.is_some_and(|r| r.seeds >= cell.seeds),
+            "{}",
+            cell.variant
+        );
+    }
+}
+
+#[test]
+fn sweeps_are_paired_with_what_they_depart_from() {
+    let mut entries = Vec::new();
+    for seed in 0..2 {
+        let noise = 10.0 * seed as f64;
+        entries.push(entry("moco_v3", "SER", seed, 70.0 + noise));
+        entries.push(entry("moco_v3", "λ=3", seed, 71.5 + noise));
+        entries.push(entry(
+            "moco_v3",
+            "D4 and scales, nearest",
+            seed,
+            60.0 + noise,
+        ));
+        let bicubic = entry("moco_v3", "D4 and scales, bicubic", seed, 62.0 + noise);
+        entries.push(bicubic);
+    }
+    let text = summary::markdown(&entries);
+    assert!(text.contains("| moco_v3 | λ=3 − SER | 2 | **+1.5 ± 0.0** |"));
+    let nearest =
+        "| moco_v3 | D4 and scales, nearest − D4 and scales, bicubic | 2 | **-2.0 ± 0.0** |";
+    assert!(text.contains(nearest));
+    // Of sweeps without runs there is nothing to say.
+    assert!(!text.contains("## Sweep: layer"));
 }
 
 #[test]
