@@ -7,15 +7,16 @@
 //! cargo run --release --example barlow_twins -- --baseline   # Barlow Twins alone: no poses, CLS token from the start
 //! ```
 //!
-//! Lines marked `SER` are what the regularizer adds to the base method; the model has one more, its tap.
+//! Lines marked `SER` are what the regularizer adds to the base method; the model has one more, its tap, and its CLS token
+//! joins after the tapped block.
 //!
 //! What the small preset changes, and why: the projector is 256 wide instead of 8,192, since a batch of 64 pictures says
 //! nothing of more correlations; the redundancy term weighs 0.02 instead of 0.0051, there being fewer of its summands; the
-//! loss is scaled by 10/256 to the size of the other methods'; and AdamW takes the place of LARS, as in SER's own runs.
+//! loss is scaled by 10/256, for 256 dimensions; and AdamW takes the place of LARS, as in SER's own runs.
 //! There is one encoder: the keys of the regularizer come from the same weights, with gradient. The rest is as in
 //! `moco_v3`. `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 use ser_reg_examples::{
@@ -99,21 +100,23 @@ fn train() -> Result<()> {
                 grad::assert_reaches(&out.loss, reached)?; // SER
             }
         }
+        let seen = Step {
+            loss: loss.to_scalar()?,
+            invariance: invariance.to_scalar()?,
+            ..seen
+        };
+        run.check(&seen)?;
         if step == 0 {
             grad::assert_reaches(&loss, trained(&online.named(), &run.vit))?;
         }
 
         let mut grads = loss.backward()?;
-        let gradient = clip_to(settings.optimizer.clip, &online.named(), &mut grads)?;
+        let gradient = clip_to(&settings.optimizer, &online.named(), &mut grads)
+            .with_context(|| run.position())?;
         state
             .optimizer
             .step(&grads, now.learning_rate, now.weight_decay)?;
-        let seen = Step {
-            loss: loss.to_scalar()?,
-            invariance: invariance.to_scalar()?,
-            gradient,
-            ..seen
-        };
+        let seen = Step { gradient, ..seen };
         run.end_step(seen, Vec::new(), &encoder, &mut state)?;
     }
     run.finish(&encoder, &state)

@@ -6,12 +6,14 @@
 //! cargo run --release --example dino -- --baseline   # DINO alone: no poses, CLS token from the start
 //! ```
 //!
-//! Lines marked `SER` are what the regularizer adds to the base method; the model has one more, its tap.
+//! Lines marked `SER` are what the regularizer adds to the base method; the model has one more, its tap, and its CLS token
+//! joins after the tapped block.
 //!
 //! What the small preset changes, and why: the head has batch normalisation, without which it learned nothing in a
-//! thousand steps; it has 256 prototypes instead of 65,536, for ten classes; the teacher's temperature is constant and its
-//! momentum starts at 0.97, a memory of thirty steps. There are no local crops, as in SER's own runs. The rest is as in
-//! `moco_v3`. `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
+//! thousand steps; it is 256 wide with 256 prototypes instead of 65,536, for ten classes, of length 1 and never frozen; the
+//! teacher's temperature and the weight decay are constant, the momentum starts at 0.97, a memory of thirty steps, and
+//! gradients are clipped at 1 all together: a run has a thousand steps. There are no local crops, as in SER's own runs. The
+//! regularizer's keys come from the teacher's copy of its head. The rest is as in `moco_v3`. `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
@@ -114,12 +116,19 @@ fn train() -> Result<()> {
                 grad::assert_reaches(&out.loss, reached)?; // SER
             }
         }
+        let seen = Step {
+            loss: loss.to_scalar()?,
+            invariance: invariance.to_scalar()?,
+            ..seen
+        };
+        run.check(&seen)?;
         if step == 0 {
             grad::assert_reaches(&loss, trained(&online.named(), &run.vit))?;
         }
 
         let mut grads = loss.backward()?;
-        let gradient = clip_to(settings.optimizer.clip, &online.named(), &mut grads)?;
+        let gradient = clip_to(&settings.optimizer, &online.named(), &mut grads)
+            .with_context(|| run.position())?;
         if step < frozen {
             freeze(&online.named(), &mut grads, "head.prototypes.")?;
         }
@@ -135,12 +144,7 @@ fn train() -> Result<()> {
         )?)?;
         momentum.follow(&online, now.momentum.context("DINO has a momentum")?)?;
 
-        let seen = Step {
-            loss: loss.to_scalar()?,
-            invariance: invariance.to_scalar()?,
-            gradient,
-            ..seen
-        };
+        let seen = Step { gradient, ..seen };
         // A collapse shows here first: both zero, or both ln K.
         let extra = match run.epoch_ends() {
             true => {

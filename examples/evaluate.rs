@@ -12,9 +12,9 @@
 //! What it does not reproduce: the figures of the papers. Errors under corruption are relative to a reference that is named,
 //! not to AlexNet; frost is drawn; and canvases with pasted objects stand in for detection on photographs.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_examples::{
@@ -22,6 +22,7 @@ use ser_reg_examples::{
     data::{self, Wanted},
     environment,
     eval::{self, Options, Part, Subject, dense, subject},
+    run::file,
 };
 
 #[derive(Debug, Parser)]
@@ -32,7 +33,8 @@ struct Args {
     /// first step.
     #[arg(long, default_value = "untrained")]
     reference: String,
-    /// As for the trainers [default: 10,000 pictures of Fashion-MNIST that come with the repository].
+    /// As for the trainers [default: those that the run was trained with; of an encoder without its run, the 10,000 pictures of
+    /// Fashion-MNIST that come with the repository].
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// cpu, cuda, cuda:N or metal.
@@ -71,7 +73,7 @@ fn run() -> Result<()> {
     let start = Instant::now();
     let args = Args::parse();
     let device = cli::device(&args.device)?;
-    let file = subject::file(&args.encoder);
+    let weights = subject::file(&args.encoder);
     let encoder = Subject::load(&args.encoder, &device)?;
     let reference = match args.reference.as_str() {
         "untrained" => None,
@@ -83,7 +85,10 @@ fn run() -> Result<()> {
         true => Wanted::streamed(side),
         false => Wanted::default(),
     };
-    let path = args.data.clone().unwrap_or_else(data::embedded);
+    let path = match &args.data {
+        Some(path) => path.clone(),
+        None => subject::data_of_run(&weights)?.unwrap_or_else(data::embedded),
+    };
     let mut data = data::load(&path, &wanted)?;
     let mut options = options(&args);
     if args.smoke {
@@ -107,15 +112,15 @@ fn run() -> Result<()> {
         &bar,
     )?;
     bar.finish_and_clear();
-    report.encoder = file.display().to_string();
+    report.encoder = weights.display().to_string();
     report.data = data.note;
     report.print();
 
     let json = args
         .json
-        .unwrap_or_else(|| file.with_file_name("evaluation.json"));
-    fs::write(&json, serde_json::to_string_pretty(&report)? + "\n")
-        .with_context(|| format!("cannot write {}", json.display()))?;
+        .unwrap_or_else(|| weights.with_file_name("evaluation.json"));
+    let text = serde_json::to_string_pretty(&report)? + "\n";
+    file::write(&json, text.as_bytes())?;
     println!(
         "\nwritten to {} after {:.0} s",
         json.display(),

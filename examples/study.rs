@@ -39,18 +39,18 @@ struct Args {
     /// Epochs of each run. Runs of another length do not count.
     #[arg(long, default_value_t = 3)]
     epochs: usize,
-    /// Runs at a time; the threads of the machine are shared among them.
+    /// Runs at a time; the threads of the machine are shared among them [default: one for each thread].
     #[arg(long)]
     jobs: Option<usize>,
     /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Stop to start runs after so many minutes.
+    /// Start no run after so many minutes.
     #[arg(long)]
     minutes: Option<f64>,
-    /// Finished runs.
-    #[arg(long, default_value = "docs/results/study.jsonl")]
-    ledger: PathBuf,
+    /// Finished runs [default: docs/results/study.jsonl; of a smoke run, a new file in its folder].
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
     /// Folder of the runs.
     #[arg(long, default_value = "runs/study")]
     out: PathBuf,
@@ -74,11 +74,23 @@ fn main() -> Result<()> {
         // What the trainers' smoke runs make of it.
         args.epochs = 2;
     }
-    let done = ledger::read(&args.ledger)?;
+    let path = match (&args.ledger, args.smoke) {
+        (Some(path), _) => path.clone(),
+        (None, false) => PathBuf::from("docs/results/study.jsonl"),
+        (None, true) => {
+            // Not among real runs, and not instead of running.
+            let path = args.out.join("smoke.jsonl");
+            if path.exists() {
+                std::fs::remove_file(&path)?;
+            }
+            path
+        }
+    };
+    ledger::mend(&path)?;
     if !args.report {
-        run(&args, &done)?;
+        run(&args, &path, &ledger::read(&path)?)?;
     }
-    let mut entries = ledger::read(&args.ledger)?;
+    let mut entries = ledger::read(&path)?;
     entries.retain(|e| e.epochs == args.epochs);
     println!("\n{}", summary::markdown(&entries));
     std::fs::create_dir_all(&args.out)?;
@@ -88,7 +100,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn run(args: &Args, done: &[Entry]) -> Result<()> {
+fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
     let mut jobs = jobs(args, done)?;
     // Of the programs that are about to run, not of what is checked out while they do.
     let commit = commit();
@@ -131,7 +143,7 @@ fn run(args: &Args, done: &[Entry]) -> Result<()> {
                     };
                     bar.set_message(job.id.clone());
                     let outcome = train_and_evaluate(args, &job, threads / at_once, &commit)
-                        .and_then(|entry| ledger::append(&args.ledger, &entry).map(|()| entry));
+                        .and_then(|entry| ledger::append(ledger, &entry).map(|()| entry));
                     bar.inc(1);
                     match outcome {
                         Ok(entry) => bar.suspend(|| {
@@ -158,7 +170,7 @@ fn run(args: &Args, done: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// The runs that are not in the ledger yet: first seeds of all cells of a group come before second ones.
+/// The runs that are not in the ledger yet, in the order of the plan.
 fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
     let mut cells = plan::cells();
     for group in &args.only {
@@ -271,20 +283,17 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
     let layer = evaluation.card.layer;
     put("knn", outcome.knn.first().copied());
     put("knn_poses", Some(outcome.knn_poses));
-    put("equivariance", outcome.equivariance.get(layer - 1).copied());
-    for (i, score) in outcome.equivariance.iter().enumerate() {
-        put(&format!("equivariance_block{}", i + 1), Some(*score));
+    let scores = &outcome.equivariance;
+    put("equivariance", scores.get(layer - 1).copied().flatten());
+    for (i, score) in scores.iter().enumerate() {
+        put(&format!("equivariance_block{}", i + 1), *score);
     }
     put("feature_std", Some(f64::from(outcome.feature_std)));
-    put("invariance_loss", Some(f64::from(outcome.last.invariance)));
-    put(
-        "equivariance_loss",
-        outcome.last.equivariance.map(f64::from),
-    );
-    put(
-        "matching",
-        outcome.last.matching.map(|m| 100.0 * f64::from(m)),
-    );
+    if let Some(last) = &outcome.last {
+        put("invariance_loss", Some(f64::from(last.invariance)));
+        put("equivariance_loss", last.equivariance.map(f64::from));
+        put("matching", last.matching.map(|m| 100.0 * f64::from(m)));
+    }
     put("images_per_s", Some(outcome.images_per_s));
     put("peak_mib", outcome.peak_mib);
     put("probe", evaluation.probe.first().map(|r| r.accuracy));

@@ -138,12 +138,12 @@ impl Layout {
         if x.dims().first() == Some(&0) {
             return fail("a batch of at least one sample".to_string());
         }
+        let total = self.prefix.saturating_add(n);
         match (x.rank(), self.channels) {
-            (3, _) if x.dims()[1] == self.prefix + n => Ok(x.narrow(1, self.prefix, n)?),
+            (3, _) if x.dims()[1] == total => Ok(x.narrow(1, self.prefix, n)?),
             (3, _) => fail(format!(
-                "(B, {}, C) = {} prefix tokens + {rows}x{cols} grid tokens (set Layout::prefix to the number of CLS \
+                "(B, {total}, C) = {} prefix tokens + {rows}x{cols} grid tokens (set Layout::prefix to the number of CLS \
                  and register tokens)",
-                self.prefix + n,
                 self.prefix
             )),
             (4, Channels::First) if x.dims()[2..] == [rows, cols] => {

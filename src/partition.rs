@@ -39,12 +39,19 @@ impl Partition {
             ));
         }
         let equivariant = (ratio * batch as f64).round() as usize;
+        if batch < 2 {
+            return Err(Error::config(
+                "Partition::batch",
+                "at least 2 images",
+                batch,
+            ));
+        }
         if equivariant < 2 {
             return Err(Error::config(
                 "Partition::ratio",
                 format!(
-                    "a fraction that leaves at least 2 of {batch} images (from {:.4} on)",
-                    1.5 / batch.max(2) as f64
+                    "a fraction that leaves at least 2 of {batch} images ({:.4} does)",
+                    2.0 / batch as f64
                 ),
                 format!("{ratio}, which leaves {equivariant}"),
             ));

@@ -87,7 +87,8 @@ pub struct SerConfig {
     pub validity: Validity,
     /// How the maps lay out their tokens.
     pub layout: Layout,
-    /// At most so many anchors in each direction, spread evenly over the images; the cost of NT-Xent is quadratic in them.
+    /// At most so many anchors in each direction, spread evenly over the images; the cost of NT-Xent is quadratic in them,
+    /// and it needs two. Which ones follows from the seed of the [`Relative`] elements: give each step another.
     pub max_tokens: Option<usize>,
     /// The head between map and loss; `None` compares the tokens themselves.
     pub projector: Option<ProjectorConfig>,
@@ -132,6 +133,11 @@ impl SerConfig {
             Objective::SmoothL1 { beta } if !(beta.is_finite() && beta > 0.0) => {
                 Err(Error::config("beta", "a finite value above 0", beta))
             }
+            Objective::NtXent { .. } if self.max_tokens == Some(1) => Err(Error::config(
+                "max_tokens",
+                "at least 2 (one token has no negatives), or None for all tokens",
+                1,
+            )),
             _ if self.max_tokens == Some(0) => Err(Error::config(
                 "max_tokens",
                 "at least 1, or None for all tokens",
@@ -297,10 +303,10 @@ impl SerLoss {
     ///
     /// `queries` and `keys` are the maps of views 1 and 2 out of the two encoders; `key_side` projects the keys: the
     /// momentum copy of this loss, or this loss itself. The query of one view meets the key of the other, carried into the
-    /// query's frame. No gradient reaches the keys, whatever [`SerConfig::stop_gradient`] says.
+    /// query's frame. No gradient reaches the keys.
     ///
     /// # Errors
-    /// As [`SerLoss::forward`].
+    /// As [`SerLoss::forward`], and if [`SerConfig::stop_gradient`] stops the anchors: nothing would be left to train.
     pub fn forward_with_keys<G: GroupAction>(
         &self,
         queries: [&Tensor; 2],
@@ -310,6 +316,13 @@ impl SerLoss {
     ) -> Result<SerOutput> {
         if self.config.lambda == 0.0 {
             return skipped(queries[0]);
+        }
+        if self.config.stop_gradient == StopGradient::Anchors {
+            return Err(Error::config(
+                "stop_gradient",
+                "None or Keys: keys of a second encoder have no gradient, so that stopping the anchors stops all",
+                "Anchors",
+            ));
         }
         let (from, to) = (relative.from_grid(), relative.to_grid());
         let queries = [

@@ -306,8 +306,3 @@ impl<M: ModuleT> ModuleT for TappedT<M> {
         Ok(y)
     }
 }
-
-/// Compiles the code of the guide.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/integrate-your-model.md")]
-struct IntegrateYourModel;

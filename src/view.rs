@@ -240,7 +240,8 @@ impl View {
     /// view's [`grid`](Self::grid).
     ///
     /// # Errors
-    /// If the tensor is no image, its sides are no multiples of the base grid's, or its batch differs from the view's.
+    /// If the tensor is no image, its sides are no multiples of the base grid's, its batch differs from the view's, or a
+    /// quarter turn meets patches that are not square.
     pub fn act(&self, images: &Tensor) -> Result<Tensor> {
         let (rows, cols) = (self.base.rows(), self.base.cols());
         let pixels = match *images.dims() {
@@ -266,7 +267,21 @@ impl View {
                 format!("{:?}", images.dims()),
             ));
         }
-        GridOperator::new(&self.elements, pixels, &self.resample)?.apply(images)
+        let operator = GridOperator::new(&self.elements, pixels, &self.resample)?;
+        let (height, width) = (pixels.rows() / rows, pixels.cols() / cols);
+        let own = TokenGrid::new(self.grid.rows() * height, self.grid.cols() * width)?;
+        if operator.out_grid() != own {
+            return Err(Error::input(
+                "View::act",
+                "images of square patches, since a quarter turn swaps the sides of a patch too",
+                format!(
+                    "{:?}, patches of {height}x{width} pixels on the base token grid {}",
+                    images.dims(),
+                    self.base
+                ),
+            ));
+        }
+        operator.apply(images)
     }
 }
 
@@ -313,7 +328,8 @@ pub struct Relative<G> {
 }
 
 impl<G: GroupAction> Relative<G> {
-    /// One relative element per sample, or one for the whole batch; `from` and `to` are the views' token grids.
+    /// One relative element per sample, or one for the whole batch; `from` and `to` are the views' token grids. Where a cap
+    /// on tokens draws some of them, [`with_seed`](Self::with_seed) makes each step draw others.
     ///
     /// # Errors
     /// If there is no element.
@@ -404,7 +420,7 @@ fn log_uniform<R: Rng + ?Sized>(rng: &mut R, (lo, hi): (f64, f64)) -> f64 {
 }
 
 /// A random window of the given area and aspect within the unit square; a fitting one is tried ten times, then the
-/// largest of the last aspect is centred, as torchvision's `RandomResizedCrop` does.
+/// largest whose aspect is allowed is centred, as torchvision's `RandomResizedCrop` does.
 fn sample_window<R: Rng + ?Sized>(rng: &mut R, range: CropRange) -> Result<Window> {
     for _ in 0..10 {
         let area = rng.random_range(range.area.0..=range.area.1);
@@ -418,7 +434,7 @@ fn sample_window<R: Rng + ?Sized>(rng: &mut R, range: CropRange) -> Result<Windo
             return Window::new(top, left, h, w);
         }
     }
-    let aspect = log_uniform(rng, range.aspect);
+    let aspect = 1f64.clamp(range.aspect.0, range.aspect.1);
     let (h, w) = ((1.0 / aspect).min(1.0), aspect.min(1.0));
     Window::new((1.0 - h) / 2.0, (1.0 - w) / 2.0, h, w)
 }

@@ -56,7 +56,8 @@ impl Loops<'_> {
             let denominator: f64 = terms.iter().map(|t| (t - top).exp()).sum();
             let w = self.weights.map_or(1.0, |w| f64::from(w[i]));
             loss += w * (top + denominator.ln() - positive);
-            accuracy += w * f64::from(terms[1..].iter().all(|t| positive > *t));
+            let lead = 8.0 * f64::EPSILON * (self.d as f64).sqrt() / self.temperature;
+            accuracy += w * f64::from(terms[1..].iter().all(|t| positive > *t + lead));
             total += w;
         }
         (loss / total, accuracy / total)
@@ -171,10 +172,12 @@ proptest! {
         let slow = nt_xent_portable(&a, &b, &ids, weights, &config)?;
         prop_assert_eq!(fast.loss.dtype(), slow.loss.dtype());
         assert_close(&[scalar(&fast.loss)], &[scalar(&slow.loss)], tol);
-        // Cosines of one channel tie, and rounding decides; in f32 one anchor may sit on the fence.
-        if !same && d > 1 {
-            let fence = if double { 0.0 } else { 2.0 / m as f64 };
-            assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6 + fence);
+        // In f32 one anchor may sit on the fence.
+        let fence = if double { 0.0 } else { 2.0 / m as f64 };
+        assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6 + fence);
+        // One channel has no direction to turn to: what eps leaves of the gradient is mostly rounding in f32.
+        if d == 1 && !double {
+            return Ok(());
         }
         let (fast, slow) = (fast.loss.backward()?, slow.loss.backward()?);
         for v in [&z, &zp] {
@@ -291,6 +294,70 @@ fn accuracy_counts_the_matched_anchors() -> Result<()> {
     let out = nt_xent_ragged(&z, &swapped, &[0, 1, 2], Some(&[1., 0., 0.]), &config)?;
     assert_close(&[scalar(&out.accuracy)], &[1.0], 1e-6);
     assert!(!out.accuracy.track_op());
+    Ok(())
+}
+
+/// Two kernels make the cosines of the positive and of negatives; where all tokens are equal only rounding tells them apart.
+#[test]
+fn a_collapsed_encoder_matches_nothing() -> Result<()> {
+    for dtype in [DType::F32, DType::F64] {
+        for d in [1, 3, 8, 16, 128, 512] {
+            let token = tokens(&mut rng(d as u64), (1, d), dtype)?;
+            let z = token.as_tensor().repeat((300, 1))?;
+            let ids: Vec<u32> = (0..300).map(|i| i / 10).collect();
+            for symmetric in [true, false] {
+                let config = NtXent {
+                    symmetric,
+                    ..Default::default()
+                };
+                for run in [nt_xent_ragged, nt_xent_portable] {
+                    let out = run(&z, &z.copy()?, &ids, None, &config)?;
+                    assert_eq!(scalar(&out.accuracy), 0.0, "{dtype:?}, width {d}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_token_too_long_for_its_type_is_no_zero_token() -> Result<()> {
+    let (z, zp) = pair(3, (3, 4, 8), DType::F32)?;
+    let long = Var::from_tensor(&(z.as_tensor() * 1e25)?)?;
+    let ids: Vec<u32> = (0..12).map(|i| i / 4).collect();
+    let flat = |v: &Var| v.flatten(0, 1);
+    for symmetric in [true, false] {
+        let config = NtXent {
+            symmetric,
+            ..Default::default()
+        };
+        for run in [nt_xent_ragged, nt_xent_portable] {
+            let out = run(&flat(&long)?, &flat(&zp)?, &ids, None, &config)?;
+            assert!(scalar(&out.loss).is_nan(), "a diverged model must show");
+        }
+    }
+    Ok(())
+}
+
+/// Just above the temperature below which the two directions run one by one, all tokens opposite: weights of 1/Z add up.
+#[test]
+fn opposite_tokens_at_the_coldest_common_temperature_are_finite() -> Result<()> {
+    for temperature in [0.0229, 0.02305, 0.0231, 0.0232, 0.0249, 0.02501, 0.0252] {
+        for d in [1, 4] {
+            let z = Var::ones((2, 1, d), DType::F32, &Device::Cpu)?;
+            let zp = Var::from_tensor(&z.neg()?)?;
+            let config = NtXent {
+                form: Form::CrossView,
+                temperature,
+                ..Default::default()
+            };
+            let (loss, gz, gzp) = evaluate(&z, &zp, &config)?;
+            assert_close(&[scalar(&loss)], &[2f64.ln()], 1e-5);
+            for x in [&gz, &gzp] {
+                assert_finite(x);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -77,7 +77,7 @@ fn flows_are_the_named_affine_maps() {
     {
         assert!((a - b).abs() < 1e-12);
     }
-    assert!(text(Generator::SCALE.flow(f64::NAN, square)).contains("finite"));
+    assert!(text(Generator::SCALE.flow(f64::NAN, square)).contains("below 100"));
 }
 
 // ---- Lie derivative
@@ -310,6 +310,11 @@ fn the_lie_derivative_names_bad_input() {
         step: f64::NAN,
         ..maps.clone()
     };
+    // Its exponential would never come to an end.
+    let leap = LieDerivative {
+        step: 1e40,
+        ..maps.clone()
+    };
     let wild = Generator {
         matrix: [[f64::NAN; 2]; 2],
         shift: [0.; 2],
@@ -318,7 +323,8 @@ fn the_lie_derivative_names_bad_input() {
         (run(&zero, &x, all, &pool), "a step above 0"),
         (run(&nan, &x, all, &pool), "NaN"),
         (run(&maps, &x, &[], &pool), "at least one element"),
-        (run(&maps, &x, &[wild], &pool), "finite"),
+        (run(&maps, &x, &[wild], &pool), "below 100"),
+        (run(&leap, &x, all, &pool), "below 100"),
         (
             run(&maps, &random(&[2, 1, 9, 8], 1), all, &pool),
             "multiples of the 4x4",
@@ -461,6 +467,11 @@ fn orbits_name_bad_input_and_collapse() {
         error.contains("[3, 8]") && error.contains("[3, 10]"),
         "{error}"
     );
+    // Copies of one image differ by nothing, whatever the orbit does.
+    let copies = x.narrow(0, 0, 1).unwrap().repeat((3, 1, 1, 1)).unwrap();
+    let corner = |x: &Tensor| x.narrow(2, 0, 1)?.flatten_from(1);
+    let report = orbit.measure(&copies, turn, corner).unwrap();
+    assert!(report.variance.is_nan(), "{report:?}");
     // A collapsed model is invariant, and its variance undefined.
     let report = orbit
         .measure(&x, turn, |x| mean(x)?.affine(0., 0.1))

@@ -378,6 +378,16 @@ fn each_side_can_be_stopped() -> Done {
     assert_eq!(reached(StopGradient::None), (true, true));
     assert_eq!(reached(StopGradient::Keys), (false, true));
     assert_eq!(reached(StopGradient::Anchors), (true, false));
+
+    // Keys of a second encoder have none, so nothing would be left to train.
+    let config = SerConfig {
+        stop_gradient: StopGradient::Anchors,
+        ..bare()
+    };
+    let (ser, _) = build(config, 1);
+    let maps = [map1.as_tensor(), map2.as_tensor()];
+    let refused = ser.forward_with_keys(maps, maps, &ser, &relative);
+    assert_says(refused, &["stop_gradient", "None or Keys", "Anchors"]);
     Ok(())
 }
 
@@ -738,6 +748,19 @@ fn bad_input_is_named() -> Done {
         },
         &["max_tokens", "at least 1", "0"],
     );
+    refuse(
+        SerConfig {
+            max_tokens: Some(1),
+            ..bare()
+        },
+        &["max_tokens", "at least 2", "negatives"],
+    );
+    let one = SerConfig {
+        max_tokens: Some(1),
+        objective: Objective::Mse,
+        ..bare()
+    };
+    assert!(SerLoss::new(one, CHANNELS, VarBuilder::zeros(DType::F64, &Device::Cpu)).is_ok());
     refuse(
         SerConfig {
             block_bytes: 0,

@@ -10,12 +10,15 @@ use std::{
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
+use clap::Parser;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_examples::{
-    encoder,
+    cli::Args,
+    data, encoder,
+    eval::Report,
     records::Record,
-    run::{file, log},
-    settings::Method,
+    run::{file, finish::Outcome, log},
+    settings::{Method, Settings},
     vit::Vit,
 };
 use tempfile::TempDir;
@@ -245,24 +248,155 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
 fn a_loss_that_is_not_finite_stops_the_run() {
     let folder = TempDir::new().unwrap();
     let data = pictures(folder.path());
-    let out = folder.path().join("run");
-    let more = [
-        "--learning-rate",
-        "1e30",
-        "--warm-up",
-        "0.5",
-        "--checkpoint-every",
-        "1",
-    ];
-    fails(
-        &run(&mut command(Method::MocoV3, &data, &out, &more)),
-        &[
-            "step ",
-            "the loss is ",
+    for method in Method::ALL {
+        let out = folder.path().join(method.name());
+        let wild = ["--learning-rate", "1e30", "--warm-up", "0.5"];
+        let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
+        // The first step has a rate of zero, so the weights after it are good; those after the second are not.
+        let parts = [
+            "step 2: the loss is ",
             "the base method's is ",
             "the equivariance loss ",
-            "checkpoint",
-        ],
+            "The last good checkpoint is of step 1: ",
+        ];
+        fails(&run(&mut command(method, &data, &out, &more)), &parts);
+        // And that is the one which is there: its weights are finite, and it is taken up.
+        let output = run(&mut command(
+            method,
+            &data,
+            &out,
+            &[&more[..], &["--resume"]].concat(),
+        ));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("resumed after 1 of"));
+        fails(&output, &parts);
+        let files = fs::read_dir(&out).unwrap().map(|f| f.unwrap().file_name());
+        let checkpoints = files.filter(|f| f.to_string_lossy().contains("checkpoint"));
+        assert_eq!(checkpoints.count(), 1, "{}", method.name());
+    }
+}
+
+/// The rate is written down and comes back as it was, whatever its digits.
+#[test]
+fn settings_come_back_as_they_were() {
+    for method in Method::ALL {
+        for batch_size in 2..600 {
+            let args = Args::parse_from([
+                "trainer",
+                "--preset",
+                "imagenet-vit-s16",
+                "--ratio",
+                "1",
+                "--batch-size",
+                &batch_size.to_string(),
+            ]);
+            let settings = Settings::new(method, &args).unwrap();
+            let text = serde_json::to_string(&settings).unwrap();
+            let back: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let now = serde_json::to_value(&settings).unwrap();
+            let differences = Settings::differences(&back, &now);
+            assert!(differences.is_empty(), "{differences:?}");
+        }
+    }
+}
+
+/// The schedules of the paper's preset, from their formulas.
+#[test]
+fn schedules_of_the_paper_preset() {
+    let (epochs, steps) = (100, 1000);
+    let cosine = |from: f64, to: f64, t: f64| {
+        to + 0.5 * (from - to) * (1.0 + (std::f64::consts::PI * t).cos())
+    };
+    let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-12 * (1.0 + b.abs()), "{a}, not {b}");
+    for method in Method::ALL {
+        let args = Args::parse_from(["trainer", "--preset", "imagenet-vit-s16"]);
+        let settings = Settings::new(method, &args).unwrap();
+        assert_eq!(settings.epochs, epochs);
+        let schedules = settings.schedules(steps).unwrap();
+        let (peak, last) = match method {
+            Method::MocoV3 => (2.4e-3, 0.0),
+            Method::Dino => (8e-4, 1e-5),
+            Method::BarlowTwins => (8e-4, 8e-7),
+        };
+        let rise = |t: usize| match method {
+            // numpy.linspace(0, peak, 100)
+            Method::Dino => peak * t as f64 / 99.0,
+            _ => peak * t as f64 / 100.0,
+        };
+        for t in [0, 1, 50, 99] {
+            near(schedules.at(t).learning_rate, rise(t));
+        }
+        for t in [100, 101, 550, 999] {
+            let part = (t - 100) as f64 / 900.0;
+            near(schedules.at(t).learning_rate, cosine(peak, last, part));
+        }
+        let part = 0.4;
+        let decay = match method {
+            Method::Dino => cosine(0.04, 0.4, part),
+            _ => 0.1,
+        };
+        near(schedules.at(400).weight_decay, decay);
+        let momentum = match method {
+            Method::MocoV3 => Some(cosine(0.99, 1.0, part)),
+            Method::Dino => Some(cosine(0.982, 1.0, part)),
+            Method::BarlowTwins => None,
+        };
+        match (schedules.at(400).momentum, momentum) {
+            (Some(a), Some(b)) => near(a, b),
+            (a, b) => assert_eq!(a, b),
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_keeps_its_figures() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
+    let result = || -> Outcome {
+        serde_json::from_slice(&fs::read(out.join("result.json")).unwrap()).unwrap()
+    };
+    let first = result();
+    assert!(first.images_per_s > 0.0);
+    let again = || {
+        run(&mut command(
+            Method::BarlowTwins,
+            &data,
+            &out,
+            &["--resume"],
+        ))
+    };
+    succeeds(&again());
+    let second = result();
+    assert_eq!(first.images_per_s, second.images_per_s);
+    assert_eq!(first.waiting, second.waiting);
+    // Without its metrics there is less to say, and no nonsense.
+    fs::remove_file(out.join("metrics.jsonl")).unwrap();
+    succeeds(&again());
+    assert!(result().last.is_none());
+    assert_eq!(result().knn, first.knn);
+}
+
+#[test]
+fn a_run_is_evaluated_on_its_own_pictures() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &out, &[])));
+    let evaluate = |more: &[&str]| {
+        let mut command = Command::new(program("evaluate"));
+        command.arg(&out).args(["--only", "knn"]).args(more);
+        run(&mut command)
+    };
+    let said = succeeds(&evaluate(&[]));
+    assert!(said.contains("20-NN"), "{said}");
+    let report = fs::read_to_string(out.join("evaluation.json")).unwrap();
+    let report: Report = serde_json::from_str(&report).unwrap();
+    assert_eq!(report.pictures.train + report.pictures.test, 48);
+    // Others have to fit.
+    fails(
+        &evaluate(&["--data", data::embedded().to_str().unwrap()]),
+        &["12", "28"],
     );
 }
 
@@ -435,7 +569,9 @@ fn the_paper_preset_trains_on_a_folder() {
         .output()
         .unwrap();
     let said = succeeds(&output);
-    assert!(said.contains("skipped") && said.contains("1.jpg"), "{said}");
+    assert_eq!(said.matches("1.jpg").count(), 1, "named once: {said}");
+    let result = fs::read_to_string(out.join("result.json")).unwrap();
+    assert!(result.contains("\"skipped\": 1"), "{result}");
     assert!(said.contains("waiting"), "{said}");
     let config = fs::read_to_string(out.join("config.json")).unwrap();
     for part in [

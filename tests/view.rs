@@ -251,7 +251,9 @@ fn bad_input_is_named() {
         (64, 0.01, "leaves 1"),
         (64, -0.1, "[0, 1]"),
         (64, f64::NAN, "NaN"),
-        (1, 1.0, "at least 2 of 1"),
+        (64, 0.01, "0.0312 does"),
+        (1, 1.0, "at least 2 images, got 1"),
+        (0, 0.5, "at least 2 images, got 0"),
     ] {
         let message = Partition::new(batch, ratio).unwrap_err().to_string();
         assert!(message.contains(part), "{message:?} lacks {part:?}");
@@ -275,6 +277,51 @@ fn bad_input_is_named() {
             .to_string()
             .contains("at least one step")
     );
+}
+
+/// A turn of such images swaps the sides of a patch too: the model would see another grid than the view's.
+#[test]
+fn turned_views_want_square_patches() {
+    let base = TokenGrid::new(4, 2).unwrap();
+    let images = Tensor::zeros((16, 1, 8, 8), DType::F32, &Device::Cpu).unwrap();
+    let act = |subgroup| {
+        let sampler = ViewSampler::new(unscaled(Pairing::Free(subgroup)), base).unwrap();
+        let views = (0..4).map(|seed| sampler.sample_pair(&mut rng(seed), 16).unwrap());
+        let results: Vec<_> = views.map(|v| v.first.act(&images)).collect();
+        results.into_iter().collect::<Result<Vec<_>, _>>()
+    };
+    assert!(act(Subgroup::Flips).is_ok());
+    let message = act(Subgroup::C4).unwrap_err().to_string();
+    assert!(
+        message.contains("square patches") && message.contains("2x4"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_crop_that_fits_nowhere_is_the_largest_of_the_nearest_aspect() {
+    let window = |area, aspect| {
+        let crop = Some(CropRange { area, aspect });
+        let config = ViewConfig {
+            crop,
+            ..unscaled(Pairing::Free(Subgroup::Trivial))
+        };
+        let sampler = ViewSampler::new(config, TokenGrid::square(8).unwrap()).unwrap();
+        let view = sampler.sample_pair(&mut rng(3), 1).unwrap().first;
+        let ([t, l], [b, r]) = {
+            let g = view.elements()[0];
+            (g.source([0.0, 0.0]), g.source([1.0, 1.0]))
+        };
+        [t, l, b, r]
+    };
+    let near = |a: [f64; 4], b: [f64; 4]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
+    // All of the image fits, and the aspect 1 is allowed.
+    assert!(near(
+        window((1.0, 1.0), (0.75, 4.0 / 3.0)),
+        [0.0, 0.0, 1.0, 1.0]
+    ));
+    // Twice as wide as high at least.
+    assert!(near(window((1.0, 1.0), (2.0, 3.0)), [0.25, 0.0, 0.75, 1.0]));
 }
 
 #[test]

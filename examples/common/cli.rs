@@ -6,18 +6,22 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
 
-use super::settings::{FilterName, Group, Preset, Ser, Settings};
+use super::settings::{FilterName, FormName, Group, Preset, Ser, Settings};
 
 // Of an option that is given twice the last one counts, so that a command can be taken and changed.
 #[derive(Clone, Debug, Parser)]
-#[command(args_override_self = true)]
+#[command(
+    args_override_self = true,
+    after_help = "What is not given is the preset's; config.json in the run's folder has all values."
+)]
 pub struct Args {
+    /// Hyper-parameters to start from.
     #[arg(long, value_enum, default_value = "fashion-tiny")]
     pub preset: Preset,
     /// The base method alone: no partition, no poses, CLS before the first block.
     #[arg(long)]
     pub baseline: bool,
-    /// A run of under a minute that fails if the loss does not fall.
+    /// A run of under a minute: 2 epochs of few pictures. It fails if the losses do not fall.
     #[arg(long)]
     pub smoke: bool,
     /// IDX files (plain or gzipped), CIFAR-10 binaries, or a folder of class sub-folders [default: 10,000 pictures of
@@ -27,15 +31,17 @@ pub struct Args {
     /// Everything random follows from it [default: 0].
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Passes over the training pictures.
     #[arg(long)]
     pub epochs: Option<usize>,
+    /// Pictures in a batch.
     #[arg(long)]
     pub batch_size: Option<usize>,
 
     /// Weight of the equivariance loss; 0 is the control: the same batches and encoder, without that loss.
     #[arg(long, allow_negative_numbers = true, help_heading = "Regularizer")]
     pub lambda: Option<f64>,
-    /// The equivariance loss sits on the output of this block, and CLS joins after it.
+    /// The equivariance loss sits on the output of this block, counted from 1; CLS joins after it, or before the last block.
     #[arg(long, help_heading = "Regularizer")]
     pub layer: Option<usize>,
     /// Fraction of a batch that gets two poses of one crop, and the equivariance loss.
@@ -44,6 +50,9 @@ pub struct Args {
     /// Temperature of the equivariance loss.
     #[arg(long, help_heading = "Regularizer")]
     pub temperature: Option<f64>,
+    /// Which tokens are negatives.
+    #[arg(long, value_enum, help_heading = "Regularizer")]
+    pub form: Option<FormName>,
     /// Turns and flips that a view draws from.
     #[arg(long, value_enum, help_heading = "Regularizer")]
     pub group: Option<Group>,
@@ -60,6 +69,7 @@ pub struct Args {
     #[arg(long, value_enum, help_heading = "Regularizer")]
     pub filter: Option<FilterName>,
 
+    /// Its peak, after the warm-up.
     #[arg(long, help_heading = "Base method")]
     pub learning_rate: Option<f64>,
     /// Fraction of the steps in which the learning rate rises.
@@ -68,7 +78,7 @@ pub struct Args {
     /// Of matrices, constant; without it, the preset's schedule.
     #[arg(long, help_heading = "Base method")]
     pub weight_decay: Option<f64>,
-    /// Longest gradient.
+    /// Longest gradient: of all weights together, or of each with imagenet-vit-s16.
     #[arg(long, help_heading = "Base method")]
     pub clip: Option<f64>,
     /// First momentum of the key or teacher encoder.
@@ -77,10 +87,12 @@ pub struct Args {
     /// Smallest area of a random crop, as a fraction of the picture.
     #[arg(long, help_heading = "Base method")]
     pub crop_min: Option<f64>,
+    /// Probability that the last block is skipped, for each picture; it rises from 0 at the first one.
     #[arg(long, help_heading = "Base method")]
     pub drop_path: Option<f64>,
 
-    /// Folder of the run: configuration, metrics, checkpoint, encoder, report [default: runs/METHOD-MODE-SEED].
+    /// Folder of the run: configuration, metrics, checkpoint, encoder, report [default: runs/METHOD-MODE-SEED, with MODE ser,
+    /// lambda0 or baseline; smoke- before it for --smoke]. What an earlier run left there is replaced, unless resumed.
     #[arg(long, value_name = "FOLDER", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Go on from the checkpoint in the run's folder, as if never stopped; start anew if there is none.
@@ -121,6 +133,7 @@ impl Args {
             layer: self.layer.unwrap_or(old.layer),
             ratio: self.ratio.unwrap_or(old.ratio),
             temperature: self.temperature.unwrap_or(old.temperature),
+            form: self.form.unwrap_or(old.form),
             group: self.group.unwrap_or(old.group),
             scale: self.scale.unwrap_or(old.scale),
             aspect: self.aspect.unwrap_or(old.aspect),

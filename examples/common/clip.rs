@@ -4,6 +4,8 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Storage, Tensor, Var, backprop::GradStore};
 use rayon::prelude::*;
 
+use super::settings::Optimizer;
+
 /// Shrinks all gradients of `named` by one factor so that their joint L2 norm is `max_norm` at most; gives the norm that
 /// they had.
 ///
@@ -42,13 +44,23 @@ pub fn clip(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Re
     Ok(norm)
 }
 
-/// [`clip`] where there is a bound; gives the norm then.
+/// Shrinks the gradient of each parameter by itself, as [`clip`] does those of all; gives the joint norm that they had.
+pub fn clip_each(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Result<f64> {
+    let norms = named
+        .iter()
+        .map(|parameter| clip(std::slice::from_ref(parameter), grads, max_norm));
+    let squares = norms.map(|norm| norm.map(|n| n * n));
+    Ok(squares.sum::<Result<f64>>()?.sqrt())
+}
+
+/// [`clip`] or [`clip_each`] where there is a bound; gives the joint norm then.
 pub fn clip_to(
-    bound: Option<f64>,
+    rule: &Optimizer,
     named: &[(String, Var)],
     grads: &mut GradStore,
 ) -> Result<Option<f64>> {
-    bound.map(|most| clip(named, grads, most)).transpose()
+    let clip = if rule.clip_each { clip_each } else { clip };
+    rule.clip.map(|most| clip(named, grads, most)).transpose()
 }
 
 /// Takes the gradients of the parameters whose names begin with `prefix` out, so that the optimizer leaves those alone:

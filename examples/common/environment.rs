@@ -16,13 +16,14 @@ pub fn prepare() {
     let Ok(program) = env::current_exe() else {
         return;
     };
-    if env::var_os("RAYON_NUM_THREADS").is_some() {
+    let threads = thread::available_parallelism().map_or(1, |n| n.get());
+    let settings = settings(threads);
+    if settings.iter().all(|(name, _)| env::var_os(name).is_some()) {
         return;
     }
-    let threads = thread::available_parallelism().map_or(1, |n| n.get());
     let mut command = Command::new(program);
     command.args(env::args_os().skip(1));
-    for (name, value) in settings(threads) {
+    for (name, value) in settings {
         if env::var_os(name).is_none() {
             command.env(name, value);
         }

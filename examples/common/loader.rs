@@ -259,34 +259,43 @@ impl Producer {
             .flatten_iter()
             .collect();
         let replaced = failures.len();
+        let lost: Vec<usize> = failures.iter().map(|(position, _)| *position).collect();
+        // One that can be read, once it was found.
+        let mut known = (0..batch).find(|p| !lost.contains(p)).map(|p| indices[p]);
         let mut skipped = Vec::new();
         let mut name = |index: usize, why: anyhow::Error| {
             if named.insert(index) {
                 skipped.push((self.source.path(index), format!("{why:#}")));
             }
         };
-        if replaced == batch {
-            let (position, why) = failures.into_iter().next().context("an empty batch")?;
-            let path = self.source.path(indices[position]);
-            return Err(anyhow!("{}: {why:#}", path.display())
-                .context(format!("none of the {batch} pictures can be read")));
-        }
-        let lost: Vec<usize> = failures.iter().map(|(position, _)| *position).collect();
         for (position, why) in failures {
+            let path = self.source.path(indices[position]);
+            let mut last = format!("{}: {why:#}", path.display());
             name(indices[position], why);
             let own = position * size..(position + 1) * size;
             let [first, second] = &mut views;
             let mut shaper = Shaper::default();
-            for index in self.substitutes(order, start, position, &lost) {
-                let views = [&mut first[own.clone()], &mut second[own.clone()]];
-                match self.show(index, (step, position), &mut shaper, views) {
-                    Ok(()) => {
-                        indices[position] = index;
-                        break;
+            let found = self
+                .substitutes(order, start, position, known)
+                .find(|&index| {
+                    let views = [&mut first[own.clone()], &mut second[own.clone()]];
+                    match self.show(index, (step, position), &mut shaper, views) {
+                        Ok(()) => true,
+                        Err(why) => {
+                            last = format!("{}: {why:#}", self.source.path(index).display());
+                            name(index, why);
+                            false
+                        }
                     }
-                    Err(why) => name(index, why),
-                }
-            }
+                });
+            let Some(found) = found else {
+                let all = order.len();
+                return Err(
+                    anyhow!(last).context(format!("none of the {all} pictures can be read"))
+                );
+            };
+            indices[position] = found;
+            known = known.or(Some(found));
         }
         Ok(Made {
             views,
@@ -297,25 +306,29 @@ impl Producer {
     }
 
     /// Pictures to try at `position` of the batch that begins at `start`: a few of the same epoch that are not in the batch,
-    /// and last one that is, and that can be read.
+    /// and last one that is `known` to be readable; all others while none is.
     fn substitutes(
         &self,
         order: &[usize],
         start: usize,
         position: usize,
-        lost: &[usize],
-    ) -> Vec<usize> {
+        known: Option<usize>,
+    ) -> impl Iterator<Item = usize> {
         let batch = self.config.batch;
         let others = order.len() - batch;
-        let outside = (0..SUBSTITUTES.min(others)).map(|k| {
-            let ahead = (position + k * batch) % others;
-            order[(start + batch + ahead) % order.len()]
-        });
-        let inside = (1..batch)
-            .map(|k| (position + k) % batch)
-            .find(|p| !lost.contains(p))
-            .map(|p| order[start + p]);
-        outside.chain(inside).collect()
+        let tries = match known {
+            Some(_) => SUBSTITUTES.min(others),
+            None if others > 0 => SUBSTITUTES + others,
+            None => 0,
+        };
+        // Steps of a batch, so that the lost ones of a batch take different pictures; then every picture in turn.
+        let ahead = move |k: usize| match k < SUBSTITUTES {
+            true => position + k * batch,
+            false => k - SUBSTITUTES,
+        };
+        let outside =
+            (0..tries).map(move |k| order[(start + batch + ahead(k) % others) % order.len()]);
+        outside.chain(known)
     }
 
     /// Writes both views of a picture at a place of a batch.

@@ -12,8 +12,7 @@ pub struct Progress {
     batch: usize,
     /// Steps of this epoch, or those made since the run was resumed.
     steps: Vec<Step>,
-    /// Steps, and seconds in them; evaluation does not count.
-    all: (usize, f64),
+    /// Seconds in them; evaluation does not count.
     seconds: f64,
     clock: Instant,
 }
@@ -29,7 +28,6 @@ impl Progress {
             bar,
             batch,
             steps: Vec::new(),
-            all: (0, 0.0),
             seconds: 0.0,
             clock: Instant::now(),
         })
@@ -52,7 +50,6 @@ impl Progress {
         let seconds = self.clock.elapsed().as_secs_f64();
         self.clock = Instant::now();
         self.seconds += seconds;
-        self.all = (self.all.0 + 1, self.all.1 + seconds);
         self.steps.push(*step);
         let momentum = step
             .momentum
@@ -86,8 +83,12 @@ impl Progress {
             1,
         );
         if !measured.accuracy.is_empty() {
-            say("feature std", Some(f64::from(measured.feature_std)), 3);
-            say("score", measured.equivariance.get(layer - 1).copied(), 3);
+            say("feature std", measured.feature_std.map(f64::from), 3);
+            say(
+                "score",
+                measured.equivariance.get(layer - 1).copied().flatten(),
+                3,
+            );
             say("kNN %", measured.accuracy.first().copied(), 1);
         }
         for (name, value) in &measured.extra {
@@ -112,15 +113,5 @@ impl Progress {
     pub fn epoch_speed(&self) -> (f64, f64) {
         let images = (self.steps.len() * self.batch) as f64;
         (images / self.seconds.max(1e-9), self.seconds)
-    }
-
-    /// Seconds in all steps since the program started.
-    pub fn seconds(&self) -> f64 {
-        self.all.1
-    }
-
-    /// Pictures per second since the program started, evaluation not counted.
-    pub fn speed(&self) -> f64 {
-        (self.all.0 * self.batch) as f64 / self.all.1.max(1e-9)
     }
 }

@@ -4,6 +4,11 @@ use candle_core::{Result, Tensor};
 use ser_reg::ser::SerOutput;
 use serde::{Deserialize, Serialize};
 
+/// `None` for what JSON cannot hold.
+pub fn finite(value: f64) -> Option<f64> {
+    Some(value).filter(|v| v.is_finite())
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -50,7 +55,7 @@ impl Step {
     }
 }
 
-/// What was measured after an epoch, on test pictures.
+/// What was measured after an epoch, on test pictures; empty where nothing was.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Epochs finished; 0 is the untrained encoder.
@@ -58,9 +63,9 @@ pub struct Epoch {
     /// Steps finished.
     pub step: usize,
     /// Standard deviation of unit-length features times the root of their number: 1 fills all directions, 0 is collapse.
-    pub feature_std: f32,
-    /// Centred equivariance score of each block's output, the first block first.
-    pub equivariance: Vec<f64>,
+    pub feature_std: Option<f32>,
+    /// Centred equivariance score of each block's output, the first block first; `None` where it has no value.
+    pub equivariance: Vec<Option<f64>>,
     /// Weighted 20-NN accuracy in percent in each of the eight poses, upright first.
     pub accuracy: Vec<f64>,
     /// Training pictures per second, and the share of that time spent waiting for pictures.
@@ -68,4 +73,12 @@ pub struct Epoch {
     pub waiting: f64,
     /// Further figures of the method (entropy of the teacher, say), by name.
     pub extra: std::collections::BTreeMap<String, f64>,
+}
+
+impl Epoch {
+    /// Whether anything was measured besides the speed: evaluation may be rarer than epochs.
+    pub fn is_measured(&self) -> bool {
+        self.feature_std.is_some()
+            || !(self.equivariance.is_empty() && self.accuracy.is_empty() && self.extra.is_empty())
+    }
 }

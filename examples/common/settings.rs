@@ -7,10 +7,11 @@ use clap::ValueEnum;
 use ser_reg::{
     Filter, Layout, Resample,
     group::Subgroup,
+    loss::{Form, SameImage},
     partition::Partition,
     projector::ProjectorConfig,
     schedule::Schedule,
-    ser::SerConfig,
+    ser::{Objective, SerConfig},
     view::{CropRange, Pairing, ViewConfig},
 };
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,16 @@ pub enum FilterName {
     Area,
 }
 
+/// Which tokens are negatives: the paper and the authors' code differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum FormName {
+    /// Those of other pictures in both views: the paper's formula.
+    Paper,
+    /// Those of other pictures in the other view: the authors' code.
+    CrossView,
+}
+
 /// What the regularizer adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ser {
@@ -91,6 +102,7 @@ pub struct Ser {
     /// Fraction of a batch that it sees.
     pub ratio: f64,
     pub temperature: f64,
+    pub form: FormName,
     /// Widths of its projector.
     pub hidden: usize,
     pub out: usize,
@@ -114,8 +126,12 @@ pub struct Optimizer {
     /// Of matrices only; it moves to `final_weight_decay` by a cosine.
     pub weight_decay: f64,
     pub final_weight_decay: f64,
-    /// Longest gradient of all weights together.
+    /// Whether the last step of the warm-up has the peak already, as in DINO's code; if not, the first one after it.
+    pub warm_up_inclusive: bool,
+    /// Longest gradient.
     pub clip: Option<f64>,
+    /// Whether that holds for each parameter by itself, as in DINO's code, or for all together.
+    pub clip_each: bool,
 }
 
 /// Learning rate, weight decay and momentum over the steps.
@@ -255,14 +271,11 @@ impl Settings {
                 }),
             },
             ser: Ser {
-                lambda: match method {
-                    // Its loss is a quarter of the others', in gradient.
-                    Method::BarlowTwins => 0.3,
-                    _ => 1.0,
-                },
+                lambda: 1.0,
                 layer: 2,
                 ratio: 0.125,
                 temperature: 0.3,
+                form: FormName::Paper,
                 hidden: 128,
                 out: 128,
                 group: Group::D4,
@@ -277,13 +290,19 @@ impl Settings {
                 warm_up: 0.1,
                 weight_decay: 0.05,
                 final_weight_decay: 0.05,
+                warm_up_inclusive: false,
                 clip: (method == Method::Dino).then_some(1.0),
+                clip_each: false,
             },
         }
     }
 
     /// The hyper-parameters of arXiv 2603.06693. Its sources differ in layer (3; 12 by the scripts' defaults), λ (1.0, 0.5,
-    /// DINO 0.3), τ (0.3; 0.5 or 0.4) and ratio (0.01; DINO 0.02): all are options.
+    /// DINO 0.3), τ (0.3; 0.5 or 0.4), ratio (0.01; DINO 0.02) and the negatives (both views; the other one): all are options.
+    ///
+    /// Ours differs from the authors' code in three ways: weight decay leaves vectors alone for all methods, where theirs does
+    /// so for DINO only; the regularizer's keys come from a momentum copy of its head for DINO too, where theirs share the
+    /// student's; and the loss has a gradient.
     fn imagenet_vit_s16(method: Method, batch_size: Option<usize>) -> Self {
         let batch_size = batch_size.unwrap_or(2048);
         let linear = |rate: f64| rate * batch_size as f64 / 256.0;
@@ -332,6 +351,7 @@ impl Settings {
                 layer: 3,
                 ratio: 0.01,
                 temperature: if method == Method::Dino { 0.5 } else { 0.3 },
+                form: FormName::Paper,
                 hidden: 512,
                 out: 512,
                 group: Group::D4,
@@ -345,11 +365,17 @@ impl Settings {
                     Method::MocoV3 => 3e-4,
                     _ => 1e-4,
                 }),
-                final_learning_rate: if method == Method::Dino { 1e-5 } else { 0.0 },
+                final_learning_rate: match method {
+                    Method::MocoV3 => 0.0,
+                    Method::Dino => 1e-5,
+                    Method::BarlowTwins => 0.001 * linear(1e-4),
+                },
                 warm_up: 0.1,
                 weight_decay: if method == Method::Dino { 0.04 } else { 0.1 },
                 final_weight_decay: if method == Method::Dino { 0.4 } else { 0.1 },
+                warm_up_inclusive: method == Method::Dino,
                 clip: (method != Method::MocoV3).then_some(0.3),
+                clip_each: true,
             },
         }
     }
@@ -369,11 +395,16 @@ impl Settings {
         for (name, value) in [
             ("--learning-rate", self.optimizer.learning_rate),
             ("--weight-decay", self.optimizer.weight_decay),
-            ("--clip", self.optimizer.clip.unwrap_or(1.0)),
         ] {
             ensure!(
                 value.is_finite() && value >= 0.0,
                 "{name}: expected a finite number, at least 0, got {value}"
+            );
+        }
+        if let Some(clip) = self.optimizer.clip {
+            ensure!(
+                clip.is_finite() && clip > 0.0,
+                "--clip: expected a finite number above 0, got {clip}"
             );
         }
         for (name, value) in [
@@ -386,6 +417,7 @@ impl Settings {
                 "{name}: expected a fraction, at least 0 and below 1, got {value}"
             );
         }
+        self.partition()?;
         Ok(())
     }
 
@@ -411,8 +443,12 @@ impl Settings {
         let warm_up = (steps as f64 * rule.warm_up) as usize;
         let (peak, last) = (rule.learning_rate, rule.final_learning_rate);
         let momentum = self.momentum.map(|m| Schedule::cosine(m, 1.0, steps));
+        let rate = Schedule::cosine(peak, last, steps - warm_up)?;
         Ok(Schedules {
-            rate: Schedule::cosine(peak, last, steps - warm_up)?.warm_up(warm_up),
+            rate: match rule.warm_up_inclusive {
+                true => rate.warm_up_inclusive(warm_up),
+                false => rate.warm_up(warm_up),
+            },
             decay: Schedule::cosine(rule.weight_decay, rule.final_weight_decay, steps)?,
             momentum: momentum.transpose()?,
         })
@@ -464,6 +500,13 @@ impl Ser {
     /// The loss, on maps that `prefix` tokens lead.
     pub fn loss(&self, prefix: usize) -> SerConfig {
         SerConfig {
+            objective: Objective::NtXent {
+                form: match self.form {
+                    FormName::Paper => Form::Paper,
+                    FormName::CrossView => Form::CrossView,
+                },
+                same_image: SameImage::Exclude,
+            },
             lambda: self.lambda,
             temperature: self.temperature,
             projector: Some(ProjectorConfig {

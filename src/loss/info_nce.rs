@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Groups are labels, in any order and number. Image ids keep tokens of one image from repelling each other.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenSet<'a> {
-    /// Tokens (M, D), of any length: only their direction counts.
+    /// Tokens (M, D): only their direction counts, as long as the squared length is well above `eps` and finite.
     pub tokens: &'a Tensor,
     /// One group per token, `M` of them.
     pub groups: &'a [u32],
@@ -60,7 +60,8 @@ impl InfoNce {
 pub struct Contrast {
     /// The loss, differentiable once with respect to every token set.
     pub loss: Tensor,
-    /// Share of anchors whose positive is more similar than every negative, weighted as the loss; detached.
+    /// Share of anchors whose positive is more similar than every negative by more than rounding, weighted as the loss;
+    /// detached. 0 where all tokens are equal.
     pub accuracy: Tensor,
 }
 

@@ -157,6 +157,9 @@ pub fn nt_xent_portable(
 ) -> Result<Contrast> {
     let op = "nt_xent_portable";
     check_pair(op, z, zp)?;
+    if z.rank() == 0 {
+        return Err(Error::input(op, "tokens (…, D)", "a scalar"));
+    }
     pair(op, Twin::Portable, [z, zp], image_ids, weights, config)
 }
 

@@ -1,6 +1,6 @@
 //! Distances between corresponding tokens: the objectives without negatives.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Device, Tensor};
 
 use super::{check_eps, check_pair, shares, work_dtype};
 use crate::{Error, Result};
@@ -20,7 +20,9 @@ fn over_tokens(
     let dtype = work_dtype(op, a)?;
     let each = per_token(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?.flatten_all()?;
     let shares = shares(op, weights, each.elem_count())?;
-    let shares = Tensor::from_vec(shares, each.shape(), a.device())?.to_dtype(dtype)?;
+    // Cast on the host: not every device knows f64.
+    let shares = Tensor::from_vec(shares, each.shape(), &Device::Cpu)?;
+    let shares = shares.to_dtype(dtype)?.to_device(a.device())?;
     Ok((each * shares)?.sum_all()?)
 }
 

@@ -37,6 +37,9 @@ pub struct Generator {
     pub shift: [f64; 2],
 }
 
+/// Bound on the entries of `t·X`.
+const LARGEST: f64 = 100.;
+
 impl Generator {
     /// Counter-clockwise as displayed, `t` in radians.
     pub const ROTATION: Self = Self::linear([[0., -1.], [1., 0.]]);
@@ -80,16 +83,17 @@ impl Generator {
     /// `exp(t·X)` on an image of `pixels`.
     ///
     /// # Errors
-    /// If a value is not finite.
+    /// If a value times `t` is not finite, or 100 or more: a motion that no image shows.
     pub fn flow(&self, t: f64, pixels: TokenGrid) -> Result<Affine> {
         let [[a, b], [c, d]] = self.matrix;
         let aspect = pixels.cols() as f64 / pixels.rows() as f64;
         let [y, x] = self.shift;
         let generator = Matrix3::new(a, b * aspect, y, c / aspect, d, x, 0., 0., 0.) * t;
-        if !generator.iter().all(|v| v.is_finite()) {
+        // Beyond, the exponential overflows, and the squaring by which it is computed does not end.
+        if !generator.iter().all(|v| v.abs() < LARGEST) {
             return Err(Error::config(
                 "Generator",
-                "finite values",
+                format!("values whose products with t are below {LARGEST}"),
                 format!("{self:?} at t = {t}"),
             ));
         }

@@ -119,6 +119,10 @@ impl Orbit {
             scored.push((g.clone(), same as f64 / batch as f64));
         }
         let n = (1 + elements.len()) as f64;
+        let between = match variance(&still, width) {
+            0. => f64::NAN,
+            between => between,
+        };
         let within = sum
             .iter()
             .zip(&squares)
@@ -126,7 +130,7 @@ impl Orbit {
         let within = within.sum::<f64>() / batch as f64;
         let consistency = scored.iter().map(|(_, c)| c).sum::<f64>() / elements.len() as f64;
         Ok(OrbitReport {
-            variance: within.max(0.) / variance(&still, width),
+            variance: within.max(0.) / between,
             consistency,
             worst: steady.iter().filter(|&&s| s).count() as f64 / batch as f64,
             elements: scored,

@@ -1,7 +1,7 @@
 //! The operator out of plain candle ops: any device, differentiable by candle's own autograd. On the CPU it is the slow
 //! twin of the fused op.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     GridOperator,
@@ -105,8 +105,9 @@ fn gather(taps: &[&Taps], x: &Tensor) -> Result<Tensor> {
         let indices = Tensor::from_vec(indices, batch * n_out, x.device())?;
         let mut term = flat.index_select(&indices, 0)?;
         if !exact {
-            let weights =
-                Tensor::from_vec(weights, (batch * n_out, 1), x.device())?.to_dtype(x.dtype())?;
+            // Cast on the host: not every device knows f64.
+            let weights = Tensor::from_vec(weights, (batch * n_out, 1), &Device::Cpu)?;
+            let weights = weights.to_dtype(x.dtype())?.to_device(x.device())?;
             term = term.broadcast_mul(&weights)?;
         }
         sum = Some(match sum {

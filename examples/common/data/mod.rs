@@ -7,6 +7,7 @@ mod images;
 mod picture;
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -182,7 +183,10 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Data> {
         let matches = |p: &&PathBuf| test(&file_name(p));
         entries.iter().filter(matches).cloned().collect()
     };
-    let idx_files = named(idx::is_images);
+    let mut idx_files = named(idx::is_images);
+    // The same file may lie there plain and gzipped.
+    let mut stems = HashSet::new();
+    idx_files.retain(|p| stems.insert(file_name(p).trim_end_matches(".gz").to_string()));
     let cifar_files = named(cifar::is_batch);
     if !idx_files.is_empty() {
         let (parts, note) = read_parts(&idx_files, idx::read, |n| n.starts_with("t10k"), "t10k")?;

@@ -34,13 +34,17 @@ pub struct Probe {
 impl Probe {
     /// Fits with the strength that does best on a tenth held out, then on all.
     pub fn fit(features: &Tensor, labels: &[u32]) -> Result<Self> {
-        if labels.len() < 20 {
+        // Every tenth sample of each class, in whatever order they come.
+        let mut seen = vec![0; classes(labels)];
+        let indices = 0..labels.len() as u32;
+        let (test, train): (Vec<u32>, Vec<u32>) = indices.partition(|&i| {
+            let seen = &mut seen[labels[i as usize] as usize];
+            *seen += 1;
+            *seen % 10 == 0
+        });
+        if test.is_empty() {
             return Self::with_l2(features, labels, FALLBACK);
         }
-        // Every tenth sample: of a set that lists one class after the other, a tenth of each.
-        let held = |i: &u32| i % 10 == 9;
-        let indices = 0..labels.len() as u32;
-        let (test, train): (Vec<u32>, Vec<u32>) = indices.partition(held);
         let part = |indices: &[u32]| -> Result<(Tensor, Vec<u32>)> {
             let rows = Tensor::new(indices, features.device())?;
             let labels = indices.iter().map(|&i| labels[i as usize]).collect();

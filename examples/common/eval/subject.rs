@@ -110,6 +110,20 @@ impl Subject {
     }
 }
 
+/// The pictures that the run was trained on to which `weights`, a file in its folder, belongs: where its configuration says
+/// so; `None` if there is no run, or it took the repository's.
+pub fn data_of_run(weights: &Path) -> Result<Option<PathBuf>> {
+    let config = weights.with_file_name("config.json");
+    if !config.exists() {
+        return Ok(None);
+    }
+    let read = || -> Result<Option<PathBuf>> {
+        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&config)?)?;
+        Ok(config["data"].as_str().map(PathBuf::from))
+    };
+    read().with_context(|| format!("cannot read {}", config.display()))
+}
+
 /// The file itself, or what a run leaves in its folder: the encoder when it is finished, before that its checkpoint.
 pub fn file(path: &Path) -> PathBuf {
     if !path.is_dir() {

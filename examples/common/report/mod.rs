@@ -49,7 +49,7 @@ impl Report<'_> {
             table("Result", &self.result),
             table("Configuration", &self.config),
         ]);
-        if !epochs.is_empty() {
+        if epochs.iter().any(|e| e.is_measured()) {
             page.section(
                 "What the encoder has learnt",
                 "Measured on test pictures after each epoch, the encoder frozen; epoch 0 is the untrained encoder.",
@@ -237,7 +237,7 @@ fn measures<'a>(epochs: &[&'a Epoch]) -> Result<Vec<Figure<'a>>> {
     let depth = epochs.iter().map(|e| e.equivariance.len()).max();
     let depth = depth.unwrap_or(0);
     let block = |k: usize| {
-        let score = over_epochs(epochs, |e| e.equivariance.get(k).copied());
+        let score = over_epochs(epochs, |e| e.equivariance.get(k).copied().flatten());
         Line::new(&format!("block {}", k + 1), depth_colour(k, depth), score)
     };
     let blocks: Vec<Line> = (0..depth).map(block).collect();
@@ -245,7 +245,7 @@ fn measures<'a>(epochs: &[&'a Epoch]) -> Result<Vec<Figure<'a>>> {
         reference: Some(1.0),
         ..epoch("centred equivariance score", &[0.0, 1.0])
     };
-    let spread = over_epochs(epochs, |e| Some(f64::from(e.feature_std)));
+    let spread = over_epochs(epochs, |e| e.feature_std.map(f64::from));
     let spread = [Line::new("feature std", GREEN, spread)];
     let mut figures = vec![
         Figure {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Run, State, file};
+use super::{Run, State, file, scores};
 use crate::{
     eval::{self, Evaluation},
     knn::spread,
@@ -24,15 +24,16 @@ pub struct Outcome {
     pub seed: u64,
     pub epochs: usize,
     pub steps: usize,
-    /// Means over the first and the last eighth of the steps, and over the eighth with the least base loss.
-    pub first: Means,
-    pub last: Means,
-    pub lowest: Means,
+    /// Means over the first and the last eighth of the steps, and over the eighth with the least base loss; `None` if the
+    /// metrics are gone.
+    pub first: Option<Means>,
+    pub last: Option<Means>,
+    pub lowest: Option<Means>,
     /// Weighted 20-NN accuracy in percent, upright and in the seven other poses; and their mean.
     pub knn: Vec<f64>,
     pub knn_poses: f64,
-    /// Centred equivariance score of each block.
-    pub equivariance: Vec<f64>,
+    /// Centred equivariance score of each block; `None` where it has no value.
+    pub equivariance: Vec<Option<f64>>,
     pub feature_std: f32,
     /// Training pictures per second, evaluation not counted; share of that time spent waiting for pictures.
     pub images_per_s: f64,
@@ -54,17 +55,17 @@ pub struct Means {
 }
 
 impl Means {
-    fn of(steps: &[&Step]) -> Self {
+    fn of(steps: &[&Step]) -> Option<Self> {
         let mean = |value: fn(&Step) -> Option<f32>| {
             let values: Vec<f32> = steps.iter().filter_map(|&s| value(s)).collect();
             (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
         };
-        Self {
-            loss: mean(|s| Some(s.loss)).unwrap_or(f32::NAN),
-            invariance: mean(|s| Some(s.invariance)).unwrap_or(f32::NAN),
+        Some(Self {
+            loss: mean(|s| Some(s.loss))?,
+            invariance: mean(|s| Some(s.invariance))?,
             equivariance: mean(|s| s.equivariance),
             matching: mean(|s| s.matching),
-        }
+        })
     }
 }
 
@@ -78,7 +79,7 @@ impl Run {
                 "stopped after {} of {} steps; the same command with --resume goes on from {}",
                 self.step,
                 self.steps,
-                self.checkpoint_path().display()
+                self.saved.path().display()
             );
             std::process::exit(130);
         }
@@ -126,14 +127,9 @@ impl Run {
             })
             .collect();
         let eighth = steps.len().div_ceil(8);
-        let eighths: Vec<Means> = steps.chunks(eighth.max(1)).map(Means::of).collect();
-        let lowest = eighths
-            .iter()
-            .min_by(|a, b| a.invariance.total_cmp(&b.invariance));
-        let waited = self
-            .loader
-            .as_ref()
-            .map_or(0.0, |l| l.waiting().as_secs_f64());
+        let eighths = steps.chunks(eighth.max(1)).filter_map(Means::of);
+        let lowest = eighths.min_by(|a, b| a.invariance.total_cmp(&b.invariance));
+        let (images_per_s, waiting) = self.speed();
         let features = evaluation.test_features(|x| Ok(encoder.forward(x)?))?;
         Ok(Outcome {
             method: self.settings.method.name().to_string(),
@@ -143,18 +139,38 @@ impl Run {
             steps: self.steps,
             first: Means::of(&steps[..eighth]),
             last: Means::of(&steps[steps.len() - eighth..]),
-            lowest: lowest.copied().unwrap_or_default(),
+            lowest,
             knn: trained.to_vec(),
             knn_poses: eval::pose_mean(trained),
-            equivariance: evaluation.equivariance(encoder)?,
+            equivariance: scores(evaluation, encoder)?,
             feature_std: spread(&features)?,
-            images_per_s: self.progress.speed(),
-            waiting: waited / self.progress.seconds().max(1e-9),
+            images_per_s,
+            waiting,
             seconds: self.start.elapsed().as_secs_f64(),
             peak_mib: peak_mib(),
             skipped: self.data.skipped.len(),
             note: self.data.note.clone(),
         })
+    }
+
+    /// Pictures per second over all epochs, whichever process trained them, and the share of that time spent waiting.
+    fn speed(&self) -> (f64, f64) {
+        let (mut epochs, mut seconds, mut waited) = (0.0, 0.0, 0.0);
+        for record in self.log.records() {
+            if let Record::Epoch(epoch) = record
+                && epoch.images_per_s > 0.0
+            {
+                // Of an epoch of one picture.
+                let time = 1.0 / epoch.images_per_s;
+                epochs += 1.0;
+                seconds += time;
+                waited += time * epoch.waiting;
+            }
+        }
+        match epochs > 0.0 {
+            true => (epochs / seconds, waited / seconds),
+            false => (0.0, 0.0),
+        }
     }
 
     fn write_report(&self, encoder: &Vit, outcome: &Outcome) -> Result<()> {
@@ -190,12 +206,10 @@ impl Run {
 /// Whether a smoke run learned: the base loss has fallen by 3 % at some time, the equivariance loss by 5 % at last. DINO's
 /// targets move with the teacher, so its loss rises again in some runs.
 fn check_losses(outcome: &Outcome) -> Result<()> {
-    let Outcome {
-        first,
-        last,
-        lowest,
-        ..
-    } = outcome;
+    let all = (outcome.first, outcome.last, outcome.lowest);
+    let (Some(first), Some(last), Some(lowest)) = all else {
+        bail!("there are no metrics to tell whether the losses fell");
+    };
     ensure!(
         lowest.invariance < 0.97 * first.invariance,
         "the base method's loss did not fall by 3 %: {:.4} at first, {:.4} at best",
@@ -213,7 +227,8 @@ fn check_losses(outcome: &Outcome) -> Result<()> {
 
 /// One line for machines: CI reads it.
 fn print_line(outcome: &Outcome, layer: usize) {
-    let Outcome { first, last, .. } = outcome;
+    let number = |value: Option<f32>| value.map_or(f64::NAN, f64::from);
+    let [first, last] = [&outcome.first, &outcome.last].map(Option::as_ref);
     println!(
         "\nresult method={} mode={} seed={} epochs={} steps={} loss_first={:.4} loss_last={:.4} invariance_last={:.4} \
          equivariance_last={:.4} score={:.4} knn={:.2} knn_poses={:.2} images_per_s={:.0} waiting={:.3} peak_mib={:.0} \
@@ -223,14 +238,15 @@ fn print_line(outcome: &Outcome, layer: usize) {
         outcome.seed,
         outcome.epochs,
         outcome.steps,
-        first.loss,
-        last.loss,
-        last.invariance,
-        last.equivariance.unwrap_or(0.0),
+        number(first.map(|m| m.loss)),
+        number(last.map(|m| m.loss)),
+        number(last.map(|m| m.invariance)),
+        number(last.and_then(|m| m.equivariance)),
         outcome
             .equivariance
             .get(layer - 1)
             .copied()
+            .flatten()
             .unwrap_or(f64::NAN),
         outcome.knn[0],
         outcome.knn_poses,
@@ -262,13 +278,9 @@ fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
         row("data", outcome.note.clone()),
     ];
     for (i, score) in outcome.equivariance.iter().enumerate() {
-        rows.insert(
-            2 + i,
-            row(
-                &format!("equivariance score, block {}", i + 1),
-                format!("{score:.3}"),
-            ),
-        );
+        let name = format!("equivariance score, block {}", i + 1);
+        let shown = score.map_or("–".to_string(), |s| format!("{s:.3}"));
+        rows.insert(2 + i, row(&name, shown));
     }
     rows
 }

@@ -15,16 +15,17 @@ pub mod file;
 pub mod finish;
 mod interrupt;
 pub mod log;
+mod saved;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
 
-use self::{checkpoint::State, interrupt::Interrupt, log::Log};
+use self::{checkpoint::State, interrupt::Interrupt, log::Log, saved::Saved};
 use super::{
     augment::Augment,
     cli::Args,
@@ -34,7 +35,7 @@ use super::{
     knn::spread,
     loader::{Loader, LoaderConfig},
     progress::Progress,
-    records::{Epoch, Record, Step},
+    records::{Epoch, Record, Step, finite},
     settings::{Method, Preset, Settings},
     vit::{Vit, VitConfig},
 };
@@ -43,9 +44,8 @@ use super::{
 const BANK: usize = 2000;
 const QUERIES: usize = 500;
 
-/// What a run leaves besides its configuration and its metrics.
-const OUTPUTS: [&str; 5] = [
-    "checkpoint.safetensors",
+/// What a run leaves besides its configuration, its metrics and its checkpoint.
+const OUTPUTS: [&str; 4] = [
     "encoder.safetensors",
     "result.json",
     "evaluation.json",
@@ -72,7 +72,7 @@ pub struct Run {
     step: usize,
     epoch_steps: usize,
     steps: usize,
-    last_checkpoint: Option<usize>,
+    saved: Saved,
     stopped: bool,
     start: Instant,
     /// The loader's waiting time when the epoch began.
@@ -133,7 +133,7 @@ impl Run {
             step: 0,
             epoch_steps,
             steps,
-            last_checkpoint: None,
+            saved: Saved::new(&folder),
             stopped: false,
             start,
             waited: Duration::ZERO,
@@ -162,25 +162,17 @@ impl Run {
     /// Restores the state if the run is resumed, or clears the folder of an earlier run's files; starts to load pictures. To
     /// be called once, when all is built.
     pub fn begin(&mut self, encoder: &Vit, state: &mut State) -> Result<()> {
-        let path = self.checkpoint_path();
-        if self.resume && path.exists() {
-            self.step = checkpoint::restore(&path, state, &self.settings)?;
-            self.last_checkpoint = Some(self.step);
+        if self.resume && self.saved.path().exists() {
+            self.step = checkpoint::restore(self.saved.path(), state, &self.settings)?;
+            self.saved.resume(self.step);
             self.log.resume(self.step)?;
             self.progress.resume(self.step);
             println!("resumed after {} of {} steps", self.step, self.steps);
         } else {
+            self.clear()?;
             let config = serde_json::to_vec_pretty(&self.settings)?;
             file::write(&self.folder.join("config.json"), &config)?;
             self.log.begin()?;
-            // Of an earlier run with this folder: they must not pass for this one's.
-            for name in OUTPUTS {
-                let path = self.folder.join(name);
-                if path.exists() {
-                    std::fs::remove_file(&path)
-                        .with_context(|| format!("cannot remove {}", path.display()))?;
-                }
-            }
             if self.evaluate_every > 0 {
                 let untrained = self.evaluate(encoder, 0.0, 0.0, Vec::new())?;
                 self.log.write(Record::Epoch(untrained))?;
@@ -204,6 +196,27 @@ impl Run {
         Ok(())
     }
 
+    /// Removes what an earlier run left in the folder: it must not pass for this one's. The checkpoint goes first, so that
+    /// nothing is resumed without its metrics.
+    fn clear(&self) -> Result<()> {
+        let outputs = OUTPUTS.map(|name| self.folder.join(name));
+        let mut paths: Vec<PathBuf> = Saved::files(&self.folder)
+            .into_iter()
+            .chain(outputs)
+            .collect();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if file::is_unfinished(&path) {
+                paths.push(path);
+            }
+        }
+        for path in paths.iter().filter(|path| path.exists()) {
+            std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// The pictures of the next step; `None` when the run is over, or was asked to stop.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         if self.stopped || self.step == self.steps {
@@ -212,6 +225,10 @@ impl Run {
         let loader = self.loader.as_mut().context("the run was not begun")?;
         let batch = loader.next(&self.device)?;
         for (path, reason) in batch.skipped {
+            // Some were named when the pictures were listed.
+            if self.data.skipped.iter().any(|(known, _)| *known == path) {
+                continue;
+            }
             self.progress
                 .say(&format!("skipped {}: {reason}", path.display()));
             self.data.skipped.push((path, reason));
@@ -233,7 +250,6 @@ impl Run {
         encoder: &Vit,
         state: &mut State,
     ) -> Result<()> {
-        self.check_finite(&seen)?;
         self.log.write(Record::Step(seen))?;
         self.progress.step(&seen);
         self.step += 1;
@@ -246,10 +262,10 @@ impl Run {
             .checkpoint_every
             .is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         if epoch_ends || due || stop {
-            let (path, card) = (self.checkpoint_path(), self.card());
-            checkpoint::save(&path, state, &self.settings, &card, self.step)
-                .with_context(|| self.last_good())?;
-            self.last_checkpoint = Some(self.step);
+            let (settings, card, step) = (&self.settings, self.card(), self.step);
+            let save = |path: &Path| checkpoint::save(path, state, settings, &card, step);
+            let saved = self.saved.replace(step, save);
+            saved.with_context(|| self.saved.last_good())?;
         }
         if epoch_ends {
             self.progress.begin_epoch();
@@ -304,8 +320,9 @@ impl Run {
         Ok(Epoch {
             epoch: self.step / self.epoch_steps,
             step: self.step,
-            feature_std: spread(&evaluation.test_features(encode)?)?,
-            equivariance: evaluation.equivariance(encoder)?,
+            feature_std: Some(spread(&evaluation.test_features(encode)?)?),
+            // Of a run that diverges, what is no number is left out.
+            equivariance: scores(&evaluation, encoder)?,
             accuracy: evaluation.poses(encode)?.to_vec(),
             images_per_s,
             waiting,
@@ -313,10 +330,12 @@ impl Run {
         })
     }
 
-    fn check_finite(&self, seen: &Step) -> Result<()> {
+    /// To be called with the losses of a step before they are differentiated: whether they are finite.
+    pub fn check(&mut self, seen: &Step) -> Result<()> {
         if seen.loss.is_finite() && seen.invariance.is_finite() {
-            return Ok(());
+            return self.saved.vouch();
         }
+        self.saved.roll_back()?;
         let equivariance = match seen.equivariance {
             Some(loss) => format!(", the equivariance loss {loss}"),
             None => String::new(),
@@ -326,23 +345,13 @@ impl Run {
             seen.step,
             seen.loss,
             seen.invariance,
-            self.last_good()
+            self.saved.last_good()
         )
     }
 
-    /// Where to go on from.
-    fn last_good(&self) -> String {
-        match self.last_checkpoint {
-            Some(step) => format!(
-                "The last good checkpoint is of step {step}: {}",
-                self.checkpoint_path().display()
-            ),
-            None => "There is no checkpoint yet".to_string(),
-        }
-    }
-
-    fn checkpoint_path(&self) -> PathBuf {
-        self.folder.join("checkpoint.safetensors")
+    /// Where a step has failed, and what to go on from.
+    pub fn position(&self) -> String {
+        format!("step {}. {}", self.step, self.saved.last_good())
     }
 
     fn card(&self) -> Card {
@@ -369,6 +378,12 @@ impl Run {
         let bytes = encoder::to_bytes(&weights, &self.card())?;
         file::write(&self.folder.join("encoder.safetensors"), &bytes)
     }
+}
+
+/// The centred equivariance score of each block.
+fn scores(evaluation: &Evaluation, encoder: &Vit) -> Result<Vec<Option<f64>>> {
+    let scores = evaluation.equivariance(encoder)?;
+    Ok(scores.into_iter().map(finite).collect())
 }
 
 /// The pictures of a run, and how its views are cut from them.

@@ -44,6 +44,25 @@ pub fn read(path: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
+/// Takes away what is left of a line that was cut off, so that the next one begins on its own.
+pub fn mend(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let cannot = || format!("cannot mend {}", path.display());
+    let bytes = std::fs::read(path).with_context(cannot)?;
+    let whole = bytes
+        .iter()
+        .rposition(|&b| b == b'\n')
+        .map_or(0, |at| at + 1);
+    if whole < bytes.len() {
+        let file = OpenOptions::new().write(true).open(path);
+        file.and_then(|f| f.set_len(whole as u64))
+            .with_context(cannot)?;
+    }
+    Ok(())
+}
+
 /// Adds a line.
 pub fn append(path: &Path, entry: &Entry) -> Result<()> {
     let cannot = || format!("cannot write {}", path.display());

@@ -37,7 +37,7 @@ struct Trend {
     rises: bool,
 }
 
-const TRENDS: [Trend; 12] = [
+const TRENDS: [Trend; 13] = [
     trend(
         "MoCo-v3: SER over the baseline, upright (probe)",
         "+0.84",
@@ -111,10 +111,18 @@ const TRENDS: [Trend; 12] = [
         true,
     ),
     trend(
-        "a deeper layer is more equivariant (3 to 12 of 12: .840 to .924; ours 1 to 4 of 4)",
+        "a deeper layer is more equivariant (3 to 12 of 12: .840 to .924; ours 1 to 4 of 4, each at its own block)",
         "+0.084",
         "moco_v3",
         "equivariance",
+        ["layer 4", "layer 1"],
+        true,
+    ),
+    trend(
+        "the same, read at block 2 of both runs",
+        "–",
+        "moco_v3",
+        "equivariance_block2",
         ["layer 4", "layer 1"],
         true,
     ),
@@ -284,7 +292,11 @@ fn trends(entries: &[Entry]) -> String {
         let [a, b] = t
             .pair
             .map(|variant| values(entries, t.method, variant, t.figure));
-        let digits = if t.figure == "equivariance" { 3 } else { 1 };
+        let digits = if t.figure.starts_with("equivariance") {
+            3
+        } else {
+            1
+        };
         let (ours, seeds, verdict) = match Mean::of_differences(&a, &b) {
             None => ("–".to_string(), 0, "not run"),
             Some(d) => {

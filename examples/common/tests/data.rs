@@ -87,6 +87,19 @@ fn idx_is_read_plain_and_gzipped() {
 }
 
 #[test]
+fn a_file_that_lies_there_plain_and_gzipped_is_read_once() {
+    let (images, labels) = ten();
+    let dir = folder(&[
+        ("t10k-images-idx3-ubyte", images.clone()),
+        ("t10k-images-idx3-ubyte.gz", gzip(&images)),
+        ("t10k-labels-idx1-ubyte", labels.clone()),
+        ("t10k-labels-idx1-ubyte.gz", gzip(&labels)),
+    ]);
+    let data = data::load(dir.path(), &Wanted::default()).unwrap();
+    assert_eq!((data.train.len(), data.test.len()), (8, 2));
+}
+
+#[test]
 fn idx_keeps_an_official_split() {
     let (images, labels) = ten();
     let dir = folder(&[

@@ -231,7 +231,13 @@ fn the_strength_is_the_best_of_the_grid_on_a_held_out_tenth() {
     let labels = noisy_labels(&x, 2, 2.0, 4);
     let probe = Probe::fit(&x, &labels).unwrap();
     let rows = |held: bool| -> (Tensor, Vec<u32>) {
-        let chosen: Vec<u32> = (0..200).filter(|i| (i % 10 == 9) == held).collect();
+        let mut seen = [0; 2];
+        let is_held = |i: &u32| {
+            let seen = &mut seen[labels[*i as usize] as usize];
+            *seen += 1;
+            (*seen % 10 == 0) == held
+        };
+        let chosen: Vec<u32> = (0..200).filter(is_held).collect();
         let part = x.index_select(&Tensor::new(&chosen[..], &CPU).unwrap(), 0);
         let labels = chosen.iter().map(|&i| labels[i as usize]).collect();
         (part.unwrap(), labels)
@@ -247,6 +253,25 @@ fn the_strength_is_the_best_of_the_grid_on_a_held_out_tenth() {
     let first = scores.iter().find(|s| s.1 == best).unwrap().0;
     assert_eq!(probe.l2, first, "{scores:?}");
     assert!(scores.iter().any(|s| s.1 < best), "{scores:?}");
+}
+
+#[test]
+fn the_held_out_tenth_has_every_class() {
+    // Classes in turn, one after the other, and too few of each to hold any out.
+    let turns: Vec<u32> = (0..200).map(|i| i % 10).collect();
+    let blocks: Vec<u32> = (0..200).map(|i| i / 20).collect();
+    for labels in [&turns, &blocks] {
+        let mut x = vec![0f32; 200 * 10];
+        for (row, &label) in x.chunks_exact_mut(10).zip(labels) {
+            row[label as usize] = 1.0;
+        }
+        let x = Tensor::from_vec(x, (200, 10), &CPU).unwrap();
+        let probe = Probe::fit(&x, labels).unwrap();
+        assert_eq!(probe.held_out, Some(100.0));
+    }
+    let few: Vec<u32> = (0..27).map(|i| i % 3).collect();
+    let probe = Probe::fit(&random(27, 4, 1), &few).unwrap();
+    assert_eq!(probe.held_out, None);
 }
 
 #[test]

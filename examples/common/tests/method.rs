@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_examples::{
-    clip::{clip, freeze},
+    clip::{clip, clip_each, freeze},
     method::{
         Head, HeadConfig, barlow,
         dino::{self, DinoHead, Entropies},
@@ -244,6 +244,25 @@ fn clipping_shrinks_all_gradients_by_one_factor() {
                 assert!((b * 0.5 / want - a).abs() < 1e-7, "{b} {a}");
             }
         }
+    }
+}
+
+#[test]
+fn each_gradient_may_have_the_bound_for_itself() {
+    let named = parameters(DType::F32);
+    let mut grads = gradients(&named, 0, "");
+    let joint = norm(&named, &grads);
+    let own: Vec<f64> = named
+        .iter()
+        .map(|p| norm(std::slice::from_ref(p), &grads))
+        .collect();
+    let mut sorted = own.clone();
+    sorted.sort_by(f64::total_cmp);
+    let bound = (sorted[0] + sorted[1]) / 2.0;
+    assert!((clip_each(&named, &mut grads, bound).unwrap() - joint).abs() < 1e-6);
+    for (parameter, before) in named.iter().zip(own) {
+        let after = norm(std::slice::from_ref(parameter), &grads);
+        assert!((after - before.min(bound)).abs() < 1e-6, "{}", parameter.0);
     }
 }
 

@@ -69,6 +69,11 @@ fn a_ledger_survives_a_line_cut_off() {
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, format!("{text}{{\"id\": \"cut")).unwrap();
     assert_eq!(ledger::read(&path).unwrap(), entries);
+    // The next line begins on its own.
+    ledger::mend(&path).unwrap();
+    ledger::append(&path, &entry("dino", "SER", 2, 72.0)).unwrap();
+    assert_eq!(ledger::read(&path).unwrap().len(), 3);
+    ledger::mend(&folder.path().join("none")).unwrap();
     fs::write(&path, format!("nonsense\n{text}")).unwrap();
     let error = format!("{:#}", ledger::read(&path).unwrap_err());
     assert!(error.contains("study.jsonl, line 1"), "{error}");

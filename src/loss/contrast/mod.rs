@@ -71,6 +71,16 @@ impl<'a> Task<'a> {
     }
 }
 
+/// By how much a positive must be the more similar one: cosines of equal tokens that two kernels make differ by rounding,
+/// and a collapsed encoder must not pass for one that matches.
+fn lead(width: usize, dtype: DType) -> f64 {
+    let epsilon = match dtype {
+        DType::F64 => f64::EPSILON,
+        _ => f64::from(f32::EPSILON),
+    };
+    8.0 * epsilon * (width as f64).sqrt()
+}
+
 /// Which twin computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Twin {

@@ -1,8 +1,8 @@
 //! The contrast out of candle operations, for any device, and the oracle of the fused twin.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Contrast, InfoNce, Roles, Sets, Task};
+use super::{Contrast, InfoNce, Roles, Sets, Task, lead};
 
 pub(super) fn run(
     sets: Sets,
@@ -40,7 +40,10 @@ fn directed(bank: &Bank, roles: &Roles, shares: &[f64], config: &InfoNce) -> Res
     let positives = bank.rows(roles.positives);
     let (dtype, device, rows) = (anchors.dtype(), anchors.device(), groups.len());
     let rate = 1.0 / config.temperature;
-    let shares = Tensor::from_slice(shares, (rows, 1), device)?.to_dtype(dtype)?;
+    // Cast on the host: not every device knows f64.
+    let shares = Tensor::from_slice(shares, (rows, 1), &Device::Cpu)?;
+    let shares = shares.to_dtype(dtype)?.to_device(device)?;
+    let lead = lead(anchors.dim(1)?, dtype);
     let hidden = Tensor::full(f32::NEG_INFINITY, (1, 1), device)?.to_dtype(dtype)?;
     let columns = |groups: &[u32]| Tensor::from_slice(groups, (1, groups.len()), device);
     let candidates: Vec<(usize, Tensor)> = roles
@@ -84,7 +87,8 @@ fn directed(bank: &Bank, roles: &Roles, shares: &[f64], config: &InfoNce) -> Res
         let total = (((&paired - &top)? * rate)?.exp()? + &negatives)?;
         let each = (((&top - &paired)? * rate)? + total.log()?)?;
         loss = (loss + (each * &share)?.sum_all()?)?;
-        accuracy = (accuracy + (paired.gt(&nearest)?.to_dtype(dtype)? * &share)?.sum_all()?)?;
+        let matched = paired.gt(&(nearest + lead)?)?.to_dtype(dtype)?;
+        accuracy = (accuracy + (matched * &share)?.sum_all()?)?;
 
         // dL/ds of a candidate is scale·e, of the positive −scale·Σe over its negatives.
         let scale = (share / (total * config.temperature)?)?;
@@ -124,6 +128,8 @@ impl Bank {
             let width = source.dims().last().copied().unwrap_or(1);
             let values = source.detach().to_dtype(dtype)?.reshape(((), width))?;
             let norm = (values.sqr()?.sum_keepdim(1)? + eps)?.sqrt()?;
+            // A norm that overflows is no number, so that its token does not pass for zero.
+            let norm = (&norm + (&norm * 0.0)?)?;
             let rows = values.broadcast_div(&norm)?;
             let grad = source.track_op().then(|| rows.zeros_like()).transpose()?;
             Ok(Unit {

@@ -67,7 +67,12 @@ impl<T: Real> Bank<T> {
                 .par_chunks_exact_mut(width)
                 .with_min_len(ROWS)
                 .map(|row| {
-                    let inverse = (dot(row, row) + T::from_f64(eps)).sqrt().recip();
+                    let square = dot(row, row) + T::from_f64(eps);
+                    // A norm that overflows is no number, so that its token does not pass for zero.
+                    let inverse = match square.is_infinite() {
+                        true => T::nan(),
+                        false => square.sqrt().recip(),
+                    };
                     row.iter_mut().for_each(|v| *v = *v * inverse);
                     inverse
                 })

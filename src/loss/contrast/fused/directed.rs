@@ -6,7 +6,7 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::super::{InfoNce, Roles};
+use super::super::{InfoNce, Roles, lead};
 use super::bank::{Bank, dot};
 use super::product::{PANEL, gather, gram, spread};
 use super::real::Real;
@@ -39,6 +39,7 @@ pub(super) fn run<T: Real>(
     let block_rows = block_rows::<T>(config, columns, groups.len());
     let mut block = vec![T::zero(); block_rows * columns];
     let mut scratch = vec![T::zero(); block_rows * width];
+    let lead = lead(width, T::DTYPE);
     let learns = bank.grads.iter().any(Option::is_some);
 
     let mut value = Value::default();
@@ -96,7 +97,7 @@ pub(super) fn run<T: Real>(
                 let below = (top[i].widen() - paired[i].widen()) * rate;
                 let total = (-below).exp() + negatives[i];
                 value.loss += share * (below + total.ln());
-                if paired[i] > nearest[i] {
+                if paired[i].widen() > nearest[i].widen() + lead {
                     value.accuracy += share;
                 }
                 let scale = share * rate / total;

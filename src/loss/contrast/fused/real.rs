@@ -5,7 +5,7 @@ use ndarray::LinalgScalar;
 use num_traits::Float;
 
 pub(super) trait Real: WithDType + Float + LinalgScalar {
-    /// Below this `x` the number `e^(−x)` is a normal one.
+    /// Below this `x` both `e^(−x)` and `e^x` are far from the ends of the type: weights `share·e^x/τ` add up.
     const LOWEST_EXPONENT: f64;
 
     /// The value as an `f64`.
@@ -29,7 +29,7 @@ impl Real for f64 {
 }
 
 impl Real for f32 {
-    const LOWEST_EXPONENT: f64 = 87.0;
+    const LOWEST_EXPONENT: f64 = 80.0;
 
     fn widen(self) -> f64 {
         self.into()

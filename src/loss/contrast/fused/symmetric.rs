@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::super::{Form, InfoNce};
+use super::super::{Form, InfoNce, lead};
 use super::bank::{Bank, dot};
 use super::product::{PANEL, gather, gram, spread};
 use super::real::Real;
@@ -139,7 +139,8 @@ pub(super) fn run<T: Real>(
     }
 
     let mut value = Value::default();
-    let weights = anchors.map(|anchors| weights::<T>(&anchors, shares, rate, &mut value));
+    let lead = lead(width, T::DTYPE);
+    let weights = anchors.map(|anchors| weights::<T>(&anchors, shares, rate, lead, &mut value));
     let live = sets.map(|set| bank.is_live(set));
     for rectangle in &rectangles {
         let Rectangle { rows, cols } = rectangle;
@@ -206,12 +207,13 @@ fn weights<T: Real>(
     anchors: &[Anchor],
     shares: &[f64],
     rate: f64,
+    lead: f64,
     value: &mut Value,
 ) -> Weights<T> {
     let weigh = |(anchor, share): (&Anchor, &f64)| {
         let positive = ((anchor.paired - 1.0) * rate).exp();
         value.loss += share * (anchor.negatives / positive).ln_1p();
-        if anchor.paired > anchor.nearest {
+        if anchor.paired > anchor.nearest + lead {
             value.accuracy += share;
         }
         let scale = share * rate / (positive + anchor.negatives);
