@@ -1,4 +1,4 @@
-//! SEIS and CKA of two layers' maps of 512 images, 7×7 tokens, 128 channels; f32, random tokens.
+//! SEIS and CKA of two layers' maps of 512 images, 7×7 tokens, 128 channels; the examples' 20-NN; f32, random values.
 //!
 //! `cargo bench --bench metric`
 
@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::{SeedableRng, rngs::StdRng};
 use ser_reg::metric::{Hsic, Seis, cka};
+use ser_reg_examples::knn::Bank;
 
 fn metric(c: &mut Criterion) {
     let mut group = c.benchmark_group("metric 512x49x128");
@@ -25,5 +26,18 @@ fn metric(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, metric);
+fn neighbours(c: &mut Criterion) {
+    let mut group = c.benchmark_group("20-NN of 10000 among 10000");
+    group.sample_size(10);
+    for width in [64, 384] {
+        let features = || Tensor::randn(0f32, 1f32, (10_000, width), &Device::Cpu).unwrap();
+        let labels: Vec<u32> = (0..10_000).map(|i| i % 10).collect();
+        let (bank, queries) = (Bank::new(&features(), &labels).unwrap(), features());
+        let id = format!("width {width}");
+        group.bench_function(id, |bench| bench.iter(|| bank.predict(&queries).unwrap()));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, metric, neighbours);
 criterion_main!(benches);

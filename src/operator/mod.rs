@@ -384,7 +384,7 @@ impl GridOperator {
             x.dtype().is_float() && cpu::moves(x.dtype())
         }) {
             let expected = if self.is_exact() {
-                "integers or floats of at least 8 bits"
+                "integers, or floats of at least 16 bits"
             } else {
                 "floats (this operator mixes cells; only permutations move integers)"
             };
