@@ -73,7 +73,7 @@ impl<T: Real> Bank<T> {
                         true => T::nan(),
                         false => square.sqrt().recip(),
                     };
-                    row.iter_mut().for_each(|v| *v = *v * inverse);
+                    row.iter_mut().for_each(|v| *v *= inverse);
                     inverse
                 })
                 .collect();
