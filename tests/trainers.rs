@@ -347,6 +347,33 @@ fn schedules_of_the_paper_preset() {
     }
 }
 
+/// All of a batch in poses, some of one picture size, some of two; as few as there can be; on the last block.
+#[test]
+fn the_extremes_of_a_partition_train() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for (i, more) in [
+        vec!["--ratio", "1"],
+        vec!["--ratio", "1", "--scale", "0.5,2"],
+        vec!["--ratio", "1", "--batch-size", "2", "--layer", "4"],
+        vec![
+            "--ratio",
+            "0.25",
+            "--crops",
+            "0.5,1",
+            "--form",
+            "cross-view",
+        ],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(i.to_string());
+        let more = [&["--epochs", "1"], &more[..]].concat();
+        succeeds(&run(&mut command(Method::ALL[i % 3], &data, &out, &more)));
+    }
+}
+
 #[test]
 fn a_finished_run_keeps_its_figures() {
     let folder = TempDir::new().unwrap();

@@ -72,9 +72,12 @@ impl Views {
     /// Runs everything through `encoder`, pictures of one size at once, and keeps the posed part's tokens of `block`.
     /// `drop_path` seeds the stochastic depth of an encoder in training; without it nothing is dropped.
     pub fn encode(&self, encoder: &Vit, block: &str, drop_path: Option<u64>) -> Result<Encoded> {
-        // First view, second view; then their posed parts.
-        let parts: Vec<&Tensor> = self
-            .plain
+        // First view, second view, unless all pictures are posed; then their posed parts.
+        let plain: &[Tensor] = match self.plain[0].dim(0)? {
+            0 => &[],
+            _ => &self.plain,
+        };
+        let parts: Vec<&Tensor> = plain
             .iter()
             .chain(self.posed.iter().flat_map(|(views, _)| views))
             .collect();
@@ -101,15 +104,19 @@ impl Views {
                 posed: None,
             });
         };
-        let [posed1, posed2] = pair(features.split_off(2));
-        let [plain1, plain2] = pair(features);
+        let posed = features.split_off(plain.len());
+        let features = match features.is_empty() {
+            true => posed,
+            false => {
+                let both = features.iter().zip(&posed);
+                let join = both.map(|(plain, posed)| Tensor::cat(&[plain, posed], 0));
+                join.collect::<candle_core::Result<_>>()?
+            }
+        };
         Ok(Encoded {
-            features: [
-                Tensor::cat(&[plain1, posed1], 0)?,
-                Tensor::cat(&[plain2, posed2], 0)?,
-            ],
+            features: pair(features),
             posed: Some(Posed {
-                maps: pair(maps.split_off(2)),
+                maps: pair(maps.split_off(plain.len())),
                 relative: relative.clone(),
             }),
         })
