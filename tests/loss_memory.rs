@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use candle_core::{DType, Result, Tensor, Var};
 use loss_common::{rng, tokens};
-use ser_reg::loss::{Form, InfoNce, NtXent, TokenSet, info_nce, nt_xent};
+use ser_reg::loss::{Form, InfoNce, NtXent, TokenSet, info_nce, nt_xent, nt_xent_ragged};
 
 struct Counting;
 
@@ -131,7 +131,8 @@ fn least_peak_of(loss: impl Fn() -> ser_reg::Result<Tensor>) -> ser_reg::Result<
 #[test]
 fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::Result<()> {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
-    let (z, zp) = pair((8, 64, 256))?;
+    // Large beside what threads hold for their products, which comes and goes as they meet.
+    let (z, zp) = pair((8, 128, 512))?;
     let set = z.elem_count() as f64 * 4.0 / MIB;
     let config = NtXent {
         symmetric: false,
@@ -140,25 +141,28 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     };
     let live = least_peak_of(|| Ok(nt_xent(&z, &zp, &config)?.loss))?;
     let detached = least_peak_of(|| Ok(nt_xent(&z, &zp.detach(), &config)?.loss))?;
+    println!("{live:.2} MiB live, {detached:.2} detached");
     assert!(
-        detached < live - set,
+        detached < live - 0.75 * set,
         "{live} MiB live, {detached} MiB detached, {set} MiB of tokens"
     );
 
     let (a, p) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
-    let groups: Vec<u32> = (0..512).map(|i| i / 64).collect();
+    let groups: Vec<u32> = (0..1024).map(|i| i / 128).collect();
     let [anchors, keys] = [&a, &p].map(|tokens| TokenSet {
         tokens,
         groups: &groups,
     });
+    let pair = least_peak_of(|| Ok(nt_xent_ragged(&a, &p, &groups, None, &config)?.loss))?;
     let config = InfoNce {
         block_bytes: 1 << 18,
         ..Default::default()
     };
     let sets = least_peak_of(|| Ok(info_nce(anchors, &p, &[anchors, keys], None, &config)?.loss))?;
+    println!("{pair:.2} MiB as a pair, {sets:.2} as sets");
     assert!(
-        sets < live + 0.5 * set,
-        "{live} MiB as a pair, {sets} MiB as sets"
+        sets < pair + 0.25 * set,
+        "{pair} MiB as a pair, {sets} MiB as sets"
     );
     Ok(())
 }
