@@ -172,13 +172,15 @@ proptest! {
         let slow = nt_xent_portable(&a, &b, &ids, weights, &config)?;
         prop_assert_eq!(fast.loss.dtype(), slow.loss.dtype());
         assert_close(&[scalar(&fast.loss)], &[scalar(&slow.loss)], tol);
-        // In f32 one anchor may sit on the fence.
+        // In f32 one anchor may sit on the fence, and many do where tokens have hardly a direction or meet themselves.
         let fence = if double { 0.0 } else { 2.0 / m as f64 };
-        assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6 + fence);
-        // One channel has no direction to turn to: what eps leaves of the gradient is mostly rounding in f32.
-        if d == 1 && !double {
-            return Ok(());
+        if double || (!same && d > 2) {
+            assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6 + fence);
         }
+        // The radial part of a gradient is taken out, and one channel has no other: what eps leaves is mostly rounding, of terms
+        // that may reach the sum of all shares, 1, over the temperature and the length of a token, at least 0.2·√d.
+        let epsilon = if double { f64::EPSILON } else { f64::from(f32::EPSILON) };
+        let rounding = 4.0 * epsilon / (temperature * 0.2 * (d as f64).sqrt());
         let (fast, slow) = (fast.loss.backward()?, slow.loss.backward()?);
         for v in [&z, &zp] {
             match (fast.get(v), slow.get(v)) {
@@ -186,7 +188,7 @@ proptest! {
                     let (fast, slow) = (flat(fast), flat(slow));
                     let size = slow.iter().fold(0f64, |a, b| a.max(b.abs()));
                     for (i, (a, b)) in fast.iter().zip(&slow).enumerate() {
-                        prop_assert!((a - b).abs() <= tol * size / temperature.min(1.0) + 1e-30, "element {i}: {a}, expected {b}");
+                        prop_assert!((a - b).abs() <= tol * size / temperature.min(1.0) + rounding, "element {i}: {a}, expected {b}");
                     }
                 }
                 (fast, slow) => prop_assert_eq!(fast.is_some(), slow.is_some()),
