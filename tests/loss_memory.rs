@@ -143,7 +143,7 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     let detached = least_peak_of(|| Ok(nt_xent(&z, &zp.detach(), &config)?.loss))?;
     println!("{live:.2} MiB live, {detached:.2} detached");
     assert!(
-        detached < live - 0.75 * set,
+        detached < live - set,
         "{live} MiB live, {detached} MiB detached, {set} MiB of tokens"
     );
 
@@ -161,7 +161,7 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     let sets = least_peak_of(|| Ok(info_nce(anchors, &p, &[anchors, keys], None, &config)?.loss))?;
     println!("{pair:.2} MiB as a pair, {sets:.2} as sets");
     assert!(
-        sets < pair + 0.25 * set,
+        sets < pair + 0.1 * set,
         "{pair} MiB as a pair, {sets} MiB as sets"
     );
     Ok(())

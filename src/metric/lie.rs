@@ -93,7 +93,7 @@ impl Generator {
         if !generator.iter().all(|v| v.abs() < LARGEST) {
             return Err(Error::config(
                 "Generator",
-                format!("values whose products with t are below {LARGEST}"),
+                format!("finite values, below {LARGEST} once multiplied by t"),
                 format!("{self:?} at t = {t}"),
             ));
         }
