@@ -12,6 +12,24 @@ use super::settings::Optimizer;
 /// # Errors
 /// If a gradient is not finite: the names of the first few, and nothing is changed.
 pub fn clip(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Result<f64> {
+    shrink(named, grads, max_norm, |_, joint| joint)
+}
+
+/// The same for the gradient of each parameter by itself; gives the joint norm that they had.
+///
+/// # Errors
+/// As [`clip`].
+pub fn clip_each(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Result<f64> {
+    shrink(named, grads, max_norm, |own, _| own)
+}
+
+/// Shrinks each gradient by the factor that brings `measured`, of its own norm and the joint one, down to `max_norm`.
+fn shrink(
+    named: &[(String, Var)],
+    grads: &mut GradStore,
+    max_norm: f64,
+    measured: fn(f64, f64) -> f64,
+) -> Result<f64> {
     ensure!(
         max_norm > 0.0,
         "expected a positive norm to clip gradients to, got {max_norm}"
@@ -28,29 +46,20 @@ pub fn clip(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Re
         "expected finite gradients, got others at: {}",
         bad.join(", ")
     );
-    let norm = squares.iter().sum::<f64>().sqrt();
-    if norm > max_norm {
-        // Not in place: two parameters may share one gradient tensor. Detached, since a gradient from candle may hang on
-        // the graph.
-        let factor = max_norm / norm;
-        let clipped = present
-            .iter()
-            .map(|(_, var, grad)| Ok((*var, (grad.detach() * factor)?)));
-        let clipped = clipped.collect::<candle_core::Result<Vec<_>>>()?;
-        for (var, grad) in clipped {
-            grads.insert(var, grad);
+    let joint = squares.iter().sum::<f64>().sqrt();
+    let mut clipped = Vec::new();
+    for ((_, var, grad), square) in present.iter().zip(&squares) {
+        let norm = measured(square.sqrt(), joint);
+        if norm > max_norm {
+            // Not in place: two parameters may share one gradient tensor. Detached, since a gradient from candle may hang on
+            // the graph.
+            clipped.push((*var, (grad.detach() * (max_norm / norm))?));
         }
     }
-    Ok(norm)
-}
-
-/// Shrinks the gradient of each parameter by itself, as [`clip`] does those of all; gives the joint norm that they had.
-pub fn clip_each(named: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Result<f64> {
-    let norms = named
-        .iter()
-        .map(|parameter| clip(std::slice::from_ref(parameter), grads, max_norm));
-    let squares = norms.map(|norm| norm.map(|n| n * n));
-    Ok(squares.sum::<Result<f64>>()?.sqrt())
+    for (var, grad) in clipped {
+        grads.insert(var, grad);
+    }
+    Ok(joint)
 }
 
 /// [`clip`] or [`clip_each`] where there is a bound; gives the joint norm then.
