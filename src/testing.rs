@@ -239,7 +239,7 @@ pub fn check_action_laws<G: GroupAction>(
         fields.push(random(&[1, grid.len(), 3], rng)?);
     }
     for x in &fields {
-        let identity = GridOperator::new(&[G::identity()], grid, resample)?;
+        let identity = alone(&G::identity(), grid, resample)?;
         let gap = max_gap(x, &identity.apply(x)?, |_| true)?;
         require(gap <= tolerance, Law::ActIdentity, || {
             format!("error {gap:e}")
@@ -259,6 +259,15 @@ pub fn check_action_laws<G: GroupAction>(
     check_per_sample(elements, grid, resample, rng)
 }
 
+/// The operator of `g` by itself.
+fn alone<G: GroupAction>(
+    g: &G,
+    from: TokenGrid,
+    resample: &Resample,
+) -> crate::Result<GridOperator> {
+    Ok(GridOperator::anew(g, from, g.out_grid(from)?, resample))
+}
+
 fn check_left_action<G: GroupAction>(
     a: &G,
     b: &G,
@@ -267,8 +276,8 @@ fn check_left_action<G: GroupAction>(
     resample: &Resample,
     tolerance: f64,
 ) -> Checked {
-    let first = GridOperator::new(std::slice::from_ref(b), grid, resample)?;
-    let second = GridOperator::new(std::slice::from_ref(a), first.out_grid(), resample)?;
+    let first = alone(b, grid, resample)?;
+    let second = alone(a, first.out_grid(), resample)?;
     let product = a.compose(b);
     if tolerance == EXACT {
         let out = product.out_grid(grid)?;
@@ -276,7 +285,7 @@ fn check_left_action<G: GroupAction>(
             format!("a = {a:?}, b = {b:?}: onto {out} and {}", second.out_grid())
         })?;
     }
-    let product = GridOperator::between(&[product], grid, second.out_grid(), resample)?;
+    let product = GridOperator::anew(&product, grid, second.out_grid(), resample);
     let chained = second.compose(&first)?;
     let twice = second.apply(&first.apply(x)?)?;
     let gap = max_gap(&product.apply(x)?, &twice, |i| {
@@ -298,8 +307,8 @@ fn check_inverse<G: GroupAction>(
     resample: &Resample,
     tolerance: f64,
 ) -> Checked {
-    let there = GridOperator::new(std::slice::from_ref(g), grid, resample)?;
-    let back = GridOperator::between(&[g.inverse()], there.out_grid(), grid, resample)?;
+    let there = alone(g, grid, resample)?;
+    let back = GridOperator::anew(&g.inverse(), there.out_grid(), grid, resample);
     let round = back.compose(&there)?;
     let gap = max_gap(x, &round.apply(x)?, |i| is_valid(&round, i))?;
     require(gap <= tolerance, Law::ActInverse, || {
@@ -313,7 +322,7 @@ fn check_operator<G: GroupAction>(
     resample: &Resample,
     rng: &mut impl Rng,
 ) -> Checked {
-    let operator = GridOperator::new(std::slice::from_ref(g), grid, resample)?;
+    let operator = alone(g, grid, resample)?;
     let (n, m) = (grid.len(), operator.out_grid().len());
     check_adjoint(
         |x| operator.apply(x),
@@ -413,8 +422,7 @@ fn check_per_sample<G: GroupAction>(
         ("portable", batch.apply_portable(&x)?),
     ] {
         for (b, g) in same.iter().enumerate() {
-            let alone = GridOperator::new(std::slice::from_ref(g), grid, resample)?
-                .apply(&x.narrow(0, b, 1)?)?;
+            let alone = alone(g, grid, resample)?.apply(&x.narrow(0, b, 1)?)?;
             let gap = max_gap(&alone, &acted.narrow(0, b, 1)?, |_| true)?;
             require(gap <= ADJOINT, Law::PerSample, || {
                 format!("sample {b}, g = {g:?}: {how} error {gap:e}")

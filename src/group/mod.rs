@@ -30,7 +30,7 @@ pub type Point = [f64; 2];
 
 /// An element of a group that acts on images and token maps by moving points of the plane.
 ///
-/// Four methods say what the element is; everything else (tokens, images, gradients, masks, per-sample batches, the law
+/// An element is a plain value: equal ones share what was built for one of them. Four methods say what the element is; everything else (tokens, images, gradients, masks, per-sample batches, the law
 /// suite of `ser_reg::testing`) follows from them. A transformation of one's own takes about twenty lines:
 ///
 /// ```
@@ -62,7 +62,7 @@ pub type Point = [f64; 2];
 /// assert_eq!(shifted.flatten_all()?.to_vec1::<f32>()?, [3., 0., 1., 2.]);
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
-pub trait GroupAction: Clone + PartialEq + std::fmt::Debug {
+pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
     /// The neutral element.
     fn identity() -> Self;
 

@@ -2,6 +2,7 @@
 
 use super::{
     filter::{Filter, Footprint, Resample},
+    permutation::Permutation,
     step::{Chain, Step},
     taps::Taps,
 };
@@ -25,12 +26,10 @@ pub(super) fn chain<G: GroupAction>(
         Some(map) => map.steps(from, to, resample),
         None => sparse(g, affine, from, to, resample),
     };
-    let chain = Chain {
-        in_grid: from,
-        out_grid: to,
-        steps,
-    };
-    (chain, valid.filter(|v| !v.iter().all(|&v| v)))
+    (
+        Chain::new(from, to, steps),
+        valid.filter(|v| !v.iter().all(|&v| v)),
+    )
 }
 
 /// A map that sends rows and columns to rows and columns: a D4 element, then a positive scale and shift per axis,
@@ -99,9 +98,9 @@ impl AxisAligned {
             let row = |&r: &bool| valid_cols.iter().map(move |&c| r && c);
             Some(valid_rows.iter().flat_map(row).collect())
         };
-        let turn = (self.turn != D4::IDENTITY).then(|| Step::Permute {
-            source: self.turn.source_indices(from),
-            n_in: from.len(),
+        let turn = (self.turn != D4::IDENTITY).then(|| {
+            let source = self.turn.source_indices(from);
+            Step::Permute(Permutation::new(source, from.len()))
         });
         let scale = Step::separable(
             resample.matrix(rows, middle.rows()),
@@ -158,7 +157,6 @@ fn sparse<G: GroupAction>(
         }
     }
     let step = Step::sparse(taps);
-    let identity = matches!(&step, Step::Permute { source, n_in }
-        if *n_in == source.len() && source.iter().enumerate().all(|(i, &j)| i as u32 == j));
+    let identity = matches!(&step, Step::Permute(permutation) if permutation.is_identity());
     (if identity { vec![] } else { vec![step] }, Some(valid))
 }

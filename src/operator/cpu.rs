@@ -18,6 +18,13 @@ impl Apply {
         }
     }
 
+    /// Values of a sample that go in and come out.
+    fn lengths(&self) -> (usize, usize) {
+        let grids = [self.operator.in_grid, self.operator.out_grid];
+        let [n_in, n_out] = grids.map(|grid| grid.len() * self.per_cell());
+        (n_in, n_out)
+    }
+
     fn out_shape(&self, batch: usize) -> Shape {
         let grid = self.operator.out_grid;
         match self.memory {
@@ -32,11 +39,8 @@ impl Apply {
         x: &[T],
         sample: impl Fn(usize, &[T], &mut [T]) + Sync,
     ) -> Vec<T> {
-        let (n_in, n_out) = (
-            self.operator.in_grid.len() * self.per_cell(),
-            self.operator.out_grid.len() * self.per_cell(),
-        );
-        let mut out = vec![T::default(); x.len() / n_in * n_out];
+        let (n_in, n_out) = self.lengths();
+        let mut out = zeros(x.len() / n_in * n_out);
         out.par_chunks_exact_mut(n_out)
             .zip(x.par_chunks_exact(n_in))
             .enumerate()
@@ -56,14 +60,20 @@ impl Apply {
 
     /// Whole cells, of any type; [`GridOperator::apply`] sends mixing operators elsewhere.
     fn cells<T: Copy + Default + Send + Sync>(&self, x: &[T]) -> Vec<T> {
-        self.each(x, |b, x, out| {
-            self.operator
-                .chain(b)
-                .run(x, out, self.per_cell(), |step, x, out| {
-                    step.permute(x, out, self.memory);
-                });
+        self.each(x, |b, x, out| match self.operator.chain(b).permutation() {
+            Some(permutation) => permutation.apply(x, out, self.memory),
+            None => out.copy_from_slice(x),
         })
     }
+}
+
+/// `vec![T::default(); len]`, written by all threads: what is overwritten at once costs half as much as a copy that way.
+fn zeros<T: Copy + Default + Send + Sync>(len: usize) -> Vec<T> {
+    const PIECE: usize = 64;
+    let pieces = rayon::iter::repeat_n([T::default(); PIECE], len.div_ceil(PIECE));
+    let mut zeros = pieces.collect::<Vec<_>>().into_flattened();
+    zeros.truncate(len);
+    zeros
 }
 
 /// Whether [`Apply`] can move cells of this type.

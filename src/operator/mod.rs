@@ -8,8 +8,10 @@
 //! and one application.
 
 mod build;
+mod cache;
 mod cpu;
 mod filter;
+mod permutation;
 mod portable;
 mod step;
 mod taps;
@@ -20,7 +22,10 @@ use candle_core::{DType, Device, Tensor};
 
 pub use filter::{Filter, Padding, Resample};
 
-use self::step::{Chain, Memory, Step};
+use self::{
+    cache::Place,
+    step::{Chain, Memory, Step},
+};
 use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction};
 
 /// The most general form among the steps of an operator.
@@ -34,15 +39,27 @@ pub enum Form {
     Sparse,
 }
 
-/// How many distinct elements of a batch are remembered to share their operators.
-const SHARED: usize = 16;
-
 /// The operator of one sample; shared between samples of equal elements.
 #[derive(Clone, Debug)]
 struct Sample {
     chain: Arc<Chain>,
     /// Which output cells have a preimage; `None`: all.
     valid: Option<Arc<Vec<bool>>>,
+}
+
+impl Sample {
+    fn new<G: GroupAction>(g: &G, Place { from, to, resample }: Place) -> Self {
+        let (chain, valid) = build::chain(g, from, to, &resample);
+        Self {
+            chain: Arc::new(chain),
+            valid: valid.map(Arc::new),
+        }
+    }
+
+    /// Memory that it holds, its adjoint's included.
+    fn bytes(&self) -> usize {
+        2 * self.chain.bytes() + self.valid.as_ref().map_or(0, |valid| valid.len())
+    }
 }
 
 /// A linear map from the tokens of one grid to the tokens of another: one for the whole batch, or one per sample.
@@ -121,29 +138,37 @@ impl GridOperator {
                 "none",
             ));
         }
-        let mut built: Vec<(&G, Sample)> = Vec::new();
-        let samples = elements
-            .iter()
-            .map(|g| {
-                if let Some((_, sample)) = built.iter().find(|(other, _)| *other == g) {
-                    return sample.clone();
-                }
-                let (chain, valid) = build::chain(g, from, to, resample);
-                let sample = Sample {
-                    chain: Arc::new(chain),
-                    valid: valid.map(Arc::new),
-                };
-                if built.len() < SHARED {
-                    built.push((g, sample.clone()));
-                }
-                sample
-            })
-            .collect();
+        let place = Place {
+            from,
+            to,
+            resample: *resample,
+        };
+        let sample = |g: &G| cache::get(g, place, || Sample::new(g, place));
         Ok(Self {
             in_grid: from,
             out_grid: to,
-            samples: Arc::new(samples),
+            samples: Arc::new(elements.iter().map(sample).collect()),
         })
+    }
+
+    /// The operator of one element, not one that an equal element had: laws do not believe in a user's equality.
+    #[cfg(feature = "testing")]
+    pub(crate) fn anew<G: GroupAction>(
+        g: &G,
+        from: TokenGrid,
+        to: TokenGrid,
+        resample: &Resample,
+    ) -> Self {
+        let place = Place {
+            from,
+            to,
+            resample: *resample,
+        };
+        Self {
+            in_grid: from,
+            out_grid: to,
+            samples: Arc::new(vec![Sample::new(g, place)]),
+        }
     }
 
     /// The grid of the tokens that go in.
@@ -164,7 +189,7 @@ impl GridOperator {
     /// The most general form among the steps of all samples.
     pub fn form(&self) -> Form {
         let form = |s: &Step| match s {
-            Step::Permute { .. } => Form::Permutation,
+            Step::Permute(_) => Form::Permutation,
             Step::Separable { .. } => Form::Separable,
             Step::Sparse(_) => Form::Sparse,
         };
@@ -179,20 +204,9 @@ impl GridOperator {
 
     /// The adjoint `Aᵀ`, with `⟨A·x, y⟩ = ⟨x, Aᵀ·y⟩`: the backward pass. All its output is valid.
     pub fn adjoint(&self) -> Self {
-        let mut built: Vec<(*const Chain, Arc<Chain>)> = Vec::new();
-        let samples = self.samples.iter().map(|s| {
-            let key = Arc::as_ptr(&s.chain);
-            let chain = match built.iter().find(|(k, _)| *k == key) {
-                Some((_, chain)) => chain.clone(),
-                None => {
-                    let chain = Arc::new(s.chain.adjoint());
-                    if built.len() < SHARED {
-                        built.push((key, chain.clone()));
-                    }
-                    chain
-                }
-            };
-            Sample { chain, valid: None }
+        let samples = self.samples.iter().map(|s| Sample {
+            chain: s.chain.adjoint(),
+            valid: None,
         });
         Self {
             in_grid: self.out_grid,

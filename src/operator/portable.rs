@@ -5,6 +5,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     GridOperator,
+    permutation::Permutation,
     step::Step,
     taps::{NONE, Taps},
 };
@@ -127,8 +128,8 @@ impl Step {
         let mut taps = Taps::with_capacity(self.n_in(), self.n_out());
         match self {
             Self::Sparse(taps) => return taps.clone(),
-            Self::Permute { source, .. } => {
-                for &j in source {
+            Self::Permute(permutation) => {
+                for &j in permutation.source() {
                     if j != NONE {
                         taps.push(j as usize, 1.0);
                     }
@@ -156,10 +157,7 @@ impl super::step::Chain {
     /// The whole chain as one sparse matrix.
     pub(super) fn matrix(&self) -> Taps {
         let n = self.in_grid.len();
-        let identity = Step::Permute {
-            source: (0..n as u32).collect(),
-            n_in: n,
-        };
+        let identity = Step::Permute(Permutation::identity(n));
         self.steps
             .iter()
             .fold(identity.matrix(), |taps, step| step.matrix().after(&taps))

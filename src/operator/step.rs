@@ -1,8 +1,13 @@
 //! One linear step from a grid to a grid: a permutation, a separable or a sparse matrix.
 
+use std::sync::{Arc, OnceLock};
+
 use num_traits::Float;
 
-use super::taps::{NONE, Taps};
+use super::{
+    permutation::Permutation,
+    taps::{NONE, Taps},
+};
 use crate::TokenGrid;
 
 /// How values lie in memory around the grid axes of one sample.
@@ -16,8 +21,8 @@ pub(super) enum Memory {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
-    /// Cells move, none is read twice: `out[i] = in[source[i]]`.
-    Permute { source: Vec<u32>, n_in: usize },
+    /// Cells move.
+    Permute(Permutation),
     /// `R · X · Cᵀ`.
     Separable { rows: Taps, cols: Taps },
     /// Any sparse matrix.
@@ -28,10 +33,7 @@ impl Step {
     /// The simplest form of a sparse matrix.
     pub fn sparse(taps: Taps) -> Self {
         match taps.as_moves() {
-            Some(source) => Self::Permute {
-                source,
-                n_in: taps.n_in(),
-            },
+            Some(source) => Self::Permute(Permutation::new(source, taps.n_in())),
             None => Self::Sparse(taps),
         }
     }
@@ -58,10 +60,7 @@ impl Step {
                         c.iter().map(cell)
                     })
                     .collect();
-                Self::Permute {
-                    source,
-                    n_in: rows.n_in() * cols.n_in(),
-                }
+                Self::Permute(Permutation::new(source, rows.n_in() * cols.n_in()))
             }
             None => Self::Separable { rows, cols },
         })
@@ -69,7 +68,7 @@ impl Step {
 
     pub fn n_in(&self) -> usize {
         match self {
-            Self::Permute { n_in, .. } => *n_in,
+            Self::Permute(permutation) => permutation.n_in(),
             Self::Separable { rows, cols } => rows.n_in() * cols.n_in(),
             Self::Sparse(taps) => taps.n_in(),
         }
@@ -77,7 +76,7 @@ impl Step {
 
     pub fn n_out(&self) -> usize {
         match self {
-            Self::Permute { source, .. } => source.len(),
+            Self::Permute(permutation) => permutation.n_out(),
             Self::Separable { rows, cols } => rows.n_out() * cols.n_out(),
             Self::Sparse(taps) => taps.n_out(),
         }
@@ -85,23 +84,21 @@ impl Step {
 
     pub fn adjoint(&self) -> Self {
         match self {
-            Self::Permute { source, n_in } => {
-                let mut inverse = vec![NONE; *n_in];
-                for (i, &j) in source.iter().enumerate() {
-                    if j != NONE {
-                        inverse[j as usize] = i as u32;
-                    }
-                }
-                Self::Permute {
-                    source: inverse,
-                    n_in: source.len(),
-                }
-            }
+            Self::Permute(permutation) => Self::Permute(permutation.inverse()),
             Self::Separable { rows, cols } => Self::Separable {
                 rows: rows.transpose(),
                 cols: cols.transpose(),
             },
             Self::Sparse(taps) => Self::Sparse(taps.transpose()),
+        }
+    }
+
+    /// Memory that it holds.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Permute(permutation) => permutation.bytes(),
+            Self::Separable { rows, cols } => rows.bytes() + cols.bytes(),
+            Self::Sparse(taps) => taps.bytes(),
         }
     }
 
@@ -111,7 +108,8 @@ impl Step {
             !row.is_empty() && row.iter().all(|&(j, _)| input[j as usize])
         };
         match self {
-            Self::Permute { source, .. } => source
+            Self::Permute(permutation) => permutation
+                .source()
                 .iter()
                 .map(|&j| j != NONE && input[j as usize])
                 .collect(),
@@ -133,40 +131,10 @@ impl Step {
         }
     }
 
-    /// Moves whole cells of any type; `None` if this step mixes cells.
-    pub fn permute<T: Copy + Default>(&self, x: &[T], out: &mut [T], memory: Memory) -> Option<()> {
-        let Self::Permute { source, n_in } = self else {
-            return None;
-        };
-        match memory {
-            Memory::Tokens(width) => {
-                for (out, &j) in out.chunks_exact_mut(width).zip(source) {
-                    match x.get(j as usize * width..).and_then(|x| x.get(..width)) {
-                        Some(x) if j != NONE => out.copy_from_slice(x),
-                        _ => out.fill(T::default()),
-                    }
-                }
-            }
-            Memory::Planes(_) => {
-                for (out, x) in out
-                    .chunks_exact_mut(source.len())
-                    .zip(x.chunks_exact(*n_in))
-                {
-                    for (out, &j) in out.iter_mut().zip(source) {
-                        *out = x.get(j as usize).copied().unwrap_or_default();
-                    }
-                }
-            }
-        }
-        Some(())
-    }
-
     /// Applies the step to one sample.
     pub fn apply<T: Float + Default>(&self, x: &[T], out: &mut [T], memory: Memory) {
         match (self, memory) {
-            (Self::Permute { .. }, _) => {
-                self.permute(x, out, memory);
-            }
+            (Self::Permute(permutation), _) => permutation.apply(x, out, memory),
             (Self::Separable { rows, cols }, Memory::Tokens(width)) => {
                 let line = cols.n_in() * width;
                 let mut tall = vec![T::zero(); rows.n_out() * line];
@@ -202,41 +170,54 @@ impl Step {
 }
 
 /// The steps by which an element acts on one sample, first to last; none is the identity.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(super) struct Chain {
     pub in_grid: TokenGrid,
     pub out_grid: TokenGrid,
     pub steps: Vec<Step>,
+    /// Found when it is first asked for: every backward pass asks.
+    adjoint: OnceLock<Arc<Chain>>,
 }
 
 impl Chain {
-    pub fn adjoint(&self) -> Self {
-        Self {
-            in_grid: self.out_grid,
-            out_grid: self.in_grid,
-            steps: self.steps.iter().rev().map(Step::adjoint).collect(),
-        }
-    }
-
-    /// `self ∘ first`; neighbouring permutations become one.
-    pub fn after(&self, first: &Self) -> Self {
-        let mut steps = first.steps.clone();
-        for step in &self.steps {
+    /// Neighbouring permutations become one.
+    pub fn new(
+        in_grid: TokenGrid,
+        out_grid: TokenGrid,
+        all: impl IntoIterator<Item = Step>,
+    ) -> Self {
+        let mut steps: Vec<Step> = Vec::new();
+        for step in all {
             match (steps.last_mut(), step) {
-                (Some(Step::Permute { source, .. }), Step::Permute { source: next, .. }) => {
-                    *source = next
-                        .iter()
-                        .map(|&j| source.get(j as usize).copied().unwrap_or(NONE))
-                        .collect();
-                }
-                _ => steps.push(step.clone()),
+                (Some(Step::Permute(first)), Step::Permute(next)) => *first = next.after(first),
+                (_, step) => steps.push(step),
             }
         }
         Self {
-            in_grid: first.in_grid,
-            out_grid: self.out_grid,
+            in_grid,
+            out_grid,
             steps,
+            adjoint: OnceLock::new(),
         }
+    }
+
+    pub fn adjoint(&self) -> Arc<Self> {
+        let adjoint = || {
+            let steps = self.steps.iter().rev().map(Step::adjoint);
+            Arc::new(Self::new(self.out_grid, self.in_grid, steps))
+        };
+        self.adjoint.get_or_init(adjoint).clone()
+    }
+
+    /// Memory that the steps hold.
+    pub fn bytes(&self) -> usize {
+        self.steps.iter().map(Step::bytes).sum()
+    }
+
+    /// `self ∘ first`.
+    pub fn after(&self, first: &Self) -> Self {
+        let steps = first.steps.iter().chain(&self.steps).cloned();
+        Self::new(first.in_grid, self.out_grid, steps)
     }
 
     pub fn valid(&self, mut cells: Vec<bool>) -> Vec<bool> {
@@ -246,8 +227,16 @@ impl Chain {
         cells
     }
 
+    /// The one permutation that the chain consists of, if it is neither the identity nor mixes cells.
+    pub fn permutation(&self) -> Option<&Permutation> {
+        match self.steps.as_slice() {
+            [Step::Permute(permutation)] => Some(permutation),
+            _ => None,
+        }
+    }
+
     pub fn is_permutation(&self) -> bool {
-        self.steps.iter().all(|s| matches!(s, Step::Permute { .. }))
+        self.steps.iter().all(|s| matches!(s, Step::Permute(_)))
     }
 
     /// Runs `step(k, x, out)` for every step, through scratch memory of `per_cell` values a cell.

@@ -55,6 +55,11 @@ impl Taps {
         self.ends.len() - 1
     }
 
+    /// Memory that it holds.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.ends) + size_of_val(&*self.entries)
+    }
+
     /// The taps `(index, weight)` of output cell `i`.
     pub fn row(&self, i: usize) -> &[(u32, f64)] {
         &self.entries[self.ends[i] as usize..self.ends[i + 1] as usize]

@@ -1,0 +1,257 @@
+//! Cells that move: none is mixed with another, none is read twice.
+
+use super::{step::Memory, taps::NONE};
+
+/// Rows and columns of a block that stays in the nearest cache while it is turned.
+const BLOCK: usize = 16;
+
+/// `out[i] = in[source[i]]`, and zero where `source` is [`NONE`].
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Permutation {
+    source: Vec<u32>,
+    n_in: usize,
+    /// The same, in as few pieces as it takes.
+    runs: Vec<Run>,
+}
+
+/// Neighbouring output cells whose sources are equally far apart, as those of a line of the grid are under a turn or a flip.
+#[derive(Clone, Debug, PartialEq)]
+struct Run {
+    /// The source of the first cell, or [`NONE`] for all.
+    first: u32,
+    /// From the source of one cell to that of the next; 0 for a single cell.
+    step: i32,
+    /// Its output cells, `start..end`.
+    start: usize,
+    end: usize,
+}
+
+impl Permutation {
+    pub fn new(source: Vec<u32>, n_in: usize) -> Self {
+        let mut runs: Vec<Run> = Vec::new();
+        for (i, &j) in source.iter().enumerate() {
+            // grids have fewer than 2^32 cells, lines fewer than 2^31
+            let step = |from: u32| (i64::from(j) - i64::from(from)) as i32;
+            match runs.last_mut() {
+                Some(run) if run.first == NONE && j == NONE => run.end += 1,
+                Some(run) if run.first != NONE && j != NONE && i == run.start + 1 => {
+                    run.step = step(run.first);
+                    run.end += 1;
+                }
+                Some(run) if run.first != NONE && j != NONE && step(source[i - 1]) == run.step => {
+                    run.end += 1;
+                }
+                _ => runs.push(Run {
+                    first: j,
+                    step: 0,
+                    start: i,
+                    end: i + 1,
+                }),
+            }
+        }
+        Self { source, n_in, runs }
+    }
+
+    pub fn identity(n: usize) -> Self {
+        Self::new((0..n as u32).collect(), n)
+    }
+
+    pub fn source(&self) -> &[u32] {
+        &self.source
+    }
+
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    pub fn n_out(&self) -> usize {
+        self.source.len()
+    }
+
+    /// Memory that it holds.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.source) + size_of_val(&*self.runs)
+    }
+
+    pub fn is_identity(&self) -> bool {
+        let mut cells = self.source.iter().zip(0u32..);
+        self.n_in == self.n_out() && cells.all(|(&j, i)| j == i)
+    }
+
+    /// Each cell back to where it came from.
+    pub fn inverse(&self) -> Self {
+        let mut inverse = vec![NONE; self.n_in];
+        for (&j, i) in self.source.iter().zip(0u32..) {
+            if let Some(back) = inverse.get_mut(j as usize) {
+                *back = i;
+            }
+        }
+        Self::new(inverse, self.n_out())
+    }
+
+    /// `self ∘ first`.
+    pub fn after(&self, first: &Self) -> Self {
+        let through = |&j: &u32| first.source.get(j as usize).copied().unwrap_or(NONE);
+        Self::new(self.source.iter().map(through).collect(), first.n_in)
+    }
+
+    /// Moves the values of one sample.
+    pub fn apply<T: Copy + Default>(&self, x: &[T], out: &mut [T], memory: Memory) {
+        match memory {
+            Memory::Tokens(width) => self.cells(x, out, width),
+            Memory::Planes(_) => {
+                let planes = out.chunks_exact_mut(self.n_out());
+                for (out, x) in planes.zip(x.chunks_exact(self.n_in)) {
+                    self.plane(x, out);
+                }
+            }
+        }
+    }
+
+    /// In cells of `width` contiguous values.
+    fn cells<T: Copy + Default>(&self, x: &[T], out: &mut [T], width: usize) {
+        for (out, &j) in out.chunks_exact_mut(width).zip(&self.source) {
+            match x.get(j as usize * width..).and_then(|x| x.get(..width)) {
+                Some(x) if j != NONE => out.copy_from_slice(x),
+                _ => out.fill(T::default()),
+            }
+        }
+    }
+
+    /// With one value to a cell. Lines that lie across those of the source share its cache lines: they are filled side by
+    /// side, a few cells of each at a time.
+    fn plane<T: Copy + Default>(&self, x: &[T], out: &mut [T]) {
+        let mut fill = |run: &Run, at: usize, count: usize| {
+            let start = run.start + at;
+            if let Some(out) = out.get_mut(start..run.end.min(start.saturating_add(count))) {
+                run.fill(x, at, out);
+            }
+        };
+        for block in self.runs.chunks(BLOCK) {
+            let (across, along): (Vec<_>, Vec<_>) = block.iter().partition(|run| run.is_across());
+            along.into_iter().for_each(|run| fill(run, 0, usize::MAX));
+            let longest = across.iter().map(|run| run.end - run.start).max();
+            for at in (0..longest.unwrap_or(0)).step_by(BLOCK) {
+                across.iter().for_each(|run| fill(run, at, BLOCK));
+            }
+        }
+    }
+}
+
+impl Run {
+    fn is_across(&self) -> bool {
+        self.first != NONE && self.step.unsigned_abs() > 1
+    }
+
+    /// Fills `out` with the values of its cells from the one at `at` on.
+    fn fill<T: Copy + Default>(&self, x: &[T], at: usize, out: &mut [T]) {
+        let (first, step) = (self.first as usize, self.step.unsigned_abs() as usize);
+        if self.first == NONE {
+            out.fill(T::default());
+        } else if self.step < 0 {
+            let x = x.get(..=first.saturating_sub(at * step));
+            put(x.unwrap_or_default().iter().rev(), step, out);
+        } else {
+            let x = x.get(first + at * step..);
+            put(x.unwrap_or_default().iter(), step.max(1), out);
+        }
+    }
+}
+
+/// Every `step`-th value.
+fn put<'a, T: Copy + 'a>(mut x: impl ExactSizeIterator<Item = &'a T>, step: usize, out: &mut [T]) {
+    if step == 1 {
+        return out.iter_mut().zip(x).for_each(|(out, &x)| *out = x);
+    }
+    let Some((head, rest)) = out.split_first_mut() else {
+        return;
+    };
+    if let Some(&x) = x.next() {
+        *head = x;
+    }
+    // `step_by` would divide to know its length, for a few values.
+    for out in rest {
+        if let Some(&x) = x.nth(step - 1) {
+            *out = x;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+
+    /// Sources of a grid under a D4 element, of a shift with a border, and drawn at random.
+    fn permutations() -> Vec<Permutation> {
+        let rng = &mut StdRng::seed_from_u64(0);
+        let mut all = Vec::new();
+        for (rows, cols) in [(1u32, 1u32), (1, 7), (5, 1), (4, 6), (17, 33), (40, 19)] {
+            let n = rows * cols;
+            let across = |i: u32| (i % rows) * cols + i / rows;
+            let back = |i: u32| n - 1 - i;
+            let shift = |i: u32| if i % cols == 0 { NONE } else { i - 1 };
+            let mut drawn: Vec<u32> = (0..n).collect();
+            drawn.shuffle(rng);
+            drawn
+                .iter_mut()
+                .filter(|_| rng.random_bool(0.2))
+                .for_each(|j| *j = NONE);
+            let maps: [&dyn Fn(u32) -> u32; 5] =
+                [&|i| i, &across, &back, &|i| across(back(i)), &shift];
+            let sources = maps.map(|map| (0..n).map(map).collect());
+            all.extend(
+                sources
+                    .into_iter()
+                    .chain([drawn])
+                    .map(|s| Permutation::new(s, n as usize)),
+            );
+        }
+        all
+    }
+
+    #[test]
+    fn planes_and_cells_go_where_the_list_says() {
+        for p in permutations() {
+            let x: Vec<u32> = (1..=p.n_in() as u32).collect();
+            let want: Vec<u32> = p
+                .source()
+                .iter()
+                .map(|&j| if j == NONE { 0 } else { x[j as usize] })
+                .collect();
+            let mut plane = vec![9; p.n_out()];
+            p.apply(&x, &mut plane, Memory::Planes(1));
+            assert_eq!(plane, want);
+            let wide: Vec<u32> = x.iter().flat_map(|&v| [v, v + 1000, v + 2000]).collect();
+            let mut cells = vec![9; 3 * p.n_out()];
+            p.apply(&wide, &mut cells, Memory::Tokens(3));
+            let firsts: Vec<u32> = cells.iter().step_by(3).copied().collect();
+            let thirds = cells[2..].iter().step_by(3);
+            assert!(
+                thirds
+                    .zip(&want)
+                    .all(|(&got, &want)| got == if want == 0 { 0 } else { want + 2000 })
+            );
+            assert_eq!(firsts, want);
+        }
+    }
+
+    #[test]
+    fn a_line_of_the_grid_is_one_run() {
+        for p in permutations().chunks(6).flat_map(|of_grid| &of_grid[..4]) {
+            // whole rows or columns, and one run where they follow one another
+            assert!(p.runs.len() <= 40, "{} runs", p.runs.len());
+        }
+    }
+
+    #[test]
+    fn the_inverse_undoes() {
+        for p in permutations() {
+            let moved = p.source().iter().filter(|&&j| j != NONE).count();
+            let back = p.inverse().after(&p);
+            let kept = (0..).zip(back.source()).filter(|&(i, &j)| i == j).count();
+            assert_eq!(kept, moved);
+            assert_eq!(back.is_identity(), moved == p.n_out());
+        }
+    }
+}
