@@ -2,7 +2,7 @@
 
 use super::{step::Memory, taps::NONE};
 
-/// Rows and columns of a block that stays in the nearest cache while it is turned.
+/// Lines that are turned together: a cache line holds as many `f32`.
 const BLOCK: usize = 16;
 
 /// `out[i] = in[source[i]]`, and zero where `source` is [`NONE`].
@@ -118,62 +118,101 @@ impl Permutation {
         }
     }
 
-    /// With one value to a cell. Lines that lie across those of the source share its cache lines: they are filled side by
-    /// side, a few cells of each at a time.
+    /// With one value to a cell.
     fn plane<T: Copy + Default>(&self, x: &[T], out: &mut [T]) {
-        let mut fill = |run: &Run, at: usize, count: usize| {
-            let start = run.start + at;
-            if let Some(out) = out.get_mut(start..run.end.min(start.saturating_add(count))) {
-                run.fill(x, at, out);
-            }
-        };
         for block in self.runs.chunks(BLOCK) {
-            let (across, along): (Vec<_>, Vec<_>) = block.iter().partition(|run| run.is_across());
-            along.into_iter().for_each(|run| fill(run, 0, usize::MAX));
-            let longest = across.iter().map(|run| run.end - run.start).max();
-            for at in (0..longest.unwrap_or(0)).step_by(BLOCK) {
-                across.iter().for_each(|run| fill(run, at, BLOCK));
+            match Turned::of(block) {
+                Some(turned) => turned.fill(x, out),
+                None => block.iter().for_each(|run| run.fill(x, 0, out)),
             }
         }
     }
 }
 
-impl Run {
-    fn is_across(&self) -> bool {
-        self.first != NONE && self.step.unsigned_abs() > 1
+/// Lines that lie across neighbouring lines of the source. Read together they use whole cache lines.
+struct Turned<'a> {
+    lines: &'a [Run; BLOCK],
+    len: usize,
+    /// The source of the first line lies before those of the others, not behind them.
+    ascending: bool,
+}
+
+impl<'a> Turned<'a> {
+    /// `block`, if it is of this kind.
+    fn of(block: &'a [Run]) -> Option<Self> {
+        let lines: &[Run; BLOCK] = block.try_into().ok()?;
+        let len = lines[0].len();
+        let ascending = lines[1].first > lines[0].first;
+        let follows = |pair: &[Run]| {
+            let (before, after) = (&pair[!ascending as usize], &pair[ascending as usize]);
+            before.first.checked_add(1) == Some(after.first)
+                && before.step == after.step
+                && after.len() == len
+        };
+        let is_turned = lines.iter().all(|run| run.first != NONE) && lines.windows(2).all(follows);
+        is_turned.then_some(Self {
+            lines,
+            len,
+            ascending,
+        })
     }
 
-    /// Fills `out` with the values of its cells from the one at `at` on.
+    fn fill<T: Copy + Default>(&self, x: &[T], out: &mut [T]) {
+        const WIDTH: usize = 8;
+        let whole = self.len - self.len % WIDTH;
+        let first = i64::from(self.lines[if self.ascending { 0 } else { BLOCK - 1 }].first);
+        let step = i64::from(self.lines[0].step);
+        for at in (0..whole).step_by(WIDTH) {
+            let mut tile = [[T::default(); BLOCK]; WIDTH];
+            for (k, across) in tile.iter_mut().enumerate() {
+                let start = (first + step * (at + k) as i64) as usize;
+                if let Some(x) = x.get(start..).and_then(|x| x.first_chunk()) {
+                    *across = *x;
+                }
+            }
+            for (i, run) in self.lines.iter().enumerate() {
+                let i = if self.ascending { i } else { BLOCK - 1 - i };
+                let out = out.get_mut(run.start + at..);
+                if let Some(out) = out.and_then(|out| out.first_chunk_mut()) {
+                    *out = tile.map(|across| across[i]);
+                }
+            }
+        }
+        self.lines.iter().for_each(|run| run.fill(x, whole, out));
+    }
+}
+
+impl Run {
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Writes its cells from the one at `at` on to their places in `out`.
     fn fill<T: Copy + Default>(&self, x: &[T], at: usize, out: &mut [T]) {
-        let (first, step) = (self.first as usize, self.step.unsigned_abs() as usize);
+        let Some(out) = out.get_mut(self.start + at..self.end) else {
+            return;
+        };
+        let step = self.step.unsigned_abs() as usize;
         if self.first == NONE {
             out.fill(T::default());
         } else if self.step < 0 {
-            let x = x.get(..=first.saturating_sub(at * step));
+            let x = x.get(..=(self.first as usize).saturating_sub(at * step));
             put(x.unwrap_or_default().iter().rev(), step, out);
         } else {
-            let x = x.get(first + at * step..);
+            let x = x.get(self.first as usize + at * step..);
             put(x.unwrap_or_default().iter(), step.max(1), out);
         }
     }
 }
 
 /// Every `step`-th value.
-fn put<'a, T: Copy + 'a>(mut x: impl ExactSizeIterator<Item = &'a T>, step: usize, out: &mut [T]) {
-    if step == 1 {
-        return out.iter_mut().zip(x).for_each(|(out, &x)| *out = x);
-    }
-    let Some((head, rest)) = out.split_first_mut() else {
-        return;
-    };
-    if let Some(&x) = x.next() {
-        *head = x;
-    }
-    // `step_by` would divide to know its length, for a few values.
-    for out in rest {
-        if let Some(&x) = x.nth(step - 1) {
-            *out = x;
-        }
+fn put<'a, T: Copy + 'a>(x: impl ExactSizeIterator<Item = &'a T>, step: usize, out: &mut [T]) {
+    match step {
+        1 => out.iter_mut().zip(x).for_each(|(out, &x)| *out = x),
+        _ => out
+            .iter_mut()
+            .zip(x.step_by(step))
+            .for_each(|(out, &x)| *out = x),
     }
 }
 
