@@ -26,8 +26,8 @@
 //!
 //! | MACs of one direction | both sides learn | keys of a momentum encoder |
 //! |---|---|---|
-//! | [`Form::Paper`](crate::loss::Form::Paper): candidates of both views | 6 M²D | 5 M²D |
-//! | [`Form::CrossView`](crate::loss::Form::CrossView): of the other view | 3 M²D | 2 M²D |
+//! | [`Form::Paper`]: candidates of both views | 6 M²D | 5 M²D |
+//! | [`Form::CrossView`]: of the other view | 3 M²D | 2 M²D |
 //!
 //! [`SerLoss`](crate::SerLoss) has another pair of token sets in the frame of each view, so both directions are twice one; two
 //! sets that are compared both ways share their cosines: [`nt_xent`].
