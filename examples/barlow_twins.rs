@@ -95,6 +95,9 @@ fn train() -> Result<()> {
             let out = ser.forward(first, second, &posed.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
             seen = seen.regularized(&out, settings.ser.lambda)?;
+            run.probe(&posed, |[first, second]| {
+                ser.forward(first, second, &posed.relative)
+            })?;
             if step == 0 && settings.ser.lambda > 0.0 {
                 let reached = tapped(&online.named(), &run.vit, settings.ser.layer); // SER
                 grad::assert_reaches(&out.loss, reached)?; // SER

@@ -109,6 +109,9 @@ fn train() -> Result<()> {
             let out = ser.forward_with_keys(q.maps(), k.maps(), &key_ser, &q.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
             seen = seen.regularized(&out, settings.ser.lambda)?;
+            run.probe(&q, |maps| {
+                ser.forward_with_keys(maps, k.maps(), &key_ser, &q.relative)
+            })?;
             if step == 0 && settings.ser.lambda > 0.0 {
                 let reached = tapped(&online.named(), &run.vit, settings.ser.layer); // SER
                 grad::assert_reaches(&out.loss, reached)?; // SER

@@ -21,6 +21,7 @@
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
 //! | [`grad`] | does the gradient arrive? |
 //! | [`metric`] | how equivariant is a model? |
+//! | [`cost`] | what will it cost? |
 //! | `testing` | the law suite for your own actions (feature `testing`) |
 //!
 //! # A training step
@@ -54,6 +55,7 @@
 mod error;
 mod grid;
 
+pub mod cost;
 pub mod grad;
 pub mod group;
 pub mod loss;

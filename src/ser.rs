@@ -126,7 +126,7 @@ impl Default for SerConfig {
 }
 
 impl SerConfig {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         check_lambda(self.lambda)?;
         self.info_nce().check()?;
         match self.objective {

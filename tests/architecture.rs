@@ -3,18 +3,19 @@
 use std::{fs, path::Path};
 
 /// The layers, lowest first. Modules of one layer do not know each other.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["error"],
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
     &["view", "loss", "projector", "metric"],
     &["ser"],
+    &["cost"],
     &["testing"],
 ];
 
 /// What the crate root re-exports, by the module that it comes from.
-const ROOT: [(&str, &str); 10] = [
+const ROOT: [(&str, &str); 11] = [
     ("Error", "error"),
     ("Result", "error"),
     ("Channels", "grid"),
@@ -25,6 +26,7 @@ const ROOT: [(&str, &str); 10] = [
     ("GridOperator", "operator"),
     ("Padding", "operator"),
     ("Resample", "operator"),
+    ("Partition", "partition"),
 ];
 
 fn layer(module: &str) -> Option<usize> {

@@ -16,6 +16,7 @@ use ser_reg_examples::{
     cli::Args,
     data, encoder,
     eval::Report,
+    overhead,
     records::Record,
     run::{file, finish::Outcome, log},
     settings::{Method, Settings},
@@ -112,6 +113,7 @@ fn traces(out: &Path) -> (Vec<u8>, Vec<Record>) {
     for record in &mut records {
         if let Record::Epoch(epoch) = record {
             (epoch.images_per_s, epoch.waiting) = (0.0, 0.0);
+            epoch.regularizer = None;
         }
     }
     (encoder, records)
@@ -379,7 +381,14 @@ fn a_finished_run_keeps_its_figures() {
     let folder = TempDir::new().unwrap();
     let data = pictures(folder.path());
     let out = folder.path().join("run");
-    succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
+    let said = succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
+    for part in [
+        "predicted overhead 1.",
+        "measured overhead 1.",
+        "overhead_measured=1.",
+    ] {
+        assert!(said.contains(part), "expected {part:?} in: {said}");
+    }
     let result = || -> Outcome {
         serde_json::from_slice(&fs::read(out.join("result.json")).unwrap()).unwrap()
     };
@@ -397,11 +406,82 @@ fn a_finished_run_keeps_its_figures() {
     let second = result();
     assert_eq!(first.images_per_s, second.images_per_s);
     assert_eq!(first.waiting, second.waiting);
+    assert!(first.overhead_predicted.is_some_and(|x| x > 1.0));
+    assert!(first.overhead_measured.is_some_and(|x| x > 1.0));
+    assert_eq!(first.overhead_predicted, second.overhead_predicted);
+    assert_eq!(first.overhead_measured, second.overhead_measured);
     // Without its metrics there is less to say, and no nonsense.
     fs::remove_file(out.join("metrics.jsonl")).unwrap();
     succeeds(&again());
     assert!(result().last.is_none());
     assert_eq!(result().knn, first.knn);
+}
+
+#[test]
+fn a_run_without_regularizer_has_no_overhead() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for (i, more) in [&["--lambda", "0"][..], &["--baseline"]].iter().enumerate() {
+        let out = folder.path().join(i.to_string());
+        let said = succeeds(&run(&mut command(Method::MocoV3, &data, &out, more)));
+        assert!(!said.contains("overhead 1"), "{said}");
+        let result = fs::read(out.join("result.json")).unwrap();
+        let result: Outcome = serde_json::from_slice(&result).unwrap();
+        assert_eq!(
+            (result.overhead_predicted, result.overhead_measured),
+            (None, None)
+        );
+    }
+}
+
+/// The count of the paper's preset, with everything written out: one process, 2,048 pictures, of which 20 are posed (41 for
+/// DINO's fraction of 0.02).
+#[test]
+fn the_predicted_overhead_of_the_paper_preset() {
+    let folder = TempDir::new().unwrap();
+    let images = data::load(&pictures(folder.path()), &data::Wanted::default()).unwrap();
+    for (method, ratio, maps, products) in [
+        (Method::MocoV3, "0.01", 2.0 * 3.0 + 2.0, 5.0),
+        (Method::Dino, "0.02", 2.0 * 3.0 + 2.0, 5.0),
+        (Method::BarlowTwins, "0.01", 2.0 * 3.0, 6.0),
+    ] {
+        let args = ["trainer", "--preset", "imagenet-vit-s16", "--ratio", ratio];
+        let settings = Settings::new(method, &Args::parse_from(args)).unwrap();
+        let vit = settings.vit(&images.bank).unwrap();
+        let cost = overhead::predicted(&settings, &vit).unwrap().unwrap();
+        let tokens = if ratio == "0.02" { 41.0 } else { 20.0 } * 196.0;
+        assert_eq!(
+            cost.projector.macs,
+            maps * tokens * (384.0 * 512.0 + 512.0 * 512.0)
+        );
+        assert_eq!(
+            cost.contrast.work.macs,
+            2.0 * products * tokens * tokens * 512.0
+        );
+        let passes = if method == Method::BarlowTwins {
+            6.0
+        } else {
+            8.0
+        };
+        let image = cost.encoder_macs / passes / 2048.0;
+        // The last block computes its CLS token only, and three go without it: below 4.6 GMAC.
+        assert!((4.2e9..4.4e9).contains(&image), "{image:e}");
+        let heads = match method {
+            Method::MocoV3 => {
+                let projector = 384. * 4096. + 4096. * 4096. + 4096. * 256.;
+                8. * projector + 6. * 2. * 4096. * 256. + 4. * 2048. * 256.
+            }
+            Method::Dino => 8. * (384. * 2048. + 2048. * 2048. + 2048. * 256. + 256. * 65536.),
+            Method::BarlowTwins => 6. * (384. * 8192. + 2. * 8192. * 8192.) + 3. * 8192. * 8192.,
+        };
+        assert_eq!(cost.head_macs, 2048.0 * heads);
+    }
+    for more in [&["--lambda", "0"][..], &["--baseline"]] {
+        let args = [&["trainer", "--preset", "imagenet-vit-s16"], more].concat();
+        let settings = Settings::new(Method::MocoV3, &Args::parse_from(args)).unwrap();
+        let vit = settings.vit(&images.bank).unwrap();
+        assert!(overhead::predicted(&settings, &vit).unwrap().is_none());
+    }
 }
 
 #[test]

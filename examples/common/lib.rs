@@ -14,6 +14,7 @@ pub mod loader;
 pub mod method;
 pub mod nn;
 pub mod optimizer;
+pub mod overhead;
 pub mod progress;
 pub mod random;
 pub mod records;

@@ -1,6 +1,6 @@
 //! Progress of a run: a bar for the step at hand, a line for each epoch.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -61,6 +61,16 @@ impl Progress {
             self.epoch_speed().0
         ));
         self.bar.inc(1);
+    }
+
+    /// Leaves out time that was not spent on training.
+    pub fn leave_out(&mut self, time: Duration) {
+        self.clock += time;
+    }
+
+    /// Seconds of a step of this epoch, on average.
+    pub fn step_seconds(&self) -> f64 {
+        self.seconds / self.steps.len().max(1) as f64
     }
 
     /// Prints the means of the epoch beside what was measured after it, of all blocks the one numbered `layer`.

@@ -71,6 +71,10 @@ pub struct Epoch {
     /// Training pictures per second, and the share of that time spent waiting for pictures.
     pub images_per_s: f64,
     pub waiting: f64,
+    /// Time that the regularizer takes over that of the rest of a step, by itself at a few steps; `None` where it was not
+    /// timed.
+    #[serde(default)]
+    pub regularizer: Option<f64>,
     /// Further figures of the method (entropy of the teacher, say), by name.
     pub extra: std::collections::BTreeMap<String, f64>,
 }

@@ -3,6 +3,8 @@
 //! The regularizer splits a batch: the plain part has two crops of each picture, the posed part two poses of one crop. The
 //! base method sees both parts as one batch; the regularizer sees the tokens of the posed part.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use candle_core::Tensor;
 use ser_reg::{
@@ -19,6 +21,8 @@ pub struct Views {
     plain: [Tensor; 2],
     /// Poses may have another height and width than crops.
     posed: Option<([Tensor; 2], Relative<Element>)>,
+    /// Time that posing took.
+    posing: Duration,
 }
 
 /// The encoder's output.
@@ -34,6 +38,8 @@ pub struct Posed {
     maps: [Tensor; 2],
     /// What carries the first view's into the frame of the second.
     pub relative: Relative<Element>,
+    /// Time that posing the pictures took; of a device that works ahead, that of asking for it.
+    pub posing: Duration,
 }
 
 impl Posed {
@@ -48,6 +54,7 @@ impl Views {
         Self {
             plain: [first, second],
             posed: None,
+            posing: Duration::ZERO,
         }
     }
 
@@ -60,12 +67,12 @@ impl Views {
     ) -> Result<Self> {
         let (plain1, shared1) = part.split(first)?;
         let (plain2, shared2) = part.split(second)?;
+        let start = Instant::now();
+        let posed = [pair.first.act(&shared1)?, pair.second.act(&shared2)?];
         Ok(Self {
             plain: [plain1, plain2],
-            posed: Some((
-                [pair.first.act(&shared1)?, pair.second.act(&shared2)?],
-                pair.relative(),
-            )),
+            posed: Some((posed, pair.relative())),
+            posing: start.elapsed(),
         })
     }
 
@@ -118,6 +125,7 @@ impl Views {
             posed: Some(Posed {
                 maps: pair(maps.split_off(plain.len())),
                 relative: relative.clone(),
+                posing: self.posing,
             }),
         })
     }

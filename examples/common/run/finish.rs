@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{Run, State, file, scores};
+use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, scores};
 use crate::{
     eval::{self, Evaluation},
     knn::spread,
+    overhead,
     records::{Record, Step},
     report::{Report, panel::Panel},
     settings::{Method, Settings},
@@ -38,6 +39,12 @@ pub struct Outcome {
     /// Training pictures per second, evaluation not counted; share of that time spent waiting for pictures.
     pub images_per_s: f64,
     pub waiting: f64,
+    /// `(base + regularizer) / base`: multiply–adds counted from the settings by `ser_reg::cost`, and time, of the
+    /// regularizer by itself at a few steps and of the rest of a step; `None` where no regularizer ran, or none was timed.
+    #[serde(default)]
+    pub overhead_predicted: Option<f64>,
+    #[serde(default)]
+    pub overhead_measured: Option<f64>,
     /// Of the process that ended the run.
     pub seconds: f64,
     /// Most memory the process held, where the system tells.
@@ -105,6 +112,7 @@ impl Run {
         file::write(&self.folder.join("result.json"), &json)?;
         self.write_report(encoder, &outcome)?;
         println!("\nreport {}", self.folder.join("report.html").display());
+        print_overhead(&outcome);
         print_line(&outcome, self.settings.ser.layer);
         match self.settings.smoke {
             true => check_losses(&outcome, self.settings.method),
@@ -146,6 +154,9 @@ impl Run {
             feature_std: spread(&features)?,
             images_per_s,
             waiting,
+            overhead_predicted: overhead::predicted(&self.settings, &self.vit)?
+                .map(|cost| cost.overhead()),
+            overhead_measured: self.overhead(),
             seconds: self.start.elapsed().as_secs_f64(),
             peak_mib: peak_mib(),
             skipped: self.data.skipped.len(),
@@ -171,6 +182,19 @@ impl Run {
             true => (epochs / seconds, waited / seconds),
             false => (0.0, 0.0),
         }
+    }
+
+    /// What the regularizer was seen to cost, on average over the epochs in which it was timed.
+    fn overhead(&self) -> Option<f64> {
+        let records = self.log.records().iter();
+        let timed: Vec<f64> = records
+            .filter_map(|record| match record {
+                Record::Epoch(epoch) => epoch.regularizer,
+                Record::Step(_) => None,
+            })
+            .collect();
+        let mean = timed.iter().sum::<f64>() / timed.len() as f64;
+        (!timed.is_empty()).then_some(1.0 + mean)
     }
 
     fn write_report(&self, encoder: &Vit, outcome: &Outcome) -> Result<()> {
@@ -232,6 +256,23 @@ fn check_losses(outcome: &Outcome, method: Method) -> Result<()> {
     Ok(())
 }
 
+/// What the regularizer costs, counted and timed; nothing where there was none.
+fn print_overhead(outcome: &Outcome) {
+    let Some(predicted) = outcome.overhead_predicted else {
+        return;
+    };
+    println!(
+        "predicted overhead {predicted:.4}x: multiply-adds with the regularizer over those without"
+    );
+    match outcome.overhead_measured {
+        Some(measured) => println!(
+            "measured overhead {measured:.4}x: time of its views, and of its head and loss forward and backward on \
+             copies of the maps, at one step in {PROBE_EVERY}, beside the rest of the steps"
+        ),
+        None => println!("measured overhead -: no step was timed, the first is step {PROBE_FIRST}"),
+    }
+}
+
 /// One line for machines: CI reads it.
 fn print_line(outcome: &Outcome, layer: usize) {
     let number = |value: Option<f32>| value.map_or(f64::NAN, f64::from);
@@ -239,7 +280,7 @@ fn print_line(outcome: &Outcome, layer: usize) {
     println!(
         "\nresult method={} mode={} seed={} epochs={} steps={} loss_first={:.4} loss_last={:.4} invariance_last={:.4} \
          equivariance_last={:.4} score={:.4} knn={:.2} knn_poses={:.2} images_per_s={:.0} waiting={:.3} peak_mib={:.0} \
-         seconds={:.0}",
+         seconds={:.0} overhead_predicted={:.4} overhead_measured={:.4}",
         outcome.method,
         outcome.mode,
         outcome.seed,
@@ -261,11 +302,14 @@ fn print_line(outcome: &Outcome, layer: usize) {
         outcome.waiting,
         outcome.peak_mib.unwrap_or(f64::NAN),
         outcome.seconds,
+        outcome.overhead_predicted.unwrap_or(f64::NAN),
+        outcome.overhead_measured.unwrap_or(f64::NAN),
     );
 }
 
 fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
     let row = |name: &str, value: String| (name.to_string(), value);
+    let ratio = |x: Option<f64>| x.map_or("–".to_string(), |x| format!("{x:.4}x"));
     let mut rows = vec![
         row(
             "20-NN accuracy, upright",
@@ -280,6 +324,14 @@ fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
         row(
             "waiting for pictures",
             format!("{:.1} %", 100.0 * outcome.waiting),
+        ),
+        row(
+            "overhead of the regularizer, predicted",
+            ratio(outcome.overhead_predicted),
+        ),
+        row(
+            "overhead of the regularizer, measured",
+            ratio(outcome.overhead_measured),
         ),
         row("pictures skipped", outcome.skipped.to_string()),
         row("data", outcome.note.clone()),

@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
+use ser_reg::ser::SerOutput;
 
 use self::{checkpoint::State, interrupt::Interrupt, log::Log, saved::Saved};
 use super::{
@@ -34,15 +35,22 @@ use super::{
     eval::Evaluation,
     knn::spread,
     loader::{Loader, LoaderConfig},
+    overhead,
     progress::Progress,
     records::{Epoch, Record, Step, finite},
     settings::{Method, Preset, Settings},
+    views::Posed,
     vit::{Vit, VitConfig},
 };
 
 /// Pictures of the evaluations between epochs: neighbours are looked for among so many, for so many.
 const BANK: usize = 2000;
 const QUERIES: usize = 500;
+
+/// The regularizer is timed by itself at one step in so many, not at the first ones, when all is cold: for one that takes
+/// a quarter of a step, that is less than a hundredth of a run.
+const PROBE_EVERY: usize = 32;
+const PROBE_FIRST: usize = 8;
 
 /// What a run leaves besides its configuration, its metrics and its checkpoint.
 const OUTPUTS: [&str; 4] = [
@@ -77,6 +85,8 @@ pub struct Run {
     start: Instant,
     /// The loader's waiting time when the epoch began.
     waited: Duration,
+    /// Seconds of the regularizer by itself, at steps of this epoch.
+    probes: Vec<f64>,
 }
 
 /// The pictures of one step, in two views.
@@ -137,6 +147,7 @@ impl Run {
             stopped: false,
             start,
             waited: Duration::ZERO,
+            probes: Vec::new(),
             data,
             augment,
             folder,
@@ -240,6 +251,31 @@ impl Run {
         }))
     }
 
+    /// At a step in [`PROBE_EVERY`], times `loss`, the regularizer's, on copies of the maps of `posed`, once more and by
+    /// itself. Training goes on as if it had not been; neither does that time count as the step's.
+    pub fn probe(
+        &mut self,
+        posed: &Posed,
+        loss: impl FnOnce([&Tensor; 2]) -> ser_reg::Result<SerOutput>,
+    ) -> Result<()> {
+        let due = self.step % PROBE_EVERY == PROBE_FIRST;
+        if due && self.settings.ser.lambda > 0.0 {
+            let start = Instant::now();
+            self.probes.push(overhead::time(posed, loss, &self.device)?);
+            self.progress.leave_out(start.elapsed());
+        }
+        Ok(())
+    }
+
+    /// What the regularizer adds to the time of a step of this epoch; begins to collect for the next one.
+    fn regularizer(&mut self) -> Option<f64> {
+        let mut probes = std::mem::take(&mut self.probes);
+        probes.sort_by(f64::total_cmp);
+        let seconds = probes.get(probes.len() / 2)?;
+        let rest = self.progress.step_seconds() - seconds;
+        (rest > 0.0).then(|| seconds / rest)
+    }
+
     /// Ends a step: writes down what was `seen`, and evaluates and saves when it is time.
     ///
     /// `extra` names figures of the method that are worth a line an epoch.
@@ -282,13 +318,18 @@ impl Run {
         self.waited = waited;
         let evaluated = self.evaluate_every > 0
             && (epoch.is_multiple_of(self.evaluate_every) || epoch == self.settings.epochs);
+        let regularizer = self.regularizer();
         let record = match evaluated {
-            true => self.evaluate(encoder, speed, waiting, extra)?,
+            true => Epoch {
+                regularizer,
+                ..self.evaluate(encoder, speed, waiting, extra)?
+            },
             false => Epoch {
                 epoch,
                 step: self.step,
                 images_per_s: speed,
                 waiting,
+                regularizer,
                 extra: extra.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
                 ..Default::default()
             },
@@ -326,6 +367,7 @@ impl Run {
             accuracy: evaluation.poses(encode)?.to_vec(),
             images_per_s,
             waiting,
+            regularizer: None,
             extra: figures,
         })
     }

@@ -50,6 +50,7 @@ fn epoch(epoch: usize) -> Epoch {
         accuracy: (0..8).map(|k| 80.0 - k as f64).collect(),
         images_per_s: 1000.0,
         waiting: 0.1,
+        regularizer: Some(0.2),
         extra: BTreeMap::new(),
     }
 }
