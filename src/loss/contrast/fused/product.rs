@@ -49,6 +49,14 @@ pub(super) fn gram<T: Real, R: Send>(
         .collect()
 }
 
+/// `then(first token, tile)` on each tile of a block of `len` rows.
+pub(super) fn panels<T: Real>(block: &mut [T], len: usize, then: impl Fn(usize, &mut [T]) + Sync) {
+    block
+        .par_chunks_mut(len * PANEL)
+        .enumerate()
+        .for_each(|(panel, tile)| then(panel * PANEL, tile));
+}
+
 /// `out ← out + block·b`.
 pub(super) fn gather<T: Real>(block: &[T], b: &[T], width: usize, out: &mut [T]) -> Result<()> {
     let len = out.len() / width;

@@ -16,7 +16,7 @@ use candle_core::Result;
 
 use super::super::{Form, InfoNce, lead};
 use super::bank::{Bank, dot};
-use super::product::{PANEL, gather, gram, spread};
+use super::product::{PANEL, gather, gram, panels, spread};
 use super::real::Real;
 use super::tile::{self, Groups, Margins};
 use super::{Value, block_rows};
@@ -48,12 +48,16 @@ struct Rectangle {
 }
 
 impl Rectangle {
+    fn cosines(&self) -> usize {
+        self.rows.range.len() * self.cols.range.len()
+    }
+
     fn is_square(&self) -> bool {
         self.rows == self.cols
     }
 }
 
-/// `len` rows at a time, the upper triangle over both sides or what lies between them.
+/// `len` rows at a time, the upper triangle over both sides or what lies between them; the largest last.
 fn rectangles(count: usize, len: usize, form: Form) -> Vec<Rectangle> {
     let part = |side, range| Part { side, range };
     let mut all = Vec::new();
@@ -79,6 +83,7 @@ fn rectangles(count: usize, len: usize, form: Form) -> Vec<Rectangle> {
             );
         }
     }
+    all.sort_by_key(Rectangle::cosines);
     all
 }
 
@@ -113,9 +118,12 @@ pub(super) fn run<T: Real>(
     let len = block_rows::<T>(config, count, count);
     let rectangles = rectangles(count, len, form);
     let mut cosines = vec![T::zero(); len * count];
+    // Which rectangle's cosines lie there: the second pass goes backwards and finds the last and largest one's made.
+    let mut held = None;
 
     let mut anchors = [0, 1].map(|_| anchors(bank, sets));
-    for rectangle in &rectangles {
+    for (i, rectangle) in rectangles.iter().enumerate() {
+        held = Some(i);
         let Rectangle { rows, cols } = rectangle;
         let (row_groups, col_groups) = (&groups[rows.range.clone()], &groups[cols.range.clone()]);
         let block = &mut cosines[..rows.range.len() * cols.range.len()];
@@ -142,7 +150,7 @@ pub(super) fn run<T: Real>(
     let lead = lead(width, T::DTYPE);
     let weights = anchors.map(|anchors| weights::<T>(&anchors, shares, rate, lead, &mut value));
     let live = sets.map(|set| bank.is_live(set));
-    for rectangle in &rectangles {
+    for (i, rectangle) in rectangles.iter().enumerate().rev() {
         let Rectangle { rows, cols } = rectangle;
         if !(live[rows.side] || live[cols.side]) {
             continue;
@@ -152,7 +160,7 @@ pub(super) fn run<T: Real>(
         let a = &bank.rows[sets[rows.side]][rows.span(width)];
         let b = &bank.rows[sets[cols.side]][cols.span(width)];
         let (of_rows, of_cols) = (&weights[rows.side], &weights[cols.side]);
-        gram(a, b, width, block, |first, tile| {
+        let weigh = |first: usize, tile: &mut [T]| {
             let cols_seen = &col_groups[first..col_groups.len().min(first + PANEL)];
             let groups = Groups {
                 rows: row_groups,
@@ -171,7 +179,11 @@ pub(super) fn run<T: Real>(
                         T::from_f64(of_rows.pull[i] + of_cols.pull[i]);
                 }
             }
-        })?;
+        };
+        match held.take() == Some(i) {
+            true => panels(block, rows.range.len(), weigh),
+            false => drop(gram(a, b, width, block, weigh)?),
+        }
         if let Some(grad) = &mut bank.grads[sets[rows.side]] {
             gather(block, b, width, &mut grad[rows.span(width)])?;
         }
