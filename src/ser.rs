@@ -357,7 +357,8 @@ impl SerLoss {
         if counted.is_empty() {
             return Err(Error::input(
                 "SerLoss",
-                "at least one token of the batch that both views see (draw larger crops)",
+                "at least one token of the batch that both views see (draw larger crops, smaller angles and shifts, or set \
+                 ViewConfig::min_overlap)",
                 format!("no overlap in any of {images} samples"),
             ));
         }

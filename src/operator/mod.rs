@@ -76,8 +76,8 @@ impl GridOperator {
     /// The result is sampled on the elements' own [`out_grid`](GroupAction::out_grid), which must be one for all of them.
     ///
     /// # Errors
-    /// If there is no element, or the elements lead to different grids (an odd quarter turn among even ones on a
-    /// non-square grid, say).
+    /// If there is no element, the elements lead to different grids (an odd quarter turn among even ones on a
+    /// non-square grid, say), or [`Filter::Fourier`] meets a padding or an element that breaks the period.
     pub fn new<G: GroupAction>(
         elements: &[G],
         grid: TokenGrid,
@@ -107,7 +107,7 @@ impl GridOperator {
     /// The operator by which `elements` act from the grid `from`, sampled on the grid `to` whatever their own grids are.
     ///
     /// # Errors
-    /// If there is no element.
+    /// If there is no element, or [`Filter::Fourier`] meets a padding or an element that breaks the period.
     pub fn between<G: GroupAction>(
         elements: &[G],
         from: TokenGrid,
@@ -126,9 +126,9 @@ impl GridOperator {
             .iter()
             .map(|g| {
                 if let Some((_, sample)) = built.iter().find(|(other, _)| *other == g) {
-                    return sample.clone();
+                    return Ok(sample.clone());
                 }
-                let (chain, valid) = build::chain(g, from, to, resample);
+                let (chain, valid) = build::chain(g, from, to, resample)?;
                 let sample = Sample {
                     chain: Arc::new(chain),
                     valid: valid.map(Arc::new),
@@ -136,9 +136,9 @@ impl GridOperator {
                 if built.len() < SHARED {
                     built.push((g, sample.clone()));
                 }
-                sample
+                Ok(sample)
             })
-            .collect();
+            .collect::<Result<_>>()?;
         Ok(Self {
             in_grid: from,
             out_grid: to,
