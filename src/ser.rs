@@ -129,6 +129,7 @@ impl SerConfig {
     fn check(&self) -> Result<()> {
         check_lambda(self.lambda)?;
         self.info_nce().check()?;
+        self.resample.check()?;
         match self.objective {
             Objective::SmoothL1 { beta } if !(beta.is_finite() && beta > 0.0) => {
                 Err(Error::config("beta", "a finite value above 0", beta))
