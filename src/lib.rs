@@ -87,3 +87,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/integrate-your-model.md")]
 struct IntegrateYourModel;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/symmetries.md")]
+struct Symmetries;

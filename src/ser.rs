@@ -129,6 +129,7 @@ impl SerConfig {
     pub(crate) fn check(&self) -> Result<()> {
         check_lambda(self.lambda)?;
         self.info_nce().check()?;
+        self.resample.check()?;
         match self.objective {
             Objective::SmoothL1 { beta } if !(beta.is_finite() && beta > 0.0) => {
                 Err(Error::config("beta", "a finite value above 0", beta))
@@ -357,7 +358,8 @@ impl SerLoss {
         if counted.is_empty() {
             return Err(Error::input(
                 "SerLoss",
-                "at least one token of the batch that both views see (draw larger crops)",
+                "at least one token of the batch that both views see (draw larger crops, smaller angles and shifts, or set \
+                 ViewConfig::min_overlap)",
                 format!("no overlap in any of {images} samples"),
             ));
         }

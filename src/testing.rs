@@ -265,7 +265,122 @@ fn alone<G: GroupAction>(
     from: TokenGrid,
     resample: &Resample,
 ) -> crate::Result<GridOperator> {
-    Ok(GridOperator::anew(g, from, g.out_grid(from)?, resample))
+    GridOperator::anew(g, from, g.out_grid(from)?, resample)
+}
+
+/// The largest errors of an action on one map, in absolute value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ActionErrors {
+    /// `act(e, x) = x`
+    pub identity: f64,
+    /// `act(g⁻¹, act(g, x)) = x`
+    pub inverse: f64,
+    /// `act(a, act(b, x)) = act(a∘b, x)`
+    pub left_action: f64,
+    /// The fewest cells on which two sides were compared, those that both find valid; with 0 an error says nothing.
+    pub cells: usize,
+}
+
+impl ActionErrors {
+    /// The largest of the three errors.
+    pub fn worst(&self) -> f64 {
+        self.identity.max(self.inverse).max(self.left_action)
+    }
+}
+
+/// Measures what [`check_action_laws`] bounds, over all `elements` and all pairs of them, on a map `x` of one's own:
+/// `(1, N, C)` on `grid`, `f64`.
+///
+/// ```
+/// use rand::{SeedableRng, rngs::StdRng};
+/// use ser_reg::{Filter, TokenGrid, group::Scale, testing};
+/// let grid = TokenGrid::square(8)?;
+/// let x = testing::band_limited(grid, [2, 2], &mut StdRng::seed_from_u64(0))?;
+/// let scales = [Scale::new(0.75, 1.0)?, Scale::new(2.0, 1.25)?];
+/// let errors = testing::action_errors(&scales, &x, grid, &Filter::Fourier.into())?;
+/// assert!(errors.worst() < 1e-10 && errors.cells > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// If an operator cannot be built, or `x` does not fit.
+pub fn action_errors<G: GroupAction>(
+    elements: &[G],
+    x: &Tensor,
+    grid: TokenGrid,
+    resample: &Resample,
+) -> Result<ActionErrors, Violation> {
+    let identity = alone(&G::identity(), grid, resample)?;
+    let mut errors = ActionErrors {
+        identity: max_gap(x, &identity.apply(x)?, |_| true)?,
+        inverse: 0.0,
+        left_action: 0.0,
+        cells: grid.len(),
+    };
+    for a in elements {
+        let (gap, cells) = inverse_gap(a, x, grid, resample)?;
+        errors.inverse = errors.inverse.max(gap);
+        errors.cells = errors.cells.min(cells);
+        for b in elements {
+            let (gap, cells) = Product::of(a, b, grid, resample)?.gap(x)?;
+            errors.left_action = errors.left_action.max(gap);
+            errors.cells = errors.cells.min(cells);
+        }
+    }
+    Ok(errors)
+}
+
+/// `a` after `b` in three ways: as one element, as two operators one after the other, and as the product of these.
+struct Product {
+    element: GridOperator,
+    first: GridOperator,
+    second: GridOperator,
+    chained: GridOperator,
+}
+
+impl Product {
+    fn of<G: GroupAction>(
+        a: &G,
+        b: &G,
+        grid: TokenGrid,
+        resample: &Resample,
+    ) -> Result<Self, Violation> {
+        let first = alone(b, grid, resample)?;
+        let second = alone(a, first.out_grid(), resample)?;
+        Ok(Self {
+            element: GridOperator::anew(&a.compose(b), grid, second.out_grid(), resample)?,
+            chained: second.compose(&first)?,
+            first,
+            second,
+        })
+    }
+
+    fn twice(&self, x: &Tensor) -> Result<Tensor, Violation> {
+        Ok(self.second.apply(&self.first.apply(x)?)?)
+    }
+
+    /// The largest difference of one element from two, and the number of cells that both find valid.
+    fn gap(&self, x: &Tensor) -> Result<(f64, usize), Violation> {
+        let both = |i: usize| is_valid(&self.element, i) && is_valid(&self.chained, i);
+        let gap = max_gap(&self.element.apply(x)?, &self.twice(x)?, both)?;
+        let cells = 0..self.element.out_grid().len();
+        Ok((gap, cells.filter(|&i| both(i)).count()))
+    }
+}
+
+/// The largest difference of `x` from there and back, and the number of valid cells.
+fn inverse_gap<G: GroupAction>(
+    g: &G,
+    x: &Tensor,
+    grid: TokenGrid,
+    resample: &Resample,
+) -> Result<(f64, usize), Violation> {
+    let there = alone(g, grid, resample)?;
+    let back = GridOperator::anew(&g.inverse(), there.out_grid(), grid, resample)?;
+    let round = back.compose(&there)?;
+    let gap = max_gap(x, &round.apply(x)?, |i| is_valid(&round, i))?;
+    let cells = (0..grid.len()).filter(|&i| is_valid(&round, i)).count();
+    Ok((gap, cells))
 }
 
 fn check_left_action<G: GroupAction>(
@@ -276,25 +391,18 @@ fn check_left_action<G: GroupAction>(
     resample: &Resample,
     tolerance: f64,
 ) -> Checked {
-    let first = alone(b, grid, resample)?;
-    let second = alone(a, first.out_grid(), resample)?;
-    let product = a.compose(b);
+    let product = Product::of(a, b, grid, resample)?;
     if tolerance == EXACT {
-        let out = product.out_grid(grid)?;
-        require(out == second.out_grid(), Law::LeftAction, || {
-            format!("a = {a:?}, b = {b:?}: onto {out} and {}", second.out_grid())
+        let (once, twice) = (a.compose(b).out_grid(grid)?, product.second.out_grid());
+        require(once == twice, Law::LeftAction, || {
+            format!("a = {a:?}, b = {b:?}: onto {once} and {twice}")
         })?;
     }
-    let product = GridOperator::anew(&product, grid, second.out_grid(), resample);
-    let chained = second.compose(&first)?;
-    let twice = second.apply(&first.apply(x)?)?;
-    let gap = max_gap(&product.apply(x)?, &twice, |i| {
-        is_valid(&product, i) && is_valid(&chained, i)
-    })?;
+    let (gap, _) = product.gap(x)?;
     require(gap <= tolerance, Law::LeftAction, || {
         format!("a = {a:?}, b = {b:?}: error {gap:e} above {tolerance:e}")
     })?;
-    let gap = max_gap(&chained.apply(x)?, &twice, |_| true)?;
+    let gap = max_gap(&product.chained.apply(x)?, &product.twice(x)?, |_| true)?;
     require(gap <= ADJOINT, Law::LeftAction, || {
         format!("a = {a:?}, b = {b:?}: composed operators differ by {gap:e}")
     })
@@ -307,10 +415,7 @@ fn check_inverse<G: GroupAction>(
     resample: &Resample,
     tolerance: f64,
 ) -> Checked {
-    let there = alone(g, grid, resample)?;
-    let back = GridOperator::anew(&g.inverse(), there.out_grid(), grid, resample);
-    let round = back.compose(&there)?;
-    let gap = max_gap(x, &round.apply(x)?, |i| is_valid(&round, i))?;
+    let (gap, _) = inverse_gap(g, x, grid, resample)?;
     require(gap <= tolerance, Law::ActInverse, || {
         format!("g = {g:?}: error {gap:e} above {tolerance:e}")
     })
@@ -464,8 +569,44 @@ fn random(shape: &[usize], rng: &mut impl Rng) -> Result<Tensor, Violation> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// A map `(1, N, 2)` of one slow wave per channel, at most half a period across the image.
-fn smooth(grid: TokenGrid, rng: &mut impl Rng) -> Result<Tensor, Violation> {
+/// A periodic map `(1, N, 2)` of random waves with at most `band` whole periods along rows and columns, `[vertical,
+/// horizontal]`, sampled at the centres of the cells; values within `[−1, 1]`, `f64`.
+///
+/// [`Filter::Fourier`](crate::Filter::Fourier) represents scales and cyclic shifts of it exactly wherever an axis has more
+/// than `2·band` cells.
+///
+/// # Errors
+/// Those of candle.
+pub fn band_limited(
+    grid: TokenGrid,
+    band: [usize; 2],
+    rng: &mut impl Rng,
+) -> Result<Tensor, Violation> {
+    const WAVES: usize = 8;
+    let mut frequency = |most: usize| rng.random_range(-(most as f64)..=most as f64).round();
+    let mut waves = Vec::with_capacity(2 * WAVES);
+    for _ in 0..2 * WAVES {
+        let (v, u) = (frequency(band[0]), frequency(band[1]));
+        waves.push([v, u, frequency(1000) / 1000.0]);
+    }
+    let mut values = Vec::with_capacity(2 * grid.len());
+    for i in 0..grid.len() {
+        let [y, x] = grid.centre(i / grid.cols(), i % grid.cols());
+        for waves in waves.chunks_exact(WAVES) {
+            let wave =
+                |[v, u, phase]: &[f64; 3]| (std::f64::consts::TAU * (v * y + u * x + phase)).sin();
+            values.push(waves.iter().map(wave).sum::<f64>() / WAVES as f64);
+        }
+    }
+    Ok(Tensor::from_vec(values, (1, grid.len(), 2), &Device::Cpu)?)
+}
+
+/// A map `(1, N, 2)` of one slow wave per channel, at most half a period across the image and not periodic; values within
+/// `[−1, 1]`, `f64`. What [`check_action_laws`] measures on.
+///
+/// # Errors
+/// Those of candle.
+pub fn smooth(grid: TokenGrid, rng: &mut impl Rng) -> Result<Tensor, Violation> {
     let waves: [[f64; 3]; 2] = std::array::from_fn(|_| {
         [
             rng.random_range(-3.0..3.0),

@@ -1,12 +1,15 @@
 //! Pairs of geometric views of one batch, and the relative element that aligns their token maps.
 
 use candle_core::Tensor;
-use rand::Rng;
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    Error, GridOperator, Resample, Result, TokenGrid,
-    group::{D4, Element, GroupAction, Scale, Subgroup, Window},
+    Error, Filter, GridOperator, Resample, Result, TokenGrid,
+    group::{Affine, D4, Element, GroupAction, Scale, Subgroup, Window},
 };
+
+/// Draws of a second view before it takes the chart of the first.
+const TRIES: usize = 20;
 
 /// How the turns and flips of the two views of a sample are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,27 @@ impl Default for CropRange {
     }
 }
 
+/// Ranges of a continuous pose about the centre of the view, all uniform; `(0, 0)`, the default, leaves a motion out.
+///
+/// The motions act in this order: shear, rotation (rigid in cells), translation. Masks drop tokens that have no counterpart
+/// in the other view. Beyond the border of the source both views show what the padding continues it with.
+///
+/// ```
+/// use ser_reg::view::{AffineRange, ViewConfig};
+/// let any_angle = AffineRange { rotation: (-180.0, 180.0), ..Default::default() };
+/// let config = ViewConfig { affine: Some(any_angle), min_overlap: 0.25, ..Default::default() };
+/// # assert_eq!(config.affine.unwrap().shear, (0.0, 0.0));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AffineRange {
+    /// Angle in degrees, counter-clockwise; within ±360.
+    pub rotation: (f64, f64),
+    /// Shift down and shift right, drawn apart, in units of the view's side; between −1 and 1.
+    pub translation: (f64, f64),
+    /// Shear along rows and along columns, drawn apart, as in [`Affine::shear`]; between −1 and 1.
+    pub shear: (f64, f64),
+}
+
 /// What a [`ViewSampler`] draws from. The default draws freely from D4 with the paper's scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ViewConfig {
@@ -50,6 +74,14 @@ pub struct ViewConfig {
     pub aspect: (f64, f64),
     /// A random crop per sample and view; `None`, the paper's choice: both views show the whole image.
     pub crop: Option<CropRange>,
+    /// A random pose per sample and view, after the crop and before the turn; `None`, the paper's choice: turns and flips
+    /// only.
+    pub affine: Option<AffineRange>,
+    /// Smallest share of each view's tokens that the other view of the sample sees too, in `[0, 1]`. A second view with a
+    /// smaller one is drawn again, twenty times at most; then it shows the crop and pose of the first, under its own turn.
+    /// With 0, the default, nothing is drawn again; above it every sample has an overlap. What is drawn again comes from a
+    /// generator of its own, so that the caller's moves on as it would.
+    pub min_overlap: f64,
     /// How images are resampled.
     pub resample: Resample,
 }
@@ -61,8 +93,17 @@ impl Default for ViewConfig {
             area: (0.7, 1.3),
             aspect: (3.0 / 4.0, 4.0 / 3.0),
             crop: None,
+            affine: None,
+            min_overlap: 0.0,
             resample: Resample::default(),
         }
+    }
+}
+
+impl ViewConfig {
+    /// Whether two views of a sample may show different parts of it.
+    fn is_partial(&self) -> bool {
+        self.crop.is_some() || self.affine.is_some()
     }
 }
 
@@ -93,13 +134,42 @@ impl ViewSampler {
     /// A sampler for images whose token grid is `base`.
     ///
     /// # Errors
-    /// If a range is not finite and positive, or reversed, or a crop's area exceeds 1.
+    /// If a range is reversed or not finite, a scale or crop is not positive, a crop's area exceeds 1, a pose lies beyond the
+    /// bounds of [`AffineRange`], `min_overlap` is no fraction, or crops or poses are to be resampled by
+    /// [`Filter::Fourier`].
     pub fn new(config: ViewConfig, base: TokenGrid) -> Result<Self> {
         check_range("ViewConfig::area", config.area, f64::MAX)?;
         check_range("ViewConfig::aspect", config.aspect, f64::MAX)?;
         if let Some(crop) = config.crop {
             check_range("CropRange::area", crop.area, 1.0)?;
             check_range("CropRange::aspect", crop.aspect, f64::MAX)?;
+        }
+        if let Some(range) = config.affine {
+            check_motion("AffineRange::rotation", range.rotation, "<= 360", |v| {
+                v <= 360.0
+            })?;
+            // A shift by a whole side leaves nothing of the image, a shear of one can be singular.
+            for (field, range) in [
+                ("AffineRange::translation", range.translation),
+                ("AffineRange::shear", range.shear),
+            ] {
+                check_motion(field, range, "< 1", |v| v < 1.0)?;
+            }
+        }
+        if !(0.0..=1.0).contains(&config.min_overlap) {
+            return Err(Error::config(
+                "ViewConfig::min_overlap",
+                "a fraction within [0, 1]",
+                config.min_overlap,
+            ));
+        }
+        config.resample.check()?;
+        if config.resample.filter == Filter::Fourier && config.is_partial() {
+            return Err(Error::config(
+                "ViewConfig::resample",
+                "another filter than Fourier for crops and poses (it keeps the period of the map: whole images only)",
+                "Filter::Fourier",
+            ));
         }
         Ok(Self { config, base })
     }
@@ -116,18 +186,50 @@ impl ViewSampler {
                 "0",
             ));
         }
-        let (first, second) = match self.config.pairing {
+        let (mut first, mut second) = match self.config.pairing {
             Pairing::Free(group) => (
                 self.sample_free(rng, group, batch)?,
                 self.sample_free(rng, group, batch)?,
             ),
             Pairing::Complement => self.sample_complement(rng, batch)?,
         };
+        let seed = rng.random();
+        if self.config.min_overlap > 0.0 && self.config.is_partial() {
+            self.overlap(&mut first, &mut second, seed)?;
+        }
+        let view = |draft: Draft| View {
+            elements: draft.samples.iter().map(|s| s.element).collect(),
+            base: self.base,
+            grid: draft.grid,
+            resample: self.config.resample,
+        };
         Ok(ViewPair {
-            first,
-            second,
-            seed: rng.random(),
+            first: view(first),
+            second: view(second),
+            seed,
         })
+    }
+
+    /// Draws second views again until each sees enough of the first.
+    fn overlap(&self, first: &mut Draft, second: &mut Draft, seed: u64) -> Result<()> {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let (from, to) = (first.grid, second.grid);
+        for (one, two) in first.samples.iter().zip(&mut second.samples) {
+            let enough = |two: &Sample| -> Result<bool> {
+                let share = overlap(&Element::relative(&one.element, &two.element), from, to)?;
+                Ok(share >= self.config.min_overlap)
+            };
+            let mut tries = 0;
+            while !enough(two)? {
+                if tries == TRIES {
+                    *two = self.sample(one.chart, two.turn, to)?;
+                    break;
+                }
+                *two = self.sample(self.chart(rng, two.turn, to)?, two.turn, to)?;
+                tries += 1;
+            }
+        }
+        Ok(())
     }
 
     fn sample_free<R: Rng + ?Sized>(
@@ -135,7 +237,7 @@ impl ViewSampler {
         rng: &mut R,
         group: Subgroup,
         batch: usize,
-    ) -> Result<View> {
+    ) -> Result<Draft> {
         let grid = self.sample_grid(rng)?;
         let mut elements = group.elements().to_vec();
         if !self.base.is_square() {
@@ -151,13 +253,11 @@ impl ViewSampler {
         };
         let draw = |_| {
             let turn = elements[rng.random_range(0..elements.len())];
-            self.element(rng, turn, grid)
+            self.sample(self.chart(rng, turn, grid)?, turn, grid)
         };
-        Ok(View {
-            elements: (0..batch).map(draw).collect::<Result<_>>()?,
-            base: self.base,
+        Ok(Draft {
+            samples: (0..batch).map(draw).collect::<Result<_>>()?,
             grid,
-            resample: self.config.resample,
         })
     }
 
@@ -165,7 +265,7 @@ impl ViewSampler {
         &self,
         rng: &mut R,
         batch: usize,
-    ) -> Result<(View, View)> {
+    ) -> Result<(Draft, Draft)> {
         let choices: Vec<(bool, bool)> = (0..batch).map(|_| (rng.random(), rng.random())).collect();
         let mut view = |complement: bool| {
             let scaled = self.sample_grid(rng)?;
@@ -178,13 +278,12 @@ impl ViewSampler {
             let draw = |&(half_turn, flip): &(bool, bool)| {
                 let half_turn = D4::rot90(if half_turn ^ complement { 2 } else { 0 });
                 let flip = D4::new(0, flip ^ complement);
-                self.element(rng, turns.compose(&flip).compose(&half_turn), grid)
+                let turn = turns.compose(&flip).compose(&half_turn);
+                self.sample(self.chart(rng, turn, grid)?, turn, grid)
             };
-            Ok::<_, Error>(View {
-                elements: choices.iter().map(draw).collect::<Result<_>>()?,
-                base: self.base,
+            Ok::<_, Error>(Draft {
+                samples: choices.iter().map(draw).collect::<Result<_>>()?,
                 grid,
-                resample: self.config.resample,
             })
         };
         Ok((view(false)?, view(true)?))
@@ -200,18 +299,56 @@ impl ViewSampler {
         )
     }
 
-    /// Crop, turn, resize to `grid`.
-    fn element<R: Rng + ?Sized>(&self, rng: &mut R, turn: D4, grid: TokenGrid) -> Result<Element> {
+    /// What a view shows of the source before it is turned and resized to `grid`: a crop in a pose.
+    fn chart<R: Rng + ?Sized>(&self, rng: &mut R, turn: D4, grid: TokenGrid) -> Result<Element> {
         let window = match self.config.crop {
             Some(range) => sample_window(rng, range)?,
             None => Window::identity(),
         };
-        let [h, w] = window.size();
+        let crop = Element::from(window);
+        let Some(range) = self.config.affine else {
+            return Ok(crop);
+        };
+        // Rigid in the cells that the view will have; a quarter turn is still to come.
+        let upright = if turn.swaps_axes() {
+            grid.transposed()
+        } else {
+            grid
+        };
+        let mut draw = |(lo, hi): (f64, f64)| rng.random_range(lo..=hi);
+        let rotation = Affine::rotation_on(draw(range.rotation), upright, upright)?;
+        let translation = Affine::translation(draw(range.translation), draw(range.translation))?;
+        let shear = Affine::shear(draw(range.shear), draw(range.shear))?;
+        Ok(crop.then(translation.compose(&rotation).compose(&shear)))
+    }
+
+    /// The chart, turned, resized to `grid`.
+    fn sample(&self, chart: Element, turn: D4, grid: TokenGrid) -> Result<Sample> {
+        // Its sides in cells; poses leave them as the crop made them.
+        let [h, w] = chart.zoom();
         let (h, w) = (h * self.base.rows() as f64, w * self.base.cols() as f64);
         let (h, w) = if turn.swaps_axes() { (w, h) } else { (h, w) };
         let scale = Scale::new(grid.rows() as f64 / h, grid.cols() as f64 / w)?;
-        Ok(Element::from(window).then(turn).then(scale))
+        Ok(Sample {
+            chart,
+            turn,
+            element: chart.then(turn).then(scale),
+        })
     }
+}
+
+/// A view that may still be drawn again.
+struct Draft {
+    samples: Vec<Sample>,
+    grid: TokenGrid,
+}
+
+/// One sample of a view.
+struct Sample {
+    chart: Element,
+    turn: D4,
+    /// The whole of it: source to view.
+    element: Element,
 }
 
 /// One geometric view of a batch: an element per sample and the token grid that the view has.
@@ -381,10 +518,29 @@ impl<G: GroupAction> Relative<G> {
         self.seed
     }
 
-    /// The operator from the first view's tokens to the second's frame.
+    /// For each element, the share of a view's tokens that the other view sees too, of both views the smaller share: 1 is
+    /// a full overlap, 0 none, and then the sample takes no part in a [`SerLoss`](crate::SerLoss).
+    ///
+    /// ```
+    /// use ser_reg::{TokenGrid, group::Window, view::Relative};
+    /// let grid = TokenGrid::square(4)?;
+    /// let shift = |cells| Window::from_cells(0, cells, 4, 4, grid);
+    /// let relative = Relative::new(vec![shift(1)?, shift(4)?], grid, grid)?;
+    /// assert_eq!(relative.overlap()?, [0.75, 0.0]);
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
     ///
     /// # Errors
     /// None today; operators may come to reject elements.
+    pub fn overlap(&self) -> Result<Vec<f64>> {
+        let share = |g: &G| overlap(g, self.from, self.to);
+        self.elements.iter().map(share).collect()
+    }
+
+    /// The operator from the first view's tokens to the second's frame.
+    ///
+    /// # Errors
+    /// If `resample` has [`Filter::Fourier`] and an element or the padding breaks the period.
     pub fn forward(&self, resample: &Resample) -> Result<GridOperator> {
         GridOperator::between(&self.elements, self.from, self.to, resample)
     }
@@ -392,11 +548,38 @@ impl<G: GroupAction> Relative<G> {
     /// The operator from the second view's tokens to the first's frame.
     ///
     /// # Errors
-    /// None today; operators may come to reject elements.
+    /// If `resample` has [`Filter::Fourier`] and an element or the padding breaks the period.
     pub fn reverse(&self, resample: &Resample) -> Result<GridOperator> {
         let inverse: Vec<G> = self.elements.iter().map(G::inverse).collect();
         GridOperator::between(&inverse, self.to, self.from, resample)
     }
+}
+
+/// The share of valid tokens, of both directions the smaller.
+fn overlap<G: GroupAction>(g: &G, from: TokenGrid, to: TokenGrid) -> Result<f64> {
+    let valid = |g: G, from, to: TokenGrid| -> Result<f64> {
+        // Masks do not depend on the filter; this one is the cheapest.
+        let operator = GridOperator::between(&[g], from, to, &Filter::Nearest.into())?;
+        let counted = operator.valid(0).map(|v| v.iter().filter(|&&v| v).count());
+        Ok(counted.unwrap_or(to.len()) as f64 / to.len() as f64)
+    };
+    Ok(valid(g.clone(), from, to)?.min(valid(g.inverse(), to, from)?))
+}
+
+fn check_motion(
+    field: &'static str,
+    (lo, hi): (f64, f64),
+    bound: &str,
+    within: impl Fn(f64) -> bool,
+) -> Result<()> {
+    if lo <= hi && [lo, hi].iter().all(|v| v.is_finite() && within(v.abs())) {
+        return Ok(());
+    }
+    Err(Error::config(
+        field,
+        format!("a range low <= high with absolute values {bound} ((0, 0) for none)"),
+        format!("({lo}, {hi})"),
+    ))
 }
 
 fn check_range(field: &'static str, (lo, hi): (f64, f64), most: f64) -> Result<()> {

@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{affine, cases, d4, element, grid, rng, scale, window};
+use common::{LOCAL, PADDINGS, affine, cases, d4, element, grid, rng, roll, scale, window};
 use proptest::prelude::*;
 use ser_reg::{
-    Filter, GroupAction, Padding, Resample, TokenGrid,
+    Filter, GroupAction, Resample, TokenGrid,
     group::{Affine, D4, Element, Point, Scale, Subgroup, Window},
     testing::{self, EXACT, Law, POINTS},
 };
@@ -100,6 +100,22 @@ proptest! {
     }
 
     #[test]
+    fn cyclic_shifts_are_a_group(g in prop::collection::vec(roll(), 1..=3)) {
+        testing::check_group_laws(&g, POINTS)?;
+    }
+
+    #[test]
+    fn cyclic_shifts_obey_the_laws_of_operators(
+        g in prop::collection::vec(roll(), 1..=3), grid in grid(), f in 0usize..7, p in 0usize..4,
+    ) {
+        let resample = match LOCAL.get(f) {
+            Some(&filter) => Resample { filter, padding: PADDINGS[p] },
+            None => Filter::Fourier.into(),
+        };
+        testing::check_action_laws(&g, grid, &resample, f64::MAX, &mut rng(3))?;
+    }
+
+    #[test]
     fn affine_maps_are_a_group(g in prop::collection::vec(affine(), 1..=3)) {
         testing::check_group_laws(&g, POINTS)?;
     }
@@ -144,10 +160,9 @@ proptest! {
     }
 
     #[test]
-    fn operators_of_any_element_obey_their_laws(g in prop::collection::vec(element(), 1..=3), grid in grid(), f in 0usize..6, p in 0usize..3) {
+    fn operators_of_any_element_obey_their_laws(g in prop::collection::vec(element(), 1..=3), grid in grid(), f in 0usize..6, p in 0usize..4) {
         // Tolerance without bound: here only what holds exactly for every operator is checked.
-        let padding = [Padding::Zeros, Padding::Border, Padding::Reflection][p];
-        let resample = Resample { filter: Filter::ALL[f], padding };
+        let resample = Resample { filter: LOCAL[f], padding: PADDINGS[p] };
         let fits = g.iter().all(|a| a.out_grid(grid).is_ok_and(|to| g.iter().all(|b| b.out_grid(to).is_ok())));
         prop_assume!(fits);
         testing::check_action_laws(&g, grid, &resample, f64::MAX, &mut rng(3))?;

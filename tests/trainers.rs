@@ -366,6 +366,17 @@ fn the_extremes_of_a_partition_train() {
             "--form",
             "cross-view",
         ],
+        // Crops that all but never meet by chance: the run must not end for want of an overlap.
+        vec!["--crops", "0.01,0.02", "--group", "none"],
+        vec![
+            "--rotation",
+            "-180,180",
+            "--translation",
+            "-0.9,0.9",
+            "--shear",
+            "-0.2,0.2",
+        ],
+        vec!["--filter", "fourier", "--scale", "0.5,2"],
     ]
     .into_iter()
     .enumerate()
@@ -544,6 +555,17 @@ fn impossible_options_are_refused() {
         (vec!["--temperature", "0"], vec!["temperature"]),
         (vec!["--scale", "1.3,0.7"], vec!["area"]),
         (vec!["--crops", "0.5"], vec!["two numbers"]),
+        (vec!["--crops", "0,0.5"], vec!["CropRange::area"]),
+        (vec!["--rotation", "30,-30"], vec!["AffineRange::rotation"]),
+        (
+            vec!["--translation", "-1,1"],
+            vec!["AffineRange::translation", "< 1"],
+        ),
+        (vec!["--min-overlap", "2"], vec!["min_overlap", "[0, 1]"]),
+        (
+            vec!["--filter", "fourier", "--crops", "0.5,1"],
+            vec!["another filter than Fourier"],
+        ),
         (vec!["--learning-rate", "nan"], vec!["--learning-rate"]),
         (vec!["--momentum", "1.5"], vec!["--momentum"]),
         (vec!["--device", "abacus"], vec!["abacus"]),

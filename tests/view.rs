@@ -5,12 +5,14 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::{cases, max_gap, rng, values};
 use proptest::prelude::*;
+use rand::RngCore;
 use ser_reg::{
-    GroupAction, Resample, TokenGrid,
+    Filter, GroupAction, Resample, TokenGrid,
     group::{D4, Element, Subgroup},
     partition::Partition,
     schedule::Schedule,
-    view::{CropRange, Pairing, Relative, ViewConfig, ViewSampler},
+    testing,
+    view::{AffineRange, CropRange, Pairing, Relative, ViewConfig, ViewPair, ViewSampler},
 };
 
 fn config(pairing: Pairing) -> ViewConfig {
@@ -217,6 +219,76 @@ fn bad_input_is_named() {
         &["CropRange::area", "<= 1", "1.5"],
     );
 
+    let posed = |range: AffineRange| ViewConfig {
+        affine: Some(range),
+        ..default
+    };
+    let none = AffineRange::default();
+    for (range, parts) in [
+        (
+            AffineRange {
+                rotation: (20.0, -20.0),
+                ..none
+            },
+            ["AffineRange::rotation", "low <= high", "(20, -20)"],
+        ),
+        (
+            AffineRange {
+                rotation: (f64::NAN, 0.0),
+                ..none
+            },
+            ["AffineRange::rotation", "<= 360", "NaN"],
+        ),
+        (
+            AffineRange {
+                translation: (0.0, 1.0),
+                ..none
+            },
+            ["AffineRange::translation", "< 1", "(0, 1)"],
+        ),
+        (
+            AffineRange {
+                shear: (-1.5, 0.0),
+                ..none
+            },
+            ["AffineRange::shear", "< 1", "-1.5"],
+        ),
+    ] {
+        fails(posed(range), &parts);
+    }
+    for min_overlap in [-0.1, 1.5, f64::NAN] {
+        let message = ["min_overlap", "[0, 1]", &min_overlap.to_string()];
+        fails(
+            ViewConfig {
+                min_overlap,
+                ..default
+            },
+            &message,
+        );
+    }
+    let fourier = Filter::Fourier.into();
+    for config in [
+        posed(none),
+        ViewConfig {
+            crop: Some(CropRange::default()),
+            ..default
+        },
+    ] {
+        let parts = ["ViewConfig::resample", "another filter than Fourier"];
+        fails(
+            ViewConfig {
+                resample: fourier,
+                ..config
+            },
+            &parts,
+        );
+    }
+    let whole = ViewConfig {
+        resample: fourier,
+        ..default
+    };
+    assert!(ViewSampler::new(whole, base).is_ok());
+
     let sampler = ViewSampler::new(default, base).unwrap();
     let empty = sampler.sample_pair(&mut rng(0), 0).unwrap_err().to_string();
     assert!(empty.contains("at least one sample"), "{empty}");
@@ -322,6 +394,208 @@ fn a_crop_that_fits_nowhere_is_the_largest_of_the_nearest_aspect() {
     ));
     // Twice as wide as high at least.
     assert!(near(window((1.0, 1.0), (2.0, 3.0)), [0.25, 0.0, 0.75, 1.0]));
+}
+
+/// Crops and poses drawn before and after this crate knew continuous poses: the numbers are of the commit before.
+#[test]
+fn the_stream_of_older_configurations_stays() {
+    let crop = Some(CropRange::default());
+    let default = ViewConfig::default();
+    for (config, hash, next) in [PIN] {
+        let rng = &mut rng(11);
+        let mut seen = 0u64;
+        let mut mix = |x: u64| seen = (seen ^ x).wrapping_mul(0x100_0000_01b3).rotate_left(23);
+        for base in [TokenGrid::square(7), TokenGrid::new(4, 6)] {
+            let sampler = ViewSampler::new(config, base.unwrap()).unwrap();
+            for _ in 0..20 {
+                let pair = sampler.sample_pair(rng, 5).unwrap();
+                for view in [&pair.first, &pair.second] {
+                    mix(view.grid().rows() as u64);
+                    mix(view.grid().cols() as u64);
+                    let points = [[0.13, 0.29], [0.71, 0.07]];
+                    for g in view.elements() {
+                        points.map(|p| g.source(p).map(|c| mix(c.to_bits())));
+                    }
+                }
+                mix(pair.relative().seed());
+            }
+        }
+        assert_eq!((seen, rng.next_u64()), (hash, next), "{config:?}");
+    }
+}
+
+#[test]
+fn poses_are_rigid_in_cells_and_within_their_ranges() {
+    let base = TokenGrid::new(4, 6).unwrap();
+    let only = |range| ViewConfig {
+        affine: Some(range),
+        ..unscaled(Pairing::Free(Subgroup::Trivial))
+    };
+    let draw = |range| {
+        let sampler = ViewSampler::new(only(range), base).unwrap();
+        let views = sampler.sample_pair(&mut rng(5), 200).unwrap();
+        views.first.elements().to_vec()
+    };
+    // Of steps of one cell, the vector in cells of the source that each becomes.
+    let steps = |g: &Element| {
+        let cells = |[y, x]: [f64; 2]| [4.0 * y, 6.0 * x];
+        let o = cells(g.source([0.5, 0.5]));
+        let step = |p| {
+            let q = cells(g.source(p));
+            [q[0] - o[0], q[1] - o[1]]
+        };
+        (o, step([0.75, 0.5]), step([0.5, 0.5 + 1.0 / 6.0]))
+    };
+    let spread = |values: &[f64], (lo, hi): (f64, f64)| {
+        let (low, high) = values
+            .iter()
+            .fold((hi, lo), |(a, b), &v| (v.min(a), v.max(b)));
+        let tenth = (hi - lo) / 10.0;
+        assert!(low >= lo - 1e-9 && high <= hi + 1e-9, "{low} {high}");
+        assert!(low < lo + tenth && high > hi - tenth, "{low} {high}");
+    };
+    let rotation = (-60.0, 100.0);
+    let none = AffineRange::default();
+    let mut angles = Vec::new();
+    for g in draw(AffineRange { rotation, ..none }) {
+        let (o, down, right) = steps(&g);
+        assert!((o[0] - 2.0).abs() < 1e-12 && (o[1] - 3.0).abs() < 1e-12);
+        // a rotation of the plane of cells, counter-clockwise: right comes from right and down
+        assert!((down[0] - right[1]).abs() < 1e-12 && (down[1] + right[0]).abs() < 1e-12);
+        assert!((down[0].hypot(down[1]) - 1.0).abs() < 1e-12);
+        angles.push(right[0].atan2(right[1]).to_degrees());
+    }
+    spread(&angles, rotation);
+    let (mut y, mut x) = (Vec::new(), Vec::new());
+    let translation = (-0.3, 0.1);
+    for g in draw(AffineRange {
+        translation,
+        ..none
+    }) {
+        let [v, u] = g.source([0.5, 0.5]);
+        y.push(0.5 - v);
+        x.push(0.5 - u);
+    }
+    spread(&y, translation);
+    spread(&x, translation);
+    assert_ne!(y, x);
+    let (mut y, mut x) = (Vec::new(), Vec::new());
+    let shear = (0.0, 0.4);
+    for g in draw(AffineRange { shear, ..none }) {
+        // the view's point `A·p`, of p = (½, 0) and (0, ½) from the centre
+        let back = g.inverse();
+        y.push(2.0 * (back.source([0.5, 1.0])[0] - 0.5));
+        x.push(2.0 * (back.source([1.0, 0.5])[1] - 0.5));
+    }
+    spread(&y, shear);
+    spread(&x, shear);
+    // No range, no motion.
+    assert!(draw(none).iter().all(|g| g.as_d4().is_some()));
+}
+
+/// What SER relies on: the relative element carries one posed view into the other.
+#[test]
+fn posed_crops_of_a_smooth_image_align() {
+    let base = TokenGrid::square(24).unwrap();
+    let config = ViewConfig {
+        crop: Some(CropRange::default()),
+        affine: Some(AffineRange {
+            rotation: (-40.0, 40.0),
+            translation: (-0.1, 0.1),
+            shear: (-0.2, 0.2),
+        }),
+        min_overlap: 0.2,
+        ..ViewConfig::default()
+    };
+    let sampler = ViewSampler::new(config, base).unwrap();
+    let mut compared = 0;
+    for seed in 0..6 {
+        let one = testing::smooth(base, &mut rng(seed)).unwrap();
+        let image = one
+            .transpose(1, 2)
+            .unwrap()
+            .reshape((1, 2, 24, 24))
+            .unwrap();
+        let images = Tensor::cat(&[&image, &image, &image], 0).unwrap();
+        let views = sampler.sample_pair(&mut rng(seed), 3).unwrap();
+        let relative = views.relative();
+        let forward = relative.forward(&Resample::default()).unwrap();
+        let carried = forward.apply(&views.first.act(&images).unwrap()).unwrap();
+        let want = views.second.act(&images).unwrap();
+        let to = relative.to_grid();
+        let gaps = values(&(carried - want).unwrap().abs().unwrap());
+        for (at, gap) in gaps.iter().enumerate() {
+            let (sample, cell) = (at / (2 * to.len()), at % to.len());
+            let centre = to.centre(cell / to.cols(), cell % to.cols());
+            let source = views.second.elements()[sample].source(centre);
+            let within = |p: [f64; 2]| p.iter().all(|c| (0.1..=0.9).contains(c));
+            // away from the borders of the source and of the first view, where padding shows
+            if within(source) && within(relative.elements()[sample].source(centre)) {
+                assert!(forward.valid(sample).is_none_or(|v| v[cell]));
+                assert!(
+                    *gap < 0.02,
+                    "seed {seed}, sample {sample}, cell {cell}: {gap}"
+                );
+                compared += 1;
+            }
+        }
+    }
+    assert!(compared > 2000, "{compared}");
+}
+
+#[test]
+fn every_pair_overlaps_where_that_is_asked_for() {
+    let base = TokenGrid::square(7).unwrap();
+    let crop = Some(CropRange {
+        area: (0.02, 0.1),
+        ..CropRange::default()
+    });
+    let affine = Some(AffineRange {
+        rotation: (-180.0, 180.0),
+        translation: (-0.9, 0.9),
+        ..AffineRange::default()
+    });
+    for pairing in [Pairing::Free(Subgroup::D4), Pairing::Complement] {
+        for (crop, affine) in [(crop, None), (None, affine), (crop, affine)] {
+            let draw = |min_overlap| -> (ViewPair, u64) {
+                let config = ViewConfig {
+                    crop,
+                    affine,
+                    min_overlap,
+                    ..config(pairing)
+                };
+                let rng = &mut rng(3);
+                let sampler = ViewSampler::new(config, base).unwrap();
+                (sampler.sample_pair(rng, 60).unwrap(), rng.next_u64())
+            };
+            let (loose, after) = draw(0.0);
+            let shares = loose.relative().overlap().unwrap();
+            assert!(shares.contains(&0.0), "the test needs pairs apart");
+            for min_overlap in [0.01, 0.3, 1.0] {
+                let (pair, then) = draw(min_overlap);
+                let overlap = pair.relative().overlap().unwrap();
+                assert!(overlap.iter().all(|&s| s >= min_overlap), "{overlap:?}");
+                // The caller's generator moves on as it would; what was good enough stays.
+                assert_eq!(after, then);
+                assert_eq!(loose.first.elements(), pair.first.elements());
+                let kept = shares
+                    .iter()
+                    .zip(loose.second.elements())
+                    .zip(pair.second.elements());
+                for ((&share, before), now) in kept {
+                    assert_eq!(share >= min_overlap, before == now);
+                }
+                // and both directions of the loss see tokens of every sample
+                for operator in [
+                    pair.relative().forward(&Resample::default()).unwrap(),
+                    pair.relative().reverse(&Resample::default()).unwrap(),
+                ] {
+                    let seen = |b| operator.valid(b).is_none_or(|v: &[bool]| v.contains(&true));
+                    assert!((0..60).all(seen));
+                }
+            }
+        }
+    }
 }
 
 #[test]

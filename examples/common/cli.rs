@@ -62,9 +62,23 @@ pub struct Args {
     /// Range of a view's columns over rows.
     #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
     pub aspect: Option<(f64, f64)>,
-    /// Each view crops this fraction of the shared crop's area; the loss compares where both overlap.
+    /// Each view crops this fraction of the shared crop's area; the loss compares where both overlap: 0.3,1.
     #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
     pub crops: Option<(f64, f64)>,
+    /// Each view is rotated by such an angle in degrees, besides its quarter turns; the loss compares where both overlap:
+    /// -30,30.
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
+    pub rotation: Option<(f64, f64)>,
+    /// Each view is shifted so far down and right, in fractions of its side: -0.1,0.1.
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
+    pub translation: Option<(f64, f64)>,
+    /// Each view is sheared along rows and columns: -0.2,0.2.
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
+    pub shear: Option<(f64, f64)>,
+    /// With crops and such poses: a second view that shares a smaller fraction of tokens with the first is drawn again
+    /// [default: 0.1].
+    #[arg(long, value_name = "FRACTION", help_heading = "Regularizer")]
+    pub min_overlap: Option<f64>,
     /// How scaled and cropped views and tokens are resampled.
     #[arg(long, value_enum, help_heading = "Regularizer")]
     pub filter: Option<FilterName>,
@@ -138,6 +152,10 @@ impl Args {
             scale: self.scale.unwrap_or(old.scale),
             aspect: self.aspect.unwrap_or(old.aspect),
             crops: self.crops.or(old.crops),
+            rotation: self.rotation.or(old.rotation),
+            translation: self.translation.or(old.translation),
+            shear: self.shear.or(old.shear),
+            min_overlap: self.min_overlap.or(old.min_overlap),
             filter: self.filter.unwrap_or(old.filter),
             ..*old
         };

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use ser_reg::{
-    Filter, Layout, Resample,
+    Filter, Layout, Resample, TokenGrid,
     group::Subgroup,
     loss::{Form, SameImage},
     partition::Partition,
     projector::ProjectorConfig,
     schedule::Schedule,
     ser::{Objective, SerConfig},
-    view::{CropRange, Pairing, ViewConfig},
+    view::{AffineRange, CropRange, Pairing, ViewConfig, ViewSampler},
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,8 +78,11 @@ pub enum FilterName {
     Nearest,
     Bilinear,
     Bicubic,
+    BilinearAntialias,
     BicubicAntialias,
     Area,
+    /// For turns and scales of whole pictures only, which then compose exactly.
+    Fourier,
 }
 
 /// Which tokens are negatives: the paper and the authors' code differ.
@@ -112,6 +115,13 @@ pub struct Ser {
     pub aspect: (f64, f64),
     /// Range of the area that each view crops from the shared crop; none: both show all of it.
     pub crops: Option<(f64, f64)>,
+    /// Ranges of a continuous pose of each view: degrees, fractions of a side, shears; none: quarter turns and flips only.
+    pub rotation: Option<(f64, f64)>,
+    pub translation: Option<(f64, f64)>,
+    pub shear: Option<(f64, f64)>,
+    /// Smallest share of a view's tokens that the other one sees too, where views are cropped or in continuous poses; none:
+    /// a tenth.
+    pub min_overlap: Option<f64>,
     pub filter: FilterName,
 }
 
@@ -282,6 +292,10 @@ impl Settings {
                 scale: (1.0, 1.0),
                 aspect: (1.0, 1.0),
                 crops: None,
+                rotation: None,
+                translation: None,
+                shear: None,
+                min_overlap: None,
                 filter: FilterName::Bicubic,
             },
             optimizer: Optimizer {
@@ -358,6 +372,10 @@ impl Settings {
                 scale: (0.7, 1.3),
                 aspect: (3.0 / 4.0, 4.0 / 3.0),
                 crops: None,
+                rotation: None,
+                translation: None,
+                shear: None,
+                min_overlap: None,
                 filter: FilterName::Bicubic,
             },
             optimizer: Optimizer {
@@ -418,6 +436,8 @@ impl Settings {
             );
         }
         self.partition()?;
+        // Ranges and filter, said before pictures are read; the grid does not matter.
+        ViewSampler::new(self.ser.views(), TokenGrid::square(1)?)?;
         Ok(())
     }
 
@@ -539,8 +559,21 @@ impl Ser {
                 area,
                 ..Default::default()
             }),
+            affine: self.affine(),
+            min_overlap: self.min_overlap.unwrap_or(0.1),
             resample: self.resample(),
         }
+    }
+
+    /// The continuous poses of a view, if it has any.
+    fn affine(&self) -> Option<AffineRange> {
+        let ranges = [self.rotation, self.translation, self.shear];
+        let [rotation, translation, shear] = ranges.map(Option::unwrap_or_default);
+        ranges.iter().any(Option::is_some).then_some(AffineRange {
+            rotation,
+            translation,
+            shear,
+        })
     }
 
     fn resample(&self) -> Resample {
@@ -548,8 +581,10 @@ impl Ser {
             FilterName::Nearest => Filter::Nearest,
             FilterName::Bilinear => Filter::Bilinear,
             FilterName::Bicubic => Filter::Bicubic,
+            FilterName::BilinearAntialias => Filter::BilinearAntialias,
             FilterName::BicubicAntialias => Filter::BicubicAntialias,
             FilterName::Area => Filter::Area,
+            FilterName::Fourier => Filter::Fourier,
         })
     }
 }

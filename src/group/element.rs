@@ -31,6 +31,11 @@ impl Element {
         next.into().compose(self)
     }
 
+    /// What the sides of the grid are multiplied by, `[rows, columns]` of the result.
+    pub(crate) fn zoom(&self) -> [f64; 2] {
+        self.zoom
+    }
+
     /// The D4 element that this is, if it is one to the bit.
     pub fn as_d4(&self) -> Option<D4> {
         self.map

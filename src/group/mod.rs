@@ -9,17 +9,20 @@
 //! | [`Scale`] | resizing by `(sy, sx)` | the identity: only the grid changes |
 //! | [`Window`] | a crop: the view is a sub-window of the source | axis-aligned, `f64` |
 //! | [`Affine`] | any rotation, shear, translation | `f64` |
-//! | [`Element`] | all of the above, composed in any order | D4 stays exact |
+//! | [`Roll`] | a cyclic translation | `f64`, on the torus |
+//! | [`Element`] | all of the above but [`Roll`], composed in any order | D4 stays exact |
 
 mod affine;
 mod d4;
 mod element;
+mod roll;
 mod scale;
 mod window;
 
 pub use affine::Affine;
 pub use d4::{D4, Subgroup};
 pub use element::Element;
+pub use roll::Roll;
 pub use scale::Scale;
 pub use window::Window;
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Resample, Sample};
-use crate::{TokenGrid, group::GroupAction};
+use crate::{Result, TokenGrid, group::GroupAction};
 
 /// Bytes of operators that are kept, of all kinds together.
 const MOST_BYTES: usize = 16 << 20;
@@ -46,15 +46,15 @@ pub(super) struct Place {
 pub(super) fn get<G: GroupAction>(
     element: &G,
     place: Place,
-    build: impl FnOnce() -> Sample,
-) -> Sample {
+    build: impl FnOnce() -> Result<Sample>,
+) -> Result<Sample> {
     if let Some(sample) = lock().find(element, place) {
-        return sample;
+        return Ok(sample);
     }
     // Others may look, and build, meanwhile.
-    let sample = build();
+    let sample = build()?;
     lock().insert(element, place, sample.clone());
-    sample
+    Ok(sample)
 }
 
 fn lock() -> MutexGuard<'static, Cache> {

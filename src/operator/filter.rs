@@ -1,6 +1,9 @@
 //! Interpolation filters in one dimension, with PyTorch's `align_corners = false` conventions.
 
+use std::f64::consts::PI;
+
 use super::taps::Taps;
+use crate::{Error, Result};
 
 /// How values between cells are interpolated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -19,17 +22,36 @@ pub enum Filter {
     BicubicAntialias,
     /// The mean of all cells that the target cell touches, as PyTorch's `area` and adaptive average pooling do.
     Area,
+    /// Fourier interpolation of the periodic map: its spectrum is cut or filled with zeros, and evaluated at the centres of
+    /// the target cells. On maps band-limited below the smallest grid of a chain, scales and cyclic shifts compose exactly.
+    ///
+    /// It reads every cell of a line, and is defined for what keeps the period: turns, flips, scales of the whole image,
+    /// shifts. Crops, zooms, rotations and shears are errors, and so is any padding but [`Padding::Periodic`].
+    ///
+    /// With `n` cells `x_j` at `(j+½)/n` on an axis and `m` cells in the target, `b = min(n, m)`, the value at `p` is
+    ///
+    /// ```text
+    /// y(p) = 1/n Σ_j x_j D(p − (j+½)/n),    D(d) = Σ_{|k| < b/2} cos(2πkd) + c·cos(πbd)
+    /// ```
+    ///
+    /// where the last term is the Nyquist frequency and exists for even `b` only: `c = 1` (the coefficient split between
+    /// `+b/2` and `−b/2`) if the target has as many cells or more, `c = 2` (both coefficients kept) if it has fewer. So
+    /// enlarging and coming back is the identity on all maps, for even sizes too. A shift by a fraction of a cell damps the
+    /// Nyquist frequency of an even size; all frequencies below it keep their length. The kernel is even and measured
+    /// between centres, so flips and turns commute with it. Scales of an ideal band limit: arXiv 2311.02922.
+    Fourier,
 }
 
 impl Filter {
     /// Every filter.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Nearest,
         Self::Bilinear,
         Self::Bicubic,
         Self::BilinearAntialias,
         Self::BicubicAntialias,
         Self::Area,
+        Self::Fourier,
     ];
 }
 
@@ -43,16 +65,20 @@ pub enum Padding {
     Border,
     /// The grid mirrored at its border (at −½ and n−½ in cell indices).
     Reflection,
+    /// The grid repeated: a torus.
+    Periodic,
 }
 
 /// Filter and padding together: how an element becomes an operator where it is no permutation.
 ///
-/// The default is bicubic with a repeated border, as in the authors' code.
+/// The default is bicubic with a repeated border, as in the authors' code. From a [`Filter`] alone the padding is
+/// [`Padding::Border`], and [`Padding::Periodic`] for [`Filter::Fourier`], which has no other.
 ///
 /// ```
 /// use ser_reg::{Filter, Padding, Resample};
 /// let bilinear = Resample::from(Filter::Bilinear);
 /// assert_eq!(bilinear, Resample { filter: Filter::Bilinear, padding: Padding::Border });
+/// assert_eq!(Resample::from(Filter::Fourier).padding, Padding::Periodic);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Resample {
@@ -66,7 +92,10 @@ impl From<Filter> for Resample {
     fn from(filter: Filter) -> Self {
         Self {
             filter,
-            padding: Padding::default(),
+            padding: match filter {
+                Filter::Fourier => Padding::Periodic,
+                _ => Padding::default(),
+            },
         }
     }
 }
@@ -100,12 +129,25 @@ impl Padding {
                 let r = i.rem_euclid(2 * n);
                 r.min(2 * n - 1 - r)
             }
+            Self::Periodic => i.rem_euclid(n),
         };
         Some(inside as usize)
     }
 }
 
 impl Resample {
+    /// Whether filter and padding fit each other.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.filter == Filter::Fourier && self.padding != Padding::Periodic {
+            return Err(Error::config(
+                "Resample::padding",
+                "Padding::Periodic with Filter::Fourier (Resample::from(Filter::Fourier) has it)",
+                format!("{:?}", self.padding),
+            ));
+        }
+        Ok(())
+    }
+
     /// Calls `tap(index, weight)` for each tap of the target cell at `at`; an index may repeat.
     pub(super) fn taps(&self, at: Footprint, n: usize, mut tap: impl FnMut(usize, f64)) {
         let mut put = |i: i64, w: f64| {
@@ -143,6 +185,8 @@ impl Resample {
                     put(i, 1.0 / (hi - lo) as f64);
                 }
             }
+            // The period is kept, so the width of a target cell tells how many there are.
+            Filter::Fourier => fourier(centre, n, (n as f64 / at.width).round() as usize, put),
         }
     }
 
@@ -162,11 +206,16 @@ impl Resample {
                 let r = centre.rem_euclid(2.0 * n as f64);
                 r.min(2.0 * n as f64 - r)
             }
+            Padding::Periodic => centre.rem_euclid(n as f64),
             _ => centre.clamp(0.0, n as f64),
         };
         let scale = if width <= 1.0 + SNAP { 1.0 } else { width };
-        let lo = ((centre - radius * scale + 0.5) as i64).max(0);
-        let hi = ((centre + radius * scale + 0.5) as i64).min(n as i64);
+        let (lo, hi) = (centre - radius * scale + 0.5, centre + radius * scale + 0.5);
+        let (lo, hi) = match self.padding {
+            // Nothing to cut at: what reaches beyond the border reads the other side.
+            Padding::Periodic => (lo.floor() as i64, hi.floor() as i64),
+            _ => ((lo as i64).max(0), (hi as i64).min(n as i64)),
+        };
         let snapped = snap(centre - 0.5) + 0.5;
         let weight = |i: i64| kernel((i as f64 + 0.5 - snapped) / scale);
         let total: f64 = (lo..hi).map(weight).sum();
@@ -197,6 +246,36 @@ fn snap(s: f64) -> f64 {
         s.round()
     } else {
         s
+    }
+}
+
+/// Fourier interpolation of `n` cells at `centre`, in cells, for a target of `m` cells.
+fn fourier(centre: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
+    // Between equal or to more cells the kernel is 1 at its own centre and 0 at all others.
+    let (i, t) = split(centre);
+    if m >= n && t == 0.0 {
+        return put(i, 1.0);
+    }
+    let band = n.min(m);
+    // Frequencies below Nyquist, as the closed form of their sum: sin(π·terms·d) / sin(πd).
+    let terms = (2 * ((band.max(1) - 1) / 2) + 1) as f64;
+    let nyquist = match (band % 2 == 0, m < n) {
+        (false, _) => 0.0,
+        (true, false) => 1.0,
+        (true, true) => 2.0,
+    };
+    for j in 0..n {
+        let d = (centre - j as f64 - 0.5) / n as f64;
+        let d = d - d.round();
+        let below = if d == 0.0 {
+            terms
+        } else {
+            (PI * terms * d).sin() / (PI * d).sin()
+        };
+        put(
+            j as i64,
+            (below + nyquist * (PI * band as f64 * d).cos()) / n as f64,
+        );
     }
 }
 

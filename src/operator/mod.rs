@@ -48,12 +48,12 @@ struct Sample {
 }
 
 impl Sample {
-    fn new<G: GroupAction>(g: &G, Place { from, to, resample }: Place) -> Self {
-        let (chain, valid) = build::chain(g, from, to, &resample);
-        Self {
+    fn new<G: GroupAction>(g: &G, Place { from, to, resample }: Place) -> Result<Self> {
+        let (chain, valid) = build::chain(g, from, to, &resample)?;
+        Ok(Self {
             chain: Arc::new(chain),
             valid: valid.map(Arc::new),
-        }
+        })
     }
 
     /// Memory that it holds, its adjoint's included.
@@ -93,8 +93,8 @@ impl GridOperator {
     /// The result is sampled on the elements' own [`out_grid`](GroupAction::out_grid), which must be one for all of them.
     ///
     /// # Errors
-    /// If there is no element, or the elements lead to different grids (an odd quarter turn among even ones on a
-    /// non-square grid, say).
+    /// If there is no element, the elements lead to different grids (an odd quarter turn among even ones on a
+    /// non-square grid, say), or [`Filter::Fourier`] meets a padding or an element that breaks the period.
     pub fn new<G: GroupAction>(
         elements: &[G],
         grid: TokenGrid,
@@ -124,7 +124,7 @@ impl GridOperator {
     /// The operator by which `elements` act from the grid `from`, sampled on the grid `to` whatever their own grids are.
     ///
     /// # Errors
-    /// If there is no element.
+    /// If there is no element, or [`Filter::Fourier`] meets a padding or an element that breaks the period.
     pub fn between<G: GroupAction>(
         elements: &[G],
         from: TokenGrid,
@@ -144,10 +144,11 @@ impl GridOperator {
             resample: *resample,
         };
         let sample = |g: &G| cache::get(g, place, || Sample::new(g, place));
+        let samples = elements.iter().map(sample).collect::<Result<_>>()?;
         Ok(Self {
             in_grid: from,
             out_grid: to,
-            samples: Arc::new(elements.iter().map(sample).collect()),
+            samples: Arc::new(samples),
         })
     }
 
@@ -158,17 +159,17 @@ impl GridOperator {
         from: TokenGrid,
         to: TokenGrid,
         resample: &Resample,
-    ) -> Self {
+    ) -> Result<Self> {
         let place = Place {
             from,
             to,
             resample: *resample,
         };
-        Self {
+        Ok(Self {
             in_grid: from,
             out_grid: to,
-            samples: Arc::new(vec![Sample::new(g, place)]),
-        }
+            samples: Arc::new(vec![Sample::new(g, place)?]),
+        })
     }
 
     /// The grid of the tokens that go in.

@@ -1,6 +1,7 @@
 //! A sparse matrix in rows: the weights with which each output cell reads input cells.
 
 use num_traits::Float;
+use pulp::{Arch, Simd, WithSimd};
 
 /// In a list of source indices: this output cell has no source and is zero.
 pub(super) const NONE: u32 = u32::MAX;
@@ -71,20 +72,28 @@ impl Taps {
 
     /// The adjoint.
     pub fn transpose(&self) -> Self {
-        let mut columns = vec![Vec::new(); self.n_in];
+        // A counting sort by column; rows are read in order, so each column comes out sorted.
+        let mut ends = vec![0u32; self.n_in + 1];
+        for &(j, _) in &self.entries {
+            ends[j as usize + 1] += 1;
+        }
+        for j in 0..self.n_in {
+            ends[j + 1] += ends[j];
+        }
+        let mut next = ends.clone();
+        let mut entries = vec![(0, 0.0); self.entries.len()];
         for (i, row) in self.rows().enumerate() {
             for &(j, w) in row {
-                columns[j as usize].push((i, w));
+                let at = &mut next[j as usize];
+                entries[*at as usize] = (i as u32, w);
+                *at += 1;
             }
         }
-        let mut taps = Self::with_capacity(self.n_out(), self.n_in);
-        for column in columns {
-            for (i, w) in column {
-                taps.push(i, w);
-            }
-            taps.end_row();
+        Self {
+            n_in: self.n_out(),
+            ends,
+            entries,
         }
-        taps
     }
 
     /// The product `self · first`.
@@ -124,22 +133,93 @@ impl Taps {
     }
 
     /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of `width` values.
+    ///
+    /// With the widest vectors that the machine has, chosen at run time.
     pub fn apply<T: Float>(&self, x: &[T], out: &mut [T], width: usize) {
-        for (row, out) in self.rows().zip(out.chunks_exact_mut(width)) {
-            match row {
-                [] => out.fill(T::zero()),
-                [(j, w), rest @ ..] => {
-                    let source = |j: &u32| &x[*j as usize * width..][..width];
-                    let w = cast::<T>(*w);
-                    for (o, &v) in out.iter_mut().zip(source(j)) {
-                        *o = w * v;
+        Arch::new().dispatch(Apply {
+            taps: self,
+            x,
+            out,
+            width,
+        });
+    }
+}
+
+/// [`Taps::apply`] as a body that is compiled for each set of instructions.
+struct Apply<'a, T> {
+    taps: &'a Taps,
+    x: &'a [T],
+    out: &'a mut [T],
+    width: usize,
+}
+
+impl<T: Float> WithSimd for Apply<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self {
+            taps,
+            x,
+            out,
+            width,
+        } = self;
+        if width == 1 {
+            for (row, out) in taps.rows().zip(out) {
+                *out = row
+                    .iter()
+                    .fold(T::zero(), |sum, &(j, w)| sum + cast::<T>(w) * x[j as usize]);
+            }
+            return;
+        }
+        for (row, out) in taps.rows().zip(out.chunks_exact_mut(width)) {
+            let tap = |&(j, w): &(u32, f64)| (cast::<T>(w), &x[j as usize * width..][..width]);
+            // Up to four taps in one pass over the output.
+            let mut rest = match row {
+                [] => {
+                    out.fill(T::zero());
+                    continue;
+                }
+                [a] => {
+                    let (u, a) = tap(a);
+                    for (o, &a) in out.iter_mut().zip(a) {
+                        *o = u * a;
                     }
-                    for (j, w) in rest {
-                        let w = cast::<T>(*w);
-                        for (o, &v) in out.iter_mut().zip(source(j)) {
-                            *o = *o + w * v;
-                        }
+                    continue;
+                }
+                [a, b] => {
+                    let ((u, a), (v, b)) = (tap(a), tap(b));
+                    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                        *o = u * a + v * b;
                     }
+                    continue;
+                }
+                [a, b, c] => {
+                    let ((u, a), (v, b), (w, c)) = (tap(a), tap(b), tap(c));
+                    for (((o, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                        *o = u * a + v * b + w * c;
+                    }
+                    continue;
+                }
+                [a, b, c, d, rest @ ..] => {
+                    let ((u, a), (v, b), (w, c), (z, d)) = (tap(a), tap(b), tap(c), tap(d));
+                    for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                        *o = u * a + v * b + w * c + z * d;
+                    }
+                    rest
+                }
+            };
+            while let [a, b, c, d, more @ ..] = rest {
+                let ((u, a), (v, b), (w, c), (z, d)) = (tap(a), tap(b), tap(c), tap(d));
+                for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *o = *o + u * a + v * b + w * c + z * d;
+                }
+                rest = more;
+            }
+            for a in rest {
+                let (u, a) = tap(a);
+                for (o, &a) in out.iter_mut().zip(a) {
+                    *o = *o + u * a;
                 }
             }
         }

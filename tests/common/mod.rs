@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
-    TokenGrid,
-    group::{Affine, D4, Element, Scale, Window},
+    Filter, Padding, TokenGrid,
+    group::{Affine, D4, Element, Roll, Scale, Window},
 };
 
 /// Cases per property: `PROPTEST_CASES`, or few enough for every run of the suite.
@@ -20,6 +20,23 @@ pub fn cases(default: u32) -> ProptestConfig {
         ..ProptestConfig::default()
     }
 }
+
+/// The filters that serve any map; Fourier wants one that keeps the period.
+pub const LOCAL: [Filter; 6] = [
+    Filter::Nearest,
+    Filter::Bilinear,
+    Filter::Bicubic,
+    Filter::BilinearAntialias,
+    Filter::BicubicAntialias,
+    Filter::Area,
+];
+
+pub const PADDINGS: [Padding; 4] = [
+    Padding::Zeros,
+    Padding::Border,
+    Padding::Reflection,
+    Padding::Periodic,
+];
 
 pub fn rng(seed: u64) -> StdRng {
     StdRng::seed_from_u64(seed)
@@ -40,6 +57,10 @@ pub fn scale() -> impl Strategy<Value = Scale> {
 pub fn window() -> impl Strategy<Value = Window> {
     (-0.2f64..0.4, -0.2f64..0.4, 0.4f64..1.2, 0.4f64..1.2)
         .prop_map(|(t, l, h, w)| Window::new(t, l, h, w).unwrap())
+}
+
+pub fn roll() -> impl Strategy<Value = Roll> {
+    (-2.0f64..2.0, -2.0f64..2.0).prop_map(|(y, x)| Roll::new(y, x).unwrap())
 }
 
 pub fn affine() -> impl Strategy<Value = Affine> {

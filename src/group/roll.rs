@@ -1,0 +1,99 @@
+//! Cyclic translations.
+
+use super::{GroupAction, Point};
+use crate::{Error, Result, TokenGrid};
+
+/// A cyclic translation: what leaves the image on one side comes in on the other, as with `torch.roll`.
+///
+/// The plane is a torus here, so every cell has a preimage. By whole cells it is a permutation; by fractions it is a
+/// resampling that wants [`Padding::Periodic`](crate::Padding::Periodic), and with
+/// [`Filter::Fourier`](crate::Filter::Fourier) translations then compose exactly on band-limited maps. What leaves the image
+/// for good is [`Affine::translation`](super::Affine::translation).
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ser_reg::{Filter, GridOperator, GroupAction, TokenGrid, group::Roll};
+/// let grid = TokenGrid::new(1, 4)?;
+/// let tokens = Tensor::new(&[[[0f32], [1.], [2.], [3.]]], &Device::Cpu)?;
+/// let right = Roll::new(0.0, 0.25)?;
+/// let rolled = GridOperator::new(&[right], grid, &Filter::Fourier.into())?.apply(&tokens)?;
+/// assert_eq!(rolled.flatten_all()?.to_vec1::<f32>()?, [3., 0., 1., 2.]);
+/// assert_eq!(right, Roll::from_cells(0, 5, grid)?); // five cells of four are one
+/// assert_eq!(right.compose(&right.inverse()), Roll::identity());
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Roll {
+    /// Each within `[0, 1)`.
+    shift: [f64; 2],
+}
+
+/// Fractions of the side this close to a whole number are that number.
+const WHOLE: f64 = 1e-12;
+
+fn wrap(x: f64) -> f64 {
+    let part = x.rem_euclid(1.0);
+    if part < WHOLE || part > 1.0 - WHOLE {
+        0.0
+    } else {
+        part
+    }
+}
+
+impl Roll {
+    /// By `(dy, dx)` in units of the image's side, down and to the right.
+    ///
+    /// # Errors
+    /// If a value is not finite.
+    pub fn new(dy: f64, dx: f64) -> Result<Self> {
+        if !(dy.is_finite() && dx.is_finite()) {
+            return Err(Error::config(
+                "Roll",
+                "a finite shift (dy, dx)",
+                format!("({dy}, {dx})"),
+            ));
+        }
+        Ok(Self {
+            shift: [wrap(dy), wrap(dx)],
+        })
+    }
+
+    /// By whole cells of `grid`: a permutation of its tokens.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn from_cells(dy: i64, dx: i64, grid: TokenGrid) -> Result<Self> {
+        let part = |d: i64, n: usize| d.rem_euclid(n as i64) as f64 / n as f64;
+        Self::new(part(dy, grid.rows()), part(dx, grid.cols()))
+    }
+
+    /// The shift `[dy, dx]`, each within `[0, 1)`.
+    pub fn shift(&self) -> [f64; 2] {
+        self.shift
+    }
+}
+
+impl GroupAction for Roll {
+    fn identity() -> Self {
+        Self { shift: [0.0; 2] }
+    }
+
+    fn compose(&self, first: &Self) -> Self {
+        Self {
+            shift: [
+                wrap(self.shift[0] + first.shift[0]),
+                wrap(self.shift[1] + first.shift[1]),
+            ],
+        }
+    }
+
+    fn inverse(&self) -> Self {
+        Self {
+            shift: [wrap(-self.shift[0]), wrap(-self.shift[1])],
+        }
+    }
+
+    fn source(&self, [y, x]: Point) -> Point {
+        [wrap(y - self.shift[0]), wrap(x - self.shift[1])]
+    }
+}
