@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`group`] | quarter turns, flips, scales, crops, affine maps; no tensors |
 //! | [`operator`] | how an element acts on tokens, maps and images; forward and adjoint |
+//! | [`fibre`] | channels that turn with the grid |
 //! | [`view`], [`partition`], [`schedule`] | sampling pairs of views, cutting the batch, values over time |
 //! | [`tap`] | reaching an intermediate layer of any model |
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
@@ -54,6 +55,7 @@
 mod error;
 mod grid;
 
+pub mod fibre;
 pub mod grad;
 pub mod group;
 pub mod loss;
@@ -85,3 +87,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/integrate-your-model.md")]
 struct IntegrateYourModel;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/fields-and-layers.md")]
+struct FieldsAndLayers;

@@ -3,11 +3,12 @@
 use std::{fs, path::Path};
 
 /// The layers, lowest first. Modules of one layer do not know each other.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["error"],
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
+    &["fibre"],
     &["view", "loss", "projector", "metric"],
     &["ser"],
     &["testing"],
