@@ -66,10 +66,11 @@ impl Depth {
             let t = i as f64 / last;
             match *self {
                 Self::Constant => 1.0,
-                Self::Linear { from, to } => from + (to - from) * t,
-                // The cosine of π is −1 only to rounding.
-                Self::Cosine { to, .. } if t == 1.0 => to,
-                Self::Cosine { from, to } => to + 0.5 * (from - to) * (1.0 + (PI * t).cos()),
+                Self::Linear { from, to } => from * (1.0 - t) + to * t,
+                Self::Cosine { from, to } => {
+                    let c = 0.5 * (1.0 + (PI * t).cos());
+                    from * c + to * (1.0 - c)
+                }
                 Self::Geometric { ratio } => ratio.powf(i as f64),
             }
         };

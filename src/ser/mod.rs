@@ -112,6 +112,9 @@ impl SerLoss {
     /// | blocks of one regular representation | any | the head runs on the blocks' channels of each group element alike, so it commutes with `ρ`: from `C/order` channels to [`out`](crate::projector::ProjectorConfig::out) blocks |
     /// | mixed | any | an error |
     ///
+    /// With few blocks set the head's [`norm`](crate::projector::ProjectorConfig::norm) to false: a norm over two channels
+    /// leaves little but a sign.
+    ///
     /// Every [`Objective`] goes with every field. Relative elements must have a [`d4_part`](GroupAction::d4_part) in the
     /// group of each regular representation: turns, flips, scales and crops have one, other angles have not.
     ///
