@@ -66,7 +66,7 @@ pub enum Validity {
     Ignore,
 }
 
-/// The settings of a [`SerLoss`].
+/// The settings of a [`SerLoss`](super::SerLoss).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SerConfig {
     /// What is asked of corresponding tokens.
@@ -85,7 +85,8 @@ pub struct SerConfig {
     /// How the maps lay out their tokens.
     pub layout: Layout,
     /// At most so many anchors in each direction, spread evenly over the images; the cost of NT-Xent is quadratic in them,
-    /// and it needs two. Which ones follows from the seed of the [`Relative`] elements: give each step another.
+    /// and it needs two. Which ones follows from the seed of the [`Relative`](crate::view::Relative) elements: give each
+    /// step another.
     pub max_tokens: Option<usize>,
     /// The head between map and loss; `None` compares the tokens themselves. Where channels turn with the grid it works on
     /// each element of the group alike: see [`SerLoss::with_field`](super::SerLoss::with_field).
