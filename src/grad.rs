@@ -24,7 +24,7 @@
 
 use std::{borrow::Borrow, sync::PoisonError};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use candle_nn::VarMap;
 
 use crate::{Error, Result};
@@ -104,13 +104,7 @@ pub fn reach<S: Into<String>, V: Borrow<Var>>(
     loss: &Tensor,
     vars: impl IntoIterator<Item = (S, V)>,
 ) -> Result<Vec<Reach>> {
-    if loss.elem_count() != 1 || !loss.dtype().is_float() {
-        return Err(Error::input(
-            "grad::reach",
-            "a scalar floating-point loss (take its mean_all or sum_all)",
-            format!("{:?} of {:?}", loss.dims(), loss.dtype()),
-        ));
-    }
+    check_scalar("grad::reach", loss)?;
     let grads = loss.backward()?;
     let mut reached = Vec::new();
     for (name, var) in vars {
@@ -196,8 +190,78 @@ pub fn assert_reaches<S: Into<String>, V: Borrow<Var>>(
     })
 }
 
+fn check_scalar(op: &'static str, loss: &Tensor) -> Result<()> {
+    if loss.elem_count() == 1 && loss.dtype().is_float() {
+        return Ok(());
+    }
+    Err(Error::input(
+        op,
+        "a scalar floating-point loss (take its mean_all or sum_all)",
+        format!("{:?} of {:?}", loss.dims(), loss.dtype()),
+    ))
+}
+
 /// In f64, so that neither a large f32 gradient overflows nor a small one vanishes when squared.
 fn norm(grad: &Tensor) -> Result<f64> {
     let grad = grad.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     Ok(grad.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
+}
+
+/// One set of gradients out of several losses, each of which trains the variables named beside it and no others.
+///
+/// `Σ_i ∂loss_i/∂θ` over those losses that list `θ`. So a loss at one of several tapped layers can be kept from the blocks
+/// before the tapped layer before it, whatever the model: its gradient is found as always, and what belongs to other
+/// blocks is dropped. That is what a stop-gradient at that tap would give (a variable that a block shares with others gets
+/// all that its users send), while the base loss, listed with all of its variables, still trains every block. The price
+/// is one backward pass per loss.
+///
+/// The result goes to an optimizer's `step`. A loss listed with no variable costs nothing.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use ser_reg::grad;
+/// let (a, b) = (Var::new(3f32, &Device::Cpu)?, Var::new(5f32, &Device::Cpu)?);
+/// let base = (a.as_tensor() * b.as_tensor())?;
+/// let late = base.sqr()?; // reaches both, may train b only
+/// let grads = grad::routed(&[(&base, &[&a, &b]), (&late, &[&b])])?;
+/// let at = |v: &Var| grads.get(v).map(|g| g.to_scalar::<f32>()).transpose();
+/// assert_eq!(at(&a)?, Some(5.)); // b
+/// assert_eq!(at(&b)?, Some(3. + 2. * 15. * 3.)); // a + 2ab·a
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// If there is no loss, one is not a single floating-point number, none has a variable, or the backward pass of an
+/// operation fails.
+pub fn routed<V: Borrow<Var>>(losses: &[(&Tensor, &[V])]) -> Result<GradStore> {
+    let mut sum = GradStore::default();
+    let mut any = false;
+    for (loss, vars) in losses {
+        check_scalar("grad::routed", loss)?;
+        if vars.is_empty() {
+            continue;
+        }
+        any = true;
+        let mut grads = loss.backward()?;
+        for var in vars.iter().map(Borrow::borrow) {
+            // A variable that is listed twice is found once.
+            let Some(grad) = grads.remove(var) else {
+                continue;
+            };
+            // Kept for the step, and some gradients of candle hold the graph they came from.
+            let grad = match sum.get(var) {
+                Some(before) => (before + grad)?.detach(),
+                None => grad.detach(),
+            };
+            sum.insert(var, grad);
+        }
+    }
+    if any {
+        return Ok(sum);
+    }
+    Err(Error::input(
+        "grad::routed",
+        "at least one loss with a variable that it may train",
+        format!("{} losses, none with a variable", losses.len()),
+    ))
 }

@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`group`] | quarter turns, flips, scales, crops, affine maps; no tensors |
 //! | [`operator`] | how an element acts on tokens, maps and images; forward and adjoint |
+//! | [`fibre`] | channels that turn with the grid |
 //! | [`view`], [`partition`], [`schedule`] | sampling pairs of views, cutting the batch, values over time |
 //! | [`tap`] | reaching an intermediate layer of any model |
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
@@ -56,6 +57,7 @@ mod error;
 mod grid;
 
 pub mod cost;
+pub mod fibre;
 pub mod grad;
 pub mod group;
 pub mod loss;
@@ -91,3 +93,7 @@ struct IntegrateYourModel;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/symmetries.md")]
 struct Symmetries;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/fields-and-layers.md")]
+struct FieldsAndLayers;

@@ -492,6 +492,25 @@ impl<G: GroupAction> Relative<G> {
         self
     }
 
+    /// The same elements between the grids of another layer, with the same seed.
+    ///
+    /// ```
+    /// use ser_reg::{TokenGrid, group::D4, view::Relative};
+    /// let early = TokenGrid::square(8)?;
+    /// let relative = Relative::new(vec![D4::ROT90], early, early)?;
+    /// let late = TokenGrid::square(4)?;
+    /// assert_eq!(relative.on(late, late).from_grid(), late);
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
+    pub fn on(&self, from: TokenGrid, to: TokenGrid) -> Self {
+        Self {
+            elements: self.elements.clone(),
+            from,
+            to,
+            seed: self.seed,
+        }
+    }
+
     /// The elements, one per sample or one for all.
     pub fn elements(&self) -> &[G] {
         &self.elements

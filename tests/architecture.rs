@@ -8,6 +8,7 @@ const LAYERS: [&[&str]; 8] = [
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
+    &["fibre"],
     &["view", "loss", "projector", "metric"],
     &["ser"],
     &["cost"],

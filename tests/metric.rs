@@ -5,7 +5,7 @@ use candle_nn::ops::softmax;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::group::{Affine, D4, Scale};
 use ser_reg::metric::{Comparison, EqScore, Scores};
-use ser_reg::{Error, GroupAction, Layout, TokenGrid};
+use ser_reg::{Error, GridOperator, GroupAction, Layout, Resample, TokenGrid};
 
 const CPU: &Device = &Device::Cpu;
 
@@ -470,4 +470,36 @@ fn channels_may_come_last() {
     let net = |x: &Tensor| x.sqr()?.permute((0, 2, 3, 1));
     let report = score.measure(&images, &[D4::TRANSPOSE, D4::identity()], &mut rng(), net);
     assert_exact(&report.unwrap().mean.score, "channels last");
+}
+
+#[test]
+fn a_field_says_how_channels_turn() {
+    use ser_reg::group::{Field, Subgroup};
+    // The lifting of an image to C4: one channel per quarter turn, each the image differentiated that way.
+    let images = random(&[6, 1, 6, 6], 41);
+    let grid = TokenGrid::square(6).unwrap();
+    let kernel = random(&[1, 1, 3, 3], 42);
+    let side = TokenGrid::square(3).unwrap();
+    let poses = Subgroup::C4.elements().iter().map(|h| {
+        let turn = GridOperator::new(&[*h], side, &Resample::default());
+        turn.unwrap().apply(&kernel).unwrap()
+    });
+    let kernels = Tensor::cat(&poses.collect::<Vec<_>>(), 0).unwrap();
+    let layer = |x: &Tensor| x.conv2d(&kernels, 1, 1, 1, 1);
+    let score = |field: Option<Field>| {
+        let score = EqScore {
+            field,
+            ..EqScore::new(grid)
+        };
+        let turns = &Subgroup::C4.elements()[1..];
+        score.measure(&images, turns, &mut StdRng::seed_from_u64(0), layer)
+    };
+    let regular = score(Some(Field::regular(Subgroup::C4, 4).unwrap())).unwrap();
+    assert!((regular.mean.score.cosine - 1.0).abs() < 1e-12);
+    assert!(regular.mean.score.relative_error < 1e-12);
+    let plain = score(None).unwrap();
+    assert!(plain.mean.score.centred < 0.6, "{plain:?}");
+    assert_eq!(score(Some(Field::trivial(4))).unwrap(), plain);
+    let message = score(Some(Field::trivial(5))).unwrap_err().to_string();
+    assert!(message.contains("(B, N, 5)"), "{message}");
 }

@@ -78,22 +78,23 @@ pub fn predicted(settings: &Settings, vit: &VitConfig) -> Result<Option<Cost>> {
             Keys::Trained
         },
         gather: Gather::Own,
-        taps: taps(ser),
+        taps: taps(ser, vit.grid()),
         pixels: vit.channels * vit.side * vit.side,
     };
     Ok(Some(regularizer.cost(&training)?))
 }
 
 /// Multiply–adds for each value that a view or an alignment makes: turns and flips only move values.
-fn taps(ser: &Ser) -> usize {
+fn taps(ser: &Ser, side: usize) -> usize {
     let one = (1.0, 1.0);
     if ser.scale == one && ser.aspect == one && ser.crops.is_none() {
         return 0;
     }
     match ser.filter {
         FilterName::Nearest => 1,
-        FilterName::Bilinear | FilterName::Area => 4,
+        FilterName::Bilinear | FilterName::BilinearAntialias | FilterName::Area => 4,
         FilterName::Bicubic | FilterName::BicubicAntialias => 8,
+        FilterName::Fourier => 2 * side,
     }
 }
 

@@ -11,10 +11,13 @@
 //! | [`Affine`] | any rotation, shear, translation | `f64` |
 //! | [`Roll`] | a cyclic translation | `f64`, on the torus |
 //! | [`Element`] | all of the above but [`Roll`], composed in any order | D4 stays exact |
+//!
+//! [`Field`] says how channels change when the grid turns.
 
 mod affine;
 mod d4;
 mod element;
+mod field;
 mod roll;
 mod scale;
 mod window;
@@ -22,6 +25,7 @@ mod window;
 pub use affine::Affine;
 pub use d4::{D4, Subgroup};
 pub use element::Element;
+pub use field::{Field, Representation};
 pub use roll::Roll;
 pub use scale::Scale;
 pub use window::Window;
@@ -81,6 +85,23 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
     /// `to ∘ from⁻¹`: carries the view `from·x` into the frame of the view `to·x`.
     fn relative(from: &Self, to: &Self) -> Self {
         to.compose(&from.inverse())
+    }
+
+    /// The D4 element of the linear part, without scales and shifts: what acts on the channels of a [`Field`]. `None` if
+    /// there is none, as for a turn by 30° or a shear.
+    ///
+    /// It is a homomorphism: the part of `a∘b` is the part of `a` after that of `b`. An action that is no affine map and
+    /// is used with a field says here what it does to the axes (a cyclic shift: nothing, [`D4::IDENTITY`]).
+    ///
+    /// ```
+    /// use ser_reg::group::{Affine, D4, Element, GroupAction, Scale, Window};
+    /// let view = Element::from(Window::new(0.1, 0.2, 0.5, 0.5)?).then(D4::ROT90).then(Scale::new(2.0, 2.0)?);
+    /// assert_eq!(view.d4_part(), Some(D4::ROT90));
+    /// assert_eq!(Affine::rotation(30.0)?.d4_part(), None);
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
+    fn d4_part(&self) -> Option<D4> {
+        field::d4_part(&self.affine()?)
     }
 
     /// The grid on which the result of acting on `grid` is naturally sampled; the same grid unless an element says

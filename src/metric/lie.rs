@@ -210,6 +210,7 @@ impl LieDerivative {
             },
             resample: &self.resample,
             chunk: self.chunk,
+            field: None,
         };
         run.check(images, generators.len())?;
         let px = pixels(images)?;

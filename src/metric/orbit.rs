@@ -85,6 +85,7 @@ impl Orbit {
             grid: self.grid,
             resample: &self.resample,
             chunk: self.chunk,
+            field: None,
         };
         run.check(images, elements.len())?;
         let batch = images.dims()[0];

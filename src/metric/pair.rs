@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::{EqScore, run::Run};
+use crate::fibre::FibreOperator;
 use crate::{Error, GridOperator, GroupAction, Layout, Result, TokenGrid};
 
 /// Where the tokens of one of several layers lie.
@@ -41,7 +42,7 @@ impl From<TokenGrid> for Layer {
 pub struct MapPair {
     /// `F(x)`: the map of the images as they come.
     pub upright: Tensor,
-    /// `ρ(g)F(x)`: that map, moved.
+    /// `ρ(g)F(x)`: that map, moved, its channels turned by [`EqScore::field`] if there is one.
     pub aligned: Tensor,
     /// `F(g·x)`: the map of the moved images.
     pub moved: Tensor,
@@ -66,7 +67,10 @@ impl MapPair {
                 format!("{g:?}, which leaves none"),
             ));
         }
-        let aligned = action.apply(upright)?;
+        let mut aligned = action.apply(upright)?;
+        if let Some(field) = run.field {
+            aligned = FibreOperator::new(field, std::slice::from_ref(g))?.apply(&aligned)?;
+        }
         if aligned.dims() != moved.dims() {
             return Err(Error::input(
                 run.op,

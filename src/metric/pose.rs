@@ -100,6 +100,7 @@ impl PoseProbe {
             grid: self.grid,
             resample: &resample,
             chunk: self.chunk,
+            field: None,
         };
         let mut features = |images: &Tensor| -> Result<Tensor, E> {
             run.check(images, poses.len())?;

@@ -146,6 +146,7 @@ impl EqPsnr {
             grid: self.grid,
             resample: &self.resample,
             chunk: self.chunk,
+            field: None,
         };
         run.check(images, elements.len())?;
         let layer = [Layer {

@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::Layer;
+use crate::group::Field;
 use crate::{Error, GridOperator, GroupAction, Resample, Result, TokenGrid};
 
 /// What all closure metrics have in common.
@@ -14,6 +15,8 @@ pub(super) struct Run<'a> {
     pub grid: TokenGrid,
     pub resample: &'a Resample,
     pub chunk: usize,
+    /// How the channels of every layer turn; `None`: not at all.
+    pub field: Option<&'a Field>,
 }
 
 /// How many pixels a token spans.

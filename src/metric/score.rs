@@ -7,6 +7,7 @@ use super::{
     Layer,
     run::{Run, values},
 };
+use crate::group::Field;
 use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid};
 
 /// How to measure the equivariance of a closure from images to maps.
@@ -55,6 +56,8 @@ pub struct EqScore {
     pub resample: Resample,
     /// Images per call of the closure.
     pub chunk: usize,
+    /// How the channels of the maps turn with the grid, those of every layer alike; `None`: they stay as they are.
+    pub field: Option<Field>,
 }
 
 /// How far two maps agree; the table above. What is undefined (the cosine of a zero token, the correlation of a constant
@@ -97,13 +100,15 @@ pub struct Report<G> {
 }
 
 impl EqScore {
-    /// For maps whose tokens lie on `grid`: no prefix tokens, channels first, the default filter, 64 images at a time.
+    /// For maps whose tokens lie on `grid`: no prefix tokens, channels first that stay as they are, the default
+    /// filter, 64 images at a time.
     pub fn new(grid: TokenGrid) -> Self {
         Self {
             grid,
             layout: Layout::default(),
             resample: Resample::default(),
             chunk: 64,
+            field: None,
         }
     }
 
@@ -117,8 +122,8 @@ impl EqScore {
     /// all images are held twice.
     ///
     /// # Errors
-    /// Those of `map`. If there is no image or element, the grid does not divide the images, the tokens do not fit it, or
-    /// an element leaves no position with a preimage.
+    /// Those of `map`. If there is no image or element, the grid does not divide the images, the tokens do not fit it, an
+    /// element leaves no position with a preimage, or the field does not fit the channels or an element.
     pub fn measure<G: GroupAction, E: From<Error>>(
         &self,
         images: &Tensor,
@@ -218,6 +223,7 @@ impl EqScore {
             grid: self.grid,
             resample: &self.resample,
             chunk: self.chunk,
+            field: self.field.as_ref(),
         }
     }
 }

@@ -1,172 +1,28 @@
 //! The soft equivariance loss: two token maps of one batch, seen through two views, should differ by the views only.
 
-use candle_core::{DType, Module, Tensor};
+mod config;
+mod counted;
+mod head;
+mod layers;
+mod soft;
+
+use candle_core::{DType, Tensor};
 use candle_nn::VarBuilder;
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{SeedableRng, rngs::StdRng};
 
-use crate::loss::{self, Contrast, Form, InfoNce, NtXent, SameImage};
-use crate::projector::{Projector, ProjectorConfig};
+pub use config::{Objective, SerConfig, StopGradient, Validity};
+pub use counted::Weights;
+pub use layers::{Depth, LayerOutput, LayersOutput, SerLayers};
+pub use soft::{Scope, SoftWeight, pair_visibility, token_visibility};
+
+use self::config::check_lambda;
+use self::counted::{TokenWeights, choose};
+use self::head::Head;
+use crate::fibre::FibreOperator;
+use crate::group::Field;
+use crate::loss::{self, Contrast, NtXent, SameImage};
 use crate::view::Relative;
-use crate::{Error, GridOperator, GroupAction, Layout, Resample, Result, TokenGrid};
-
-/// What is asked of corresponding tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Objective {
-    /// To be nearer to each other than to the tokens of the batch: [`loss::nt_xent`].
-    NtXent {
-        /// Which views the negatives come from.
-        form: Form,
-        /// Whether tokens of the same image are negatives.
-        same_image: SameImage,
-    },
-    /// To be equal: [`loss::mse`].
-    Mse,
-    /// To be equal once normalised: [`loss::normalized_mse`].
-    NormalizedMse,
-    /// To point the same way: [`loss::cosine`].
-    Cosine,
-    /// To be equal: [`loss::l1`].
-    L1,
-    /// To be equal: [`loss::smooth_l1`].
-    SmoothL1 {
-        /// Where the parabola ends and the line begins; above 0.
-        beta: f64,
-    },
-}
-
-impl Default for Objective {
-    /// NT-Xent in the paper's form, against other images only.
-    fn default() -> Self {
-        Self::NtXent {
-            form: Form::default(),
-            same_image: SameImage::default(),
-        }
-    }
-}
-
-/// Which side of a comparison gets no gradient.
-///
-/// In each direction the *anchors* are the tokens of one view where they stand, and the *keys* are those of the other
-/// view, carried into the anchors' frame.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StopGradient {
-    /// Both sides learn.
-    #[default]
-    None,
-    /// The keys are targets, as with a momentum encoder.
-    Keys,
-    /// The anchors are targets: the gradient passes through the group action only.
-    Anchors,
-}
-
-/// What becomes of tokens without a counterpart: those that crops or rotations leave in one view only.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Validity {
-    /// They weigh nothing: dropped as anchors, positives and negatives, and without gradient.
-    #[default]
-    Mask,
-    /// They count in full, compared with what the padding shows: a control for the mask.
-    Ignore,
-}
-
-/// The settings of a [`SerLoss`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SerConfig {
-    /// What is asked of corresponding tokens.
-    pub objective: Objective,
-    /// Temperature τ of NT-Xent; finite and above 0. The paper has 0.3 for MoCo-v3 and Barlow Twins and 0.5 for DINO,
-    /// the authors' scripts 0.5 and 0.4.
-    pub temperature: f64,
-    /// The factor λ on the loss; finite and at least 0. With 0 nothing is computed.
-    pub lambda: f64,
-    /// The mean of both directions, or only the first view carried into the second's frame.
-    pub symmetric: bool,
-    /// Which side gets no gradient.
-    pub stop_gradient: StopGradient,
-    /// What becomes of tokens without a counterpart.
-    pub validity: Validity,
-    /// How the maps lay out their tokens.
-    pub layout: Layout,
-    /// At most so many anchors in each direction, spread evenly over the images; the cost of NT-Xent is quadratic in them,
-    /// and it needs two. Which ones follows from the seed of the [`Relative`] elements: give each step another.
-    pub max_tokens: Option<usize>,
-    /// The head between map and loss; `None` compares the tokens themselves.
-    pub projector: Option<ProjectorConfig>,
-    /// How tokens are resampled where the relative element is no permutation.
-    pub resample: Resample,
-    /// Added to the squared norm inside the root of cosines; finite and at least 0. With 0 a zero token gives NaN.
-    pub eps: f64,
-    /// Bytes of similarities that NT-Xent holds at a time.
-    pub block_bytes: usize,
-}
-
-impl Default for SerConfig {
-    /// The paper's NT-Xent with τ = 0.3 and λ = 1, both directions, gradient to both sides, the 512-wide head.
-    fn default() -> Self {
-        let InfoNce {
-            temperature,
-            eps,
-            block_bytes,
-        } = InfoNce::default();
-        Self {
-            objective: Objective::default(),
-            temperature,
-            lambda: 1.0,
-            symmetric: true,
-            stop_gradient: StopGradient::default(),
-            validity: Validity::default(),
-            layout: Layout::default(),
-            max_tokens: None,
-            projector: Some(ProjectorConfig::default()),
-            resample: Resample::default(),
-            eps,
-            block_bytes,
-        }
-    }
-}
-
-impl SerConfig {
-    pub(crate) fn check(&self) -> Result<()> {
-        check_lambda(self.lambda)?;
-        self.info_nce().check()?;
-        self.resample.check()?;
-        match self.objective {
-            Objective::SmoothL1 { beta } if !(beta.is_finite() && beta > 0.0) => {
-                Err(Error::config("beta", "a finite value above 0", beta))
-            }
-            Objective::NtXent { .. } if self.max_tokens == Some(1) => Err(Error::config(
-                "max_tokens",
-                "at least 2 (one token has no negatives), or None for all tokens",
-                1,
-            )),
-            _ if self.max_tokens == Some(0) => Err(Error::config(
-                "max_tokens",
-                "at least 1, or None for all tokens",
-                0,
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    fn info_nce(&self) -> InfoNce {
-        InfoNce {
-            temperature: self.temperature,
-            eps: self.eps,
-            block_bytes: self.block_bytes,
-        }
-    }
-}
-
-fn check_lambda(lambda: f64) -> Result<()> {
-    if lambda.is_finite() && lambda >= 0.0 {
-        return Ok(());
-    }
-    Err(Error::config(
-        "lambda",
-        "a finite value of at least 0",
-        lambda,
-    ))
-}
+use crate::{Error, GridOperator, GroupAction, Result, TokenGrid};
 
 /// What [`SerLoss`] returns. Scalars are f32, or f64 for f64 maps.
 #[derive(Clone, Debug)]
@@ -192,6 +48,8 @@ pub struct SerOutput {
 /// where `ℓ(anchors, keys)` is the [`Objective`] and tokens without a counterpart in the other view are dropped: they get
 /// no gradient. Only blocks up to the tapped one learn from it.
 ///
+/// `ρ` moves tokens and leaves channels alone, unless [`with_field`](Self::with_field) says that they turn with the grid.
+///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use candle_nn::{VarBuilder, VarMap};
@@ -212,8 +70,15 @@ pub struct SerOutput {
 #[derive(Clone, Debug)]
 pub struct SerLoss {
     config: SerConfig,
-    channels: usize,
-    projector: Option<Projector>,
+    head: Head,
+}
+
+/// The frame of one view: how keys come into it, and what its tokens weigh.
+struct Frame {
+    operator: GridOperator,
+    /// `None`: channels stay as they are.
+    fibre: Option<FibreOperator>,
+    weights: TokenWeights,
 }
 
 /// Anchors and aligned keys of one direction, and how they fared.
@@ -231,21 +96,60 @@ impl SerLoss {
     /// # Errors
     /// If a setting is out of its range, a width is 0, or `vb` cannot hand out the variables.
     pub fn new(config: SerConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
+        Self::with_field(config, Field::trivial(channels), vb)
+    }
+
+    /// A loss on maps whose channels turn with the grid as `field` says: `ρ` then permutes channels too.
+    ///
+    /// The field is that of the map, and it is what is compared: a projector that mixed its channels would destroy it.
+    /// What goes together:
+    ///
+    /// | field | projector | what is compared |
+    /// |---|---|---|
+    /// | trivial | none | the tokens |
+    /// | trivial | any | the projected tokens |
+    /// | any | none | the tokens, `ρ` permuting their channels |
+    /// | blocks of one regular representation | any | the head runs on the blocks' channels of each group element alike, so it commutes with `ρ`: from `C/order` channels to [`out`](crate::projector::ProjectorConfig::out) blocks |
+    /// | mixed | any | an error |
+    ///
+    /// With few blocks set the head's [`norm`](crate::projector::ProjectorConfig::norm) to false: a norm over two channels
+    /// leaves little but a sign.
+    ///
+    /// Every [`Objective`] goes with every field. Relative elements must have a [`d4_part`](GroupAction::d4_part) in the
+    /// group of each regular representation: turns, flips, scales and crops have one, other angles have not.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::VarBuilder;
+    /// use ser_reg::group::{D4, Field, Subgroup};
+    /// use ser_reg::{TokenGrid, ser::{Objective, SerConfig, SerLoss}, view::Relative};
+    /// let config = SerConfig { objective: Objective::Mse, projector: None, ..Default::default() };
+    /// let field = Field::trivial(16).and(Field::regular(Subgroup::D4, 32)?);
+    /// let ser = SerLoss::with_field(config, field, VarBuilder::zeros(DType::F32, &Device::Cpu))?;
+    ///
+    /// let grid = TokenGrid::square(4)?;
+    /// let map = Tensor::ones((2, 48, 4, 4), DType::F32, &Device::Cpu)?;
+    /// let relative = Relative::new(vec![D4::ROT90, D4::VFLIP], grid, grid)?;
+    /// assert_eq!(ser.forward(&map, &map, &relative)?.loss.to_scalar::<f32>()?, 0.0);
+    /// # Ok::<(), ser_reg::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`SerLoss::new`], and for a projector on a mixed field, or with a norm over a single channel per group element.
+    pub fn with_field(config: SerConfig, field: Field, vb: VarBuilder) -> Result<Self> {
         config.check()?;
-        let projector = config
-            .projector
-            .map(|head| Projector::new(head, channels, vb))
-            .transpose()?;
-        Ok(Self {
-            config,
-            channels,
-            projector,
-        })
+        let head = Head::new(config.projector, field, vb)?;
+        Ok(Self { config, head })
     }
 
     /// The settings.
     pub fn config(&self) -> &SerConfig {
         &self.config
+    }
+
+    /// How the channels of the map change when the grid turns.
+    pub fn field(&self) -> &Field {
+        self.head.field()
     }
 
     /// Changes λ, as a schedule does.
@@ -264,17 +168,7 @@ impl SerLoss {
     /// If the map does not fit the grid and the layout, or the channels or type do not fit the projector.
     pub fn project(&self, map: &Tensor, grid: TokenGrid) -> Result<Tensor> {
         let tokens = self.config.layout.tokens(map, grid)?;
-        if tokens.dims()[2] != self.channels {
-            return Err(Error::input(
-                "SerLoss",
-                format!("maps of {} channels", self.channels),
-                format!("{} in {:?}", tokens.dims()[2], map.dims()),
-            ));
-        }
-        match &self.projector {
-            Some(head) => Ok(head.forward(&tokens)?),
-            None => Ok(tokens),
-        }
+        self.head.forward(&tokens, map.dims())
     }
 
     /// The loss of two maps that came out of one encoder: `map1` on `relative.from_grid()`, `map2` on `relative.to_grid()`.
@@ -290,6 +184,23 @@ impl SerLoss {
         map2: &Tensor,
         relative: &Relative<G>,
     ) -> Result<SerOutput> {
+        self.forward_weighted(map1, map2, relative, &Weights::default())
+    }
+
+    /// [`forward`](Self::forward), with weights of samples or tokens.
+    ///
+    /// They multiply those of [`SerConfig::soft`].
+    ///
+    /// # Errors
+    /// As [`SerLoss::forward`], and if weights do not count as many as what they weigh, one is negative or not finite, or
+    /// none is above 0 at a token that counts.
+    pub fn forward_weighted<G: GroupAction>(
+        &self,
+        map1: &Tensor,
+        map2: &Tensor,
+        relative: &Relative<G>,
+        weights: &Weights,
+    ) -> Result<SerOutput> {
         if self.config.lambda == 0.0 {
             return skipped(map1);
         }
@@ -297,7 +208,7 @@ impl SerLoss {
             self.project(map1, relative.from_grid())?,
             self.project(map2, relative.to_grid())?,
         ];
-        self.compare(&tokens, &tokens, relative)
+        self.compare(&tokens, &tokens, relative, weights)
     }
 
     /// The loss of queries against the keys of a second, momentum encoder, as with MoCo-v3 and DINO.
@@ -315,6 +226,21 @@ impl SerLoss {
         key_side: &SerLoss,
         relative: &Relative<G>,
     ) -> Result<SerOutput> {
+        self.forward_with_keys_weighted(queries, keys, key_side, relative, &Weights::default())
+    }
+
+    /// [`forward_with_keys`](Self::forward_with_keys), with weights of samples or tokens: those of the queries.
+    ///
+    /// # Errors
+    /// As [`SerLoss::forward_with_keys`] and [`SerLoss::forward_weighted`].
+    pub fn forward_with_keys_weighted<G: GroupAction>(
+        &self,
+        queries: [&Tensor; 2],
+        keys: [&Tensor; 2],
+        key_side: &SerLoss,
+        relative: &Relative<G>,
+        weights: &Weights,
+    ) -> Result<SerOutput> {
         if self.config.lambda == 0.0 {
             return skipped(queries[0]);
         }
@@ -325,6 +251,13 @@ impl SerLoss {
                 "Anchors",
             ));
         }
+        if !self.head.is_peer(&key_side.head) {
+            return Err(Error::input(
+                "SerLoss::forward_with_keys",
+                format!("a key side on the same field, {:?}", self.field()),
+                format!("{:?}", key_side.field()),
+            ));
+        }
         let (from, to) = (relative.from_grid(), relative.to_grid());
         let queries = [
             self.project(queries[0], from)?,
@@ -333,7 +266,7 @@ impl SerLoss {
         let key =
             |map: &Tensor, grid| Ok::<_, Error>(key_side.project(&map.detach(), grid)?.detach());
         let keys = [key(keys[0], from)?, key(keys[1], to)?];
-        self.compare(&queries, &keys, relative)
+        self.compare(&queries, &keys, relative, weights)
     }
 
     /// `anchors` and `keys` are projected tokens of views 1 and 2.
@@ -342,25 +275,54 @@ impl SerLoss {
         anchors: &[Tensor; 2],
         keys: &[Tensor; 2],
         relative: &Relative<G>,
+        weights: &Weights,
     ) -> Result<SerOutput> {
         let config = &self.config;
         let images = anchors[0].dims()[0];
         self.check(anchors, keys)?;
         let rng = &mut StdRng::seed_from_u64(relative.seed());
-        let there = relative.forward(&config.resample)?;
-        let mut directions = vec![self.direction(&anchors[1], &keys[0], &there, rng)?];
+        let cells = [relative.from_grid().len(), relative.to_grid().len()];
+        weights.check(images, cells)?;
+        let fibre = match self.head.compared() {
+            field if field.is_trivial() => None,
+            field => Some(FibreOperator::new(field, relative.elements())?),
+        };
+        let frame = |view: usize, operator: GridOperator, fibre| {
+            let soft = config.soft.map(|s| s.tokens(relative, view, &operator));
+            let weights = TokenWeights::new(weights, view, soft.transpose()?, images, cells[view]);
+            Ok::<_, Error>(Frame {
+                operator,
+                fibre,
+                weights,
+            })
+        };
+        let back = fibre.as_ref().map(FibreOperator::inverse);
+        let second = frame(1, relative.forward(&config.resample)?, fibre)?;
+        let mut directions = vec![self.direction(&anchors[1], &keys[0], &second, rng)?];
         if config.symmetric {
-            let back = relative.reverse(&config.resample)?;
-            directions.push(self.direction(&anchors[0], &keys[1], &back, rng)?);
+            let first = frame(0, relative.reverse(&config.resample)?, back)?;
+            directions.push(self.direction(&anchors[0], &keys[1], &first, rng)?);
         }
         // Views that barely touch may share tokens on one of the two grids only: the mean is over what counts.
         let counted: Vec<Direction> = directions.into_iter().flatten().collect();
         if counted.is_empty() {
+            let (expected, got) = match (weights, config.soft) {
+                (
+                    Weights {
+                        samples: None,
+                        tokens: [None, None],
+                    },
+                    None,
+                ) => ("", "no overlap in"),
+                _ => (", of a weight above 0", "none in"),
+            };
             return Err(Error::input(
                 "SerLoss",
-                "at least one token of the batch that both views see (draw larger crops, smaller angles and shifts, or set \
-                 ViewConfig::min_overlap)",
-                format!("no overlap in any of {images} samples"),
+                format!(
+                    "at least one token of the batch that both views see{expected} (draw larger crops, smaller angles and shifts, \
+                     or set ViewConfig::min_overlap)"
+                ),
+                format!("{got} any of {images} samples"),
             ));
         }
         let mean = |values: Vec<&Tensor>| -> Result<Tensor> {
@@ -401,12 +363,12 @@ impl SerLoss {
         }
     }
 
-    /// One direction: `keys` carried by `operator` into the frame of `anchors`. `None` if no token counts.
+    /// One direction: `keys` carried into the frame of `anchors`. `None` if no token counts.
     fn direction(
         &self,
         anchors: &Tensor,
         keys: &Tensor,
-        operator: &GridOperator,
+        frame: &Frame,
         rng: &mut StdRng,
     ) -> Result<Option<Direction>> {
         let (anchors, keys) = match self.config.stop_gradient {
@@ -414,9 +376,12 @@ impl SerLoss {
             StopGradient::Keys => (anchors.clone(), keys.detach()),
             StopGradient::Anchors => (anchors.detach(), keys.clone()),
         };
-        let keys = operator.apply(&keys)?;
+        let mut keys = frame.operator.apply(&keys)?;
+        if let Some(fibre) = &frame.fibre {
+            keys = fibre.apply(&keys)?;
+        }
         let (images, n, _) = anchors.dims3()?;
-        let chosen = choose(operator, images, &self.config, rng);
+        let chosen = choose(&frame.operator, images, &frame.weights, &self.config, rng);
         let tokens = chosen.iter().map(Vec::len).sum();
         if tokens == 0 {
             return Ok(None);
@@ -437,7 +402,18 @@ impl SerLoss {
             anchors = anchors.contiguous()?.index_select(&rows, 0)?;
             keys = keys.contiguous()?.index_select(&rows, 0)?;
         }
-        let (loss, accuracy) = self.objective(&anchors, &keys, &ids)?;
+        let weights = frame.weights.chosen(&chosen);
+        let shares = weights.as_ref().map(|(weights, _)| weights.as_slice());
+        let (mut loss, accuracy) = self.objective(&anchors, &keys, &ids, shares)?;
+        if let (
+            Some((_, kept)),
+            Some(SoftWeight {
+                normalize: false, ..
+            }),
+        ) = (weights, self.config.soft)
+        {
+            loss = (loss * kept)?;
+        }
         Ok(Some(Direction {
             loss,
             accuracy,
@@ -445,7 +421,13 @@ impl SerLoss {
         }))
     }
 
-    fn objective(&self, a: &Tensor, b: &Tensor, ids: &[u32]) -> Result<(Tensor, Option<Tensor>)> {
+    fn objective(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        ids: &[u32],
+        w: Option<&[f32]>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
         let SerConfig {
             temperature,
             eps,
@@ -463,14 +445,14 @@ impl SerLoss {
                     eps,
                     block_bytes,
                 };
-                let Contrast { loss, accuracy } = loss::nt_xent_ragged(a, b, ids, None, &config)?;
+                let Contrast { loss, accuracy } = loss::nt_xent_ragged(a, b, ids, w, &config)?;
                 return Ok((loss, Some(accuracy)));
             }
-            Objective::Mse => loss::mse(a, b, None)?,
-            Objective::NormalizedMse => loss::normalized_mse(a, b, eps, None)?,
-            Objective::Cosine => loss::cosine(a, b, eps, None)?,
-            Objective::L1 => loss::l1(a, b, None)?,
-            Objective::SmoothL1 { beta } => loss::smooth_l1(a, b, beta, None)?,
+            Objective::Mse => loss::mse(a, b, w)?,
+            Objective::NormalizedMse => loss::normalized_mse(a, b, eps, w)?,
+            Objective::Cosine => loss::cosine(a, b, eps, w)?,
+            Objective::L1 => loss::l1(a, b, w)?,
+            Objective::SmoothL1 { beta } => loss::smooth_l1(a, b, beta, w)?,
         };
         Ok((loss, None))
     }
@@ -488,41 +470,4 @@ fn skipped(like: &Tensor) -> Result<SerOutput> {
         accuracy: None,
         tokens: 0,
     })
-}
-
-/// The cells of each image that count: the valid ones, at most `max_tokens` over all images.
-///
-/// Images share that cap evenly; what one cannot use goes to the others. Cells are drawn without replacement and kept in
-/// order.
-fn choose(
-    operator: &GridOperator,
-    images: usize,
-    config: &SerConfig,
-    rng: &mut StdRng,
-) -> Vec<Vec<u32>> {
-    let n = operator.out_grid().len() as u32;
-    let mut cells: Vec<Vec<u32>> = (0..images)
-        .map(|image| match operator.valid(image) {
-            Some(valid) if config.validity == Validity::Mask => {
-                (0..n).filter(|&cell| valid[cell as usize]).collect()
-            }
-            _ => (0..n).collect(),
-        })
-        .collect();
-    let Some(mut left) = config.max_tokens else {
-        return cells;
-    };
-
-    let mut order: Vec<usize> = (0..images).collect();
-    order.shuffle(rng);
-    order.sort_by_key(|&image| cells[image].len());
-    for (done, &image) in order.iter().enumerate() {
-        let own = &mut cells[image];
-        let share = own.len().min(left / (images - done));
-        let (drawn, _) = own.partial_shuffle(rng, share);
-        drawn.sort_unstable();
-        *own = drawn.to_vec();
-        left -= share;
-    }
-    cells
 }

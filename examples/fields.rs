@@ -1,0 +1,99 @@
+//! Channels that turn with the grid: a group convolution made by hand, compared under the trivial and under the regular
+//! representation of its channels. Run with `cargo run --release --example fields`.
+//!
+//! A lifting convolution sees the image through one kernel in every pose of the group, one channel per pose. Turn the
+//! image, and each channel's map turns and moves on to another channel. Under the regular representation, which permutes
+//! the channels so, the layer is equivariant and costs nothing; to the trivial one, which leaves channels where they are,
+//! it looks like any layer.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg::{
+    GridOperator, Resample, TokenGrid,
+    group::{Field, Subgroup},
+    metric::EqScore,
+    ser::{Objective, SerConfig, SerLoss},
+    view::{Pairing, ViewConfig, ViewSampler},
+};
+
+const SIDE: usize = 16;
+const KERNELS: usize = 4;
+
+/// The kernels `(out, C, 3, 3)` in every pose: `(out·order, C, 3, 3)`, the poses varying fastest.
+fn poses(group: Subgroup, kernels: &Tensor) -> Result<Tensor> {
+    let side = TokenGrid::square(3)?;
+    let pose = |h| GridOperator::new(&[h], side, &Resample::default())?.apply(kernels);
+    let poses = group.elements().iter().map(|h| pose(*h));
+    let poses = poses.collect::<ser_reg::Result<Vec<_>>>()?;
+    Ok(Tensor::stack(&poses, 1)?.flatten(0, 1)?)
+}
+
+fn random(rng: &mut StdRng, shape: &[usize]) -> Result<Tensor> {
+    let values = (0..shape.iter().product()).map(|_| rng.random_range(-1f32..1.));
+    Ok(Tensor::from_vec(
+        values.collect::<Vec<_>>(),
+        shape,
+        &Device::Cpu,
+    )?)
+}
+
+fn main() -> Result<()> {
+    let rng = &mut StdRng::seed_from_u64(0);
+    let images = random(rng, &[16, 3, SIDE, SIDE])?;
+    let kernels = random(rng, &[KERNELS, 3, 3, 3])?;
+    let grid = TokenGrid::square(SIDE)?;
+
+    println!("mean squared error and centred equivariance score of a lifting convolution");
+    println!("group  representation of the channels  loss       score");
+    for group in [Subgroup::C2, Subgroup::C4, Subgroup::D4] {
+        let kernels = poses(group, &kernels)?;
+        let layer = |x: &Tensor| x.conv2d(&kernels, 1, 1, 1, 1)?.relu();
+
+        // Turns and flips of the group; no scales, which no finite grid shows exactly.
+        let config = ViewConfig {
+            pairing: Pairing::Free(group),
+            area: (1., 1.),
+            aspect: (1., 1.),
+            ..Default::default()
+        };
+        let views = ViewSampler::new(config, grid)?.sample_pair(rng, 16)?;
+        let map1 = layer(&views.first.act(&images)?)?;
+        let map2 = layer(&views.second.act(&images)?)?;
+
+        let channels = KERNELS * group.order();
+        let mut losses = Vec::new();
+        for (name, field) in [
+            ("trivial", Field::trivial(channels)),
+            ("regular", Field::regular(group, channels)?),
+        ] {
+            let score = EqScore {
+                field: Some(field.clone()),
+                ..EqScore::new(grid)
+            };
+            let others = &group.elements()[1..]; // all but the identity
+            let score = score
+                .measure(&images, others, rng, layer)?
+                .mean
+                .score
+                .centred;
+            let config = SerConfig {
+                objective: Objective::Mse,
+                projector: None,
+                ..Default::default()
+            };
+            let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
+            let ser = SerLoss::with_field(config, field, vb)?;
+            let loss = ser.forward(&map1, &map2, &views.relative())?.loss;
+            let loss = loss.to_scalar::<f32>()?;
+            println!(
+                "{:<6} {name:<31} {loss:<10.2e} {score:.4}",
+                format!("{group:?}")
+            );
+            losses.push(loss);
+        }
+        anyhow::ensure!(losses[1] < 1e-10 && losses[0] > 0.1, "not as it should be");
+    }
+    Ok(())
+}

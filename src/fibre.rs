@@ -1,0 +1,308 @@
+//! Channels that turn with the grid: the operator by which group elements act on the fibres of a [`Field`].
+//!
+//! A [`GridOperator`](crate::GridOperator) moves tokens and leaves their channels alone; a [`FibreOperator`] permutes the
+//! channels of every token and leaves the tokens where they are. The two commute, and together they are the action on a
+//! field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use ser_reg::{GridOperator, Resample, TokenGrid, fibre::FibreOperator, group::{D4, Field, Subgroup}};
+//! let grid = TokenGrid::square(4)?;
+//! let field = Field::regular(Subgroup::C4, 8)?; // two blocks of four channels
+//! let elements = [D4::ROT90, D4::ROT180]; // one per sample
+//! let tokens = Tensor::zeros((2, grid.len(), 8), DType::F32, &Device::Cpu)?;
+//! let moved = GridOperator::new(&elements, grid, &Resample::default())?.apply(&tokens)?;
+//! let turned = FibreOperator::new(&field, &elements)?.apply(&moved)?;
+//! assert_eq!(turned.dims(), tokens.dims());
+//! # Ok::<(), ser_reg::Error>(())
+//! ```
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::{
+    Error, Result,
+    group::{Field, GroupAction},
+};
+
+/// A permutation of the channels of every token: one for the whole batch, or one per sample.
+///
+/// Exact, for any type of value. The backward pass is the [`inverse`](Self::inverse), which is also the adjoint.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ser_reg::{fibre::FibreOperator, group::{D4, Field, Subgroup}};
+/// let field = Field::regular(Subgroup::C4, 4)?;
+/// let token = Tensor::new(&[[[0f32, 1., 2., 3.]]], &Device::Cpu)?;
+/// let turned = FibreOperator::new(&field, &[D4::ROT90])?.apply(&token)?;
+/// assert_eq!(turned.flatten_all()?.to_vec1::<f32>()?, [3., 0., 1., 2.]);
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct FibreOperator {
+    channels: usize,
+    samples: usize,
+    /// For each sample the channel that each channel comes from.
+    sources: Arc<Vec<u32>>,
+    identity: bool,
+}
+
+impl FibreOperator {
+    /// The operator by which `elements` act on the channels of `field`: one element for the whole batch, or one per
+    /// sample.
+    ///
+    /// A field of trivial blocks alone takes every element, and is left alone. Any other takes the
+    /// [`d4_part`](GroupAction::d4_part) of each.
+    ///
+    /// # Errors
+    /// If there is no element or no channel, or an element has no D4 part, or its D4 part is not in the group of every
+    /// regular representation.
+    pub fn new<G: GroupAction>(field: &Field, elements: &[G]) -> Result<Self> {
+        let op = "FibreOperator::new";
+        let channels = field.channels();
+        if elements.is_empty() || channels == 0 {
+            return Err(Error::input(
+                op,
+                "one element, or one per sample, and a field of at least one channel",
+                format!("{} elements, {channels} channels", elements.len()),
+            ));
+        }
+        if field.is_trivial() {
+            let sources = (0..channels as u32).collect();
+            return Ok(Self::of(channels, 1, sources));
+        }
+        // At most eight permutations, however many samples.
+        let mut known: Vec<Option<Vec<u32>>> = vec![None; 8];
+        let mut sources = Vec::with_capacity(channels * elements.len());
+        for (sample, g) in elements.iter().enumerate() {
+            let Some(turn) = g.d4_part() else {
+                return Err(Error::input(
+                    op,
+                    "elements whose linear part is a quarter turn or a flip, up to a scale: a regular representation \
+                     has no action of others (draw such views, or take a trivial field)",
+                    format!("{g:?} for sample {sample}"),
+                ));
+            };
+            match known.get_mut(turn.index()) {
+                Some(Some(source)) => sources.extend_from_slice(source),
+                slot => {
+                    let source = field.source_indices(turn)?;
+                    sources.extend_from_slice(&source);
+                    if let Some(slot) = slot {
+                        *slot = Some(source);
+                    }
+                }
+            }
+        }
+        Ok(Self::of(channels, elements.len(), sources))
+    }
+
+    fn of(channels: usize, samples: usize, sources: Vec<u32>) -> Self {
+        let stays = |fibre: &[u32]| fibre.iter().enumerate().all(|(i, &s)| i as u32 == s);
+        Self {
+            channels,
+            samples,
+            identity: sources.chunks_exact(channels).all(stays),
+            sources: Arc::new(sources),
+        }
+    }
+
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// How many samples have a permutation of their own; 1: one for any batch.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
+    /// Whether every channel stays where it is.
+    pub fn is_identity(&self) -> bool {
+        self.identity
+    }
+
+    /// For every channel of sample `b` the channel that it comes from.
+    fn source(&self, b: usize) -> &[u32] {
+        let b = if self.samples == 1 { 0 } else { b };
+        let start = b * self.channels;
+        self.sources
+            .get(start..start + self.channels)
+            .unwrap_or(&[])
+    }
+
+    /// The operator that undoes this one; also its adjoint.
+    pub fn inverse(&self) -> Self {
+        let mut sources = vec![0; self.sources.len()];
+        let fibres = sources.chunks_exact_mut(self.channels);
+        for (out, fibre) in fibres.zip(self.sources.chunks_exact(self.channels)) {
+            for (i, &source) in fibre.iter().enumerate() {
+                out[source as usize] = i as u32;
+            }
+        }
+        Self::of(self.channels, self.samples, sources)
+    }
+
+    /// `self ∘ first`: `first` acts first.
+    ///
+    /// # Errors
+    /// If the two differ in channels, or both are per sample with different numbers of samples.
+    pub fn compose(&self, first: &Self) -> Result<Self> {
+        let (a, b) = (self.samples, first.samples);
+        if self.channels != first.channels || (a != b && a != 1 && b != 1) {
+            return Err(Error::input(
+                "FibreOperator::compose",
+                format!(
+                    "a first operator on {} channels, for 1 or {a} samples",
+                    self.channels
+                ),
+                format!("one on {} channels, for {b}", first.channels),
+            ));
+        }
+        let samples = a.max(b);
+        let sources = (0..samples).flat_map(|b| {
+            let before = first.source(b);
+            self.source(b).iter().map(|&i| before[i as usize])
+        });
+        Ok(Self::of(self.channels, samples, sources.collect()))
+    }
+
+    /// Acts on tokens `(B, N, C)` or on a map `(B, C, H, W)`; differentiable.
+    ///
+    /// # Errors
+    /// If the rank is neither 3 nor 4, the channels are not those of the field, or the batch is empty or does not fit the
+    /// number of samples.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x)?;
+        if self.identity {
+            return Ok(x.clone());
+        }
+        if matches!(x.device(), Device::Cpu) && moves(x.dtype()) {
+            return Ok(x.contiguous()?.apply_op1(Apply(self.clone()))?);
+        }
+        self.apply_portable(x)
+    }
+
+    /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.
+    #[doc(hidden)]
+    pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x)?;
+        let axis = if x.rank() == 3 { 2 } else { 1 };
+        let x = x.contiguous()?;
+        if self.samples == 1 {
+            let source = Tensor::new(self.source(0), x.device())?;
+            return Ok(x.index_select(&source, axis)?);
+        }
+        let shape = match axis {
+            2 => vec![self.samples, 1, self.channels],
+            _ => vec![self.samples, self.channels, 1, 1],
+        };
+        let source = Tensor::new(self.sources.as_slice(), x.device())?.reshape(shape)?;
+        let source = source.broadcast_as(x.shape())?.contiguous()?;
+        Ok(x.gather(&source, axis)?)
+    }
+
+    fn check(&self, x: &Tensor) -> Result<()> {
+        let channels = match *x.dims() {
+            [_, _, c] | [_, c, _, _] => Some(c),
+            _ => None,
+        };
+        let batch = x.dims().first().copied().unwrap_or(0);
+        let fits = self.samples == 1 || self.samples == batch;
+        if channels == Some(self.channels) && x.elem_count() > 0 && fits {
+            return Ok(());
+        }
+        let c = self.channels;
+        let batch = match self.samples {
+            1 => "B".to_string(),
+            samples => samples.to_string(),
+        };
+        Err(Error::input(
+            "FibreOperator::apply",
+            format!("tokens ({batch}, N, {c}), or a map ({batch}, {c}, H, W)"),
+            format!("{:?}", x.dims()),
+        ))
+    }
+}
+
+/// Whether the fused op can move values of this type.
+fn moves(dtype: DType) -> bool {
+    use DType::*;
+    matches!(dtype, U8 | U32 | I16 | I32 | I64 | BF16 | F16 | F32 | F64)
+}
+
+/// All samples in one op on the CPU, in parallel; its backward is the inverse.
+struct Apply(FibreOperator);
+
+impl Apply {
+    /// `inner` values of each channel lie together; each sample has as many fibres as fit.
+    fn run<T: Copy + Default + Send + Sync>(&self, x: &[T], dims: &[usize]) -> Vec<T> {
+        let inner: usize = match dims {
+            [_, _, h, w] => h * w,
+            _ => 1,
+        };
+        let sample: usize = dims.iter().skip(1).product();
+        let fibre = self.0.channels * inner;
+        let mut out = vec![T::default(); x.len()];
+        out.par_chunks_exact_mut(sample)
+            .zip(x.par_chunks_exact(sample))
+            .enumerate()
+            .for_each(|(b, (out, x))| {
+                let source = self.0.source(b);
+                for (out, x) in out.chunks_exact_mut(fibre).zip(x.chunks_exact(fibre)) {
+                    if inner == 1 {
+                        for (out, &i) in out.iter_mut().zip(source) {
+                            *out = x[i as usize];
+                        }
+                    } else {
+                        for (out, &i) in out.chunks_exact_mut(inner).zip(source) {
+                            out.copy_from_slice(&x[i as usize * inner..][..inner]);
+                        }
+                    }
+                }
+            });
+        out
+    }
+}
+
+impl CustomOp1 for Apply {
+    fn name(&self) -> &'static str {
+        "fibre-operator"
+    }
+
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("fibre-operator: expected a contiguous tensor, got {layout:?}");
+        };
+        use CpuStorage as S;
+        let dims = layout.dims();
+        let out = match storage {
+            S::U8(x) => S::U8(self.run(&x[start..end], dims)),
+            S::U32(x) => S::U32(self.run(&x[start..end], dims)),
+            S::I16(x) => S::I16(self.run(&x[start..end], dims)),
+            S::I32(x) => S::I32(self.run(&x[start..end], dims)),
+            S::I64(x) => S::I64(self.run(&x[start..end], dims)),
+            S::BF16(x) => S::BF16(self.run(&x[start..end], dims)),
+            S::F16(x) => S::F16(self.run(&x[start..end], dims)),
+            S::F32(x) => S::F32(self.run(&x[start..end], dims)),
+            S::F64(x) => S::F64(self.run(&x[start..end], dims)),
+            _ => bail!("fibre-operator: expected integers, or floats of at least 16 bits"),
+        };
+        Ok((out, layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        _arg: &Tensor,
+        _res: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.0.inverse().apply(grad)?))
+    }
+}

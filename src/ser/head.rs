@@ -1,0 +1,106 @@
+//! From the tokens of a map to the tokens that are compared, without breaking their field.
+
+use candle_core::{Module, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::group::{Field, Representation, Subgroup};
+use crate::projector::{Projector, ProjectorConfig};
+use crate::{Error, Result};
+
+/// The projector, if there is one, and how channels turn before and after it.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    field: Field,
+    compared: Field,
+    projector: Option<Projector>,
+    /// Channels of one block: the projector sees one of each block at a time.
+    order: usize,
+}
+
+impl Head {
+    pub fn new(config: Option<ProjectorConfig>, field: Field, vb: VarBuilder) -> Result<Self> {
+        let Some(config) = config else {
+            return Ok(Self {
+                compared: field.clone(),
+                field,
+                projector: None,
+                order: 1,
+            });
+        };
+        let (group, blocks) = match field.parts() {
+            [] => (Subgroup::Trivial, 0),
+            &[(Representation::Trivial, channels)] => (Subgroup::Trivial, channels),
+            &[(Representation::Regular(group), blocks)] => {
+                if blocks == 1 && config.norm {
+                    return Err(Error::config(
+                        "ProjectorConfig::norm",
+                        "false where each group element has one channel: its norm over one value is constant",
+                        config.norm,
+                    ));
+                }
+                (group, blocks)
+            }
+            parts => {
+                return Err(Error::config(
+                    "SerConfig::projector",
+                    "None for a mixed field: a projector would mix channels that turn differently",
+                    format!("a projector for {parts:?}"),
+                ));
+            }
+        };
+        let projector = Projector::new(config, blocks, vb)?;
+        let order = group.order();
+        let compared = match field.is_trivial() {
+            true => Field::trivial(config.out),
+            false => Field::regular(group, order * config.out)?,
+        };
+        Ok(Self {
+            field,
+            compared,
+            projector: Some(projector),
+            order,
+        })
+    }
+
+    /// The field of the map.
+    pub fn field(&self) -> &Field {
+        &self.field
+    }
+
+    /// The field of what [`forward`](Self::forward) returns.
+    pub fn compared(&self) -> &Field {
+        &self.compared
+    }
+
+    /// Whether tokens of both can be compared under one action; widths of trivial fields are checked where they meet.
+    pub fn is_peer(&self, other: &Self) -> bool {
+        let trivial = self.compared.is_trivial() && other.compared.is_trivial();
+        trivial || self.compared == other.compared
+    }
+
+    /// Tokens `(B, N, C)` of a map of shape `dims`.
+    pub fn forward(&self, tokens: &Tensor, dims: &[usize]) -> Result<Tensor> {
+        let (b, n, c) = tokens.dims3()?;
+        let channels = self.field.channels();
+        if c != channels {
+            return Err(Error::input(
+                "SerLoss",
+                format!("maps of {channels} channels"),
+                format!("{c} in {dims:?}"),
+            ));
+        }
+        let Some(projector) = &self.projector else {
+            return Ok(tokens.clone());
+        };
+        if self.order == 1 {
+            return Ok(projector.forward(tokens)?);
+        }
+        // One row per group element: the same head for all of them commutes with their permutation.
+        let rows = tokens
+            .reshape((b, n, c / self.order, self.order))?
+            .transpose(2, 3)?
+            .contiguous()?;
+        let rows = projector.forward(&rows)?.transpose(2, 3)?;
+        Ok(rows.contiguous()?.flatten_from(2)?)
+    }
+}
