@@ -21,6 +21,7 @@
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
 //! | [`grad`] | does the gradient arrive? |
 //! | [`metric`] | how equivariant is a model? |
+//! | [`companion`] | penalties on weights, vectors, predictions and scores; orbit pooling; balance of gradients |
 //! | `testing` | the law suite for your own actions (feature `testing`) |
 //!
 //! # A training step
@@ -54,6 +55,7 @@
 mod error;
 mod grid;
 
+pub mod companion;
 pub mod grad;
 pub mod group;
 pub mod loss;
@@ -85,3 +87,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/integrate-your-model.md")]
 struct IntegrateYourModel;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/companions.md")]
+struct Companions;

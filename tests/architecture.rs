@@ -8,7 +8,7 @@ const LAYERS: [&[&str]; 7] = [
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
-    &["view", "loss", "projector", "metric"],
+    &["view", "loss", "projector", "metric", "companion"],
     &["ser"],
     &["testing"],
 ];
