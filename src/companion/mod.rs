@@ -102,3 +102,15 @@ fn turn(g: D4, x: &Tensor, grid: TokenGrid) -> Result<Tensor> {
     }
     GridOperator::new(&[g], grid, &Resample::default())?.apply(x)
 }
+
+/// The sum of tensors of one shape: an orbit or views, one at least. No stack is made.
+fn sum(op: &'static str, terms: &[Tensor]) -> Result<Tensor> {
+    let [first, others @ ..] = terms else {
+        return Err(Error::input(op, "at least one term", 0));
+    };
+    let mut sum = first.clone();
+    for term in others {
+        sum = (sum + term)?;
+    }
+    Ok(sum)
+}

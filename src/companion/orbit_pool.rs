@@ -3,7 +3,7 @@
 use candle_core::{Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{check_grid, turn, work_dtype};
+use super::{check_grid, sum, turn, work_dtype};
 use crate::{Error, Result, TokenGrid, group::Subgroup};
 
 /// What becomes of the members `y_g` of an orbit.
@@ -150,11 +150,11 @@ impl OrbitPool {
 
     /// Pools members `(B, …)` of one shape and type.
     fn pool(&self, op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
-        let all = Tensor::stack(orbit, 0)?;
         match &self.pool {
-            Pool::Mean => Ok(all.mean(0)?),
-            Pool::Max => max(&all),
+            Pool::Mean => Ok((sum(op, orbit)? / orbit.len() as f64)?),
+            Pool::Max => max(op, orbit),
             Pool::Attention(template) => {
+                let all = Tensor::stack(orbit, 0)?;
                 let (order, batch) = (all.dim(0)?, all.dim(1)?);
                 if all.dims().get(2..) != Some(template.dims()) {
                     let expected = format!("a template {:?}, one member's shape", &all.dims()[2..]);
@@ -174,15 +174,29 @@ impl OrbitPool {
     }
 }
 
-/// The maximum over the first axis. Cells that a group element leaves where they are appear several times in an orbit, and
-/// candle's own gradient would count each of them in full.
-fn max(all: &Tensor) -> Result<Tensor> {
-    let top = all.detach().max_keepdim(0)?;
-    let largest = all.detach().broadcast_eq(&top)?.to_dtype(all.dtype())?;
-    let shares = largest.broadcast_div(&largest.sum_keepdim(0)?)?;
+/// The maximum of an orbit. Cells that a group element leaves where they are appear several times in it, and candle's own
+/// gradient would count each of them in full: here it is shared.
+fn max(op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
+    let fixed: Vec<Tensor> = orbit.iter().map(Tensor::detach).collect();
+    let [first, others @ ..] = &fixed[..] else {
+        return Err(Error::input(op, "an orbit of at least one member", 0));
+    };
+    let mut top = first.clone();
+    for y in others {
+        top = top.maximum(y)?;
+    }
+    let mut largest = Vec::with_capacity(orbit.len());
+    for y in &fixed {
+        largest.push(y.eq(&top)?.to_dtype(y.dtype())?);
+    }
+    let share = sum(op, &largest)?.recip()?;
+    let mut carried = Vec::with_capacity(orbit.len());
+    for (y, largest) in orbit.iter().zip(&largest) {
+        carried.push((y * largest)?);
+    }
     // A term of value 0 carries the gradient, so that the value is the maximum to the bit.
-    let carrier = ((all - all.detach())? * shares)?.sum(0)?;
-    Ok((top.squeeze(0)? + carrier)?)
+    let carrier = (sum(op, &carried)? * share)?;
+    Ok((top + (&carrier - carrier.detach())?)?)
 }
 
 /// That these are tokens `(B, N, C)` on `grid`.
