@@ -23,6 +23,7 @@
 //! | [`grad`] | does the gradient arrive? |
 //! | [`metric`] | how equivariant is a model? |
 //! | [`cost`] | what will it cost? |
+//! | [`companion`] | penalties on weights, vectors, predictions and scores; orbit pooling; balance of gradients |
 //! | `testing` | the law suite for your own actions (feature `testing`) |
 //!
 //! # A training step
@@ -56,6 +57,7 @@
 mod error;
 mod grid;
 
+pub mod companion;
 pub mod cost;
 pub mod fibre;
 pub mod grad;
@@ -97,3 +99,7 @@ struct Symmetries;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/fields-and-layers.md")]
 struct FieldsAndLayers;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/companions.md")]
+struct Companions;

@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 8] = [
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
     &["fibre"],
-    &["view", "loss", "projector", "metric"],
+    &["view", "loss", "projector", "metric", "companion"],
     &["ser"],
     &["cost"],
     &["testing"],

@@ -1,0 +1,116 @@
+//! Small regularizers beside SER: on weights without data, on vectors, on predictions; and the balance of two losses.
+//!
+//! | item | asks that | reads |
+//! |---|---|---|
+//! | [`ReynoldsPenalty`] | a weight be what its average over a group makes of it | kernels, positional tables |
+//! | [`RegularRep`] | an embedding's channels permute as the group elements do | vectors of two views, `g` per sample |
+//! | [`PredictionConsistency`], [`mean_pairwise_symmetric_kl`] | predictions agree over views | logits of K views |
+//! | [`OrbitPool`], [`InvariantIntegration`] | nothing: they make exactly invariant features | token maps, images |
+//! | [`EqSim`] | scores change alike when either side of a pair is swapped | a matrix of scores |
+//! | [`GradientBalance`], [`LambdaBalancer`] | nothing: how do two losses pull, and which `λ` balances them? | gradients by name |
+//!
+//! All groups are subgroups of D4, so that every action here is an exact permutation. Half-precision input is worked on
+//! in f32: losses come back in f32, what has the shape of the input in the input's type. Losses are plain means, and
+//! none reduces over processes. When to use which is in `docs/companions.md` of the repository.
+
+mod balance;
+mod consistency;
+mod eqsim;
+mod integration;
+mod orbit_pool;
+mod regular;
+mod reynolds;
+
+pub use balance::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig};
+pub use consistency::{Divergence, PredictionConsistency, mean_pairwise_symmetric_kl};
+pub use eqsim::{EqSim, EqSimOutput, Margin};
+pub use integration::{InvariantIntegration, Monomial};
+pub use orbit_pool::{OrbitPool, Pool};
+pub use regular::{Distance, RegularRep};
+pub use reynolds::{Fibre, ReynoldsPenalty, WeightSpace};
+
+use candle_core::{DType, Tensor};
+
+use crate::{
+    Error, GridOperator, Resample, Result, TokenGrid,
+    group::{D4, Subgroup},
+};
+
+/// The type that is computed in: f64 for f64, f32 for the other floating point types.
+fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
+        DType::F64 => Ok(DType::F64),
+        other => Err(Error::input(
+            op,
+            "values of type f16, bf16, f32 or f64",
+            other.as_str(),
+        )),
+    }
+}
+
+/// That `b` can be compared with `a`: same shape, type and device, something in them.
+fn check_pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.dims() != b.dims() || a.dtype() != b.dtype() {
+        let say = |x: &Tensor| format!("{:?} of type {}", x.dims(), x.dtype().as_str());
+        let expected = format!("two tensors of one shape and type, {} here", say(a));
+        return Err(Error::input(op, expected, say(b)));
+    }
+    if !a.device().same_device(b.device()) {
+        let expected = format!("tensors on one device, {:?} here", a.device().location());
+        return Err(Error::input(
+            op,
+            expected,
+            format!("{:?}", b.device().location()),
+        ));
+    }
+    if a.elem_count() == 0 {
+        return Err(Error::input(
+            op,
+            "at least one element",
+            format!("{:?}", a.dims()),
+        ));
+    }
+    Ok(())
+}
+
+/// That a term inside of a root or a denominator is usable.
+fn check_eps(field: &'static str, eps: f64) -> Result<()> {
+    if eps.is_finite() && eps >= 0.0 {
+        return Ok(());
+    }
+    let expected = "a finite value of at least 0 (above 0 keeps zero tensors finite)";
+    Err(Error::config(field, expected, eps))
+}
+
+/// That every element of `group` keeps `grid`.
+fn check_grid(op: &'static str, group: Subgroup, grid: TokenGrid) -> Result<()> {
+    if grid.is_square() || !group.elements().iter().any(|g| g.swaps_axes()) {
+        return Ok(());
+    }
+    let expected = format!(
+        "a square grid for {group:?}, some of whose elements exchange rows and columns (C2, HFlip, VFlip and Flips keep \
+         every grid)"
+    );
+    Err(Error::input(op, expected, grid))
+}
+
+/// `ρ(g)x` for tokens `(B, N, C)` or a map `(B, C, H, W)` on `grid`, which `g` keeps: a permutation of cells.
+fn turn(g: D4, x: &Tensor, grid: TokenGrid) -> Result<Tensor> {
+    if g == D4::IDENTITY {
+        return Ok(x.clone());
+    }
+    GridOperator::new(&[g], grid, &Resample::default())?.apply(x)
+}
+
+/// The sum of tensors of one shape: an orbit or views, one at least. No stack is made.
+fn sum(op: &'static str, terms: &[Tensor]) -> Result<Tensor> {
+    let [first, others @ ..] = terms else {
+        return Err(Error::input(op, "at least one term", 0));
+    };
+    let mut sum = first.clone();
+    for term in others {
+        sum = (sum + term)?;
+    }
+    Ok(sum)
+}

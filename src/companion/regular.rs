@@ -1,0 +1,149 @@
+//! The regular representation of a finite group on vectors.
+
+use candle_core::{D, Tensor};
+
+use super::{check_eps, check_pair, work_dtype};
+use crate::{
+    Error, Result,
+    group::{D4, GroupAction, Subgroup},
+};
+
+/// How far apart two vectors are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Distance {
+    /// `(1/D) Σ_c (a_c − b_c)²`.
+    Mse,
+    /// `1 − ⟨a, b⟩ / (√(|a|² + eps) √(|b|² + eps))`: a zero vector counts as orthogonal to everything.
+    Cosine {
+        /// At least 0; above 0 keeps the gradient at zero vectors finite.
+        eps: f64,
+    },
+}
+
+/// Copies of the regular representation of `group` on vectors of `D = m·|G|` channels.
+///
+/// The channels are `m` blocks of `|G|`, one channel for each element `h` in the order of [`Subgroup::elements`]; channel
+/// `(i, h)` has the index `i·|G| + h`. An element permutes each block as it permutes the group:
+///
+/// ```text
+/// (ρ(g)z)[i, h] = z[i, g⁻¹h]          ρ(a)ρ(b) = ρ(a∘b),  ρ(g)ᵀ = ρ(g⁻¹)
+/// L = mean_b d(ρ(g_b) z1_b, z2_b)      g_b = g₂∘g₁⁻¹ carries view 1 into view 2
+/// ```
+///
+/// The loss has no parameters, and asks of the last embedding what SER asks of a map: that a motion of the image be a
+/// known permutation. Source: arXiv 2506.08244, whose loss is the sum over channels where [`Distance::Mse`] is the mean.
+/// Channels that are equal within each block (invariant ones) have zero loss too, so the loss needs another beside it that
+/// rewards information; the mean of each block is an invariant vector, which an invariance loss may read.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ser_reg::{companion::{Distance, RegularRep}, group::{D4, Subgroup}};
+/// let rep = RegularRep::new(Subgroup::C4);
+/// let z = Tensor::new(&[[1f32, 2., 3., 4.], [1., 2., 3., 4.]], &Device::Cpu)?;
+/// // each sample has its own element
+/// let turned = rep.act(&[D4::ROT90, D4::ROT180], &z)?;
+/// assert_eq!(turned.to_vec2::<f32>()?, [[4., 1., 2., 3.], [3., 4., 1., 2.]]);
+/// let loss = rep.loss(&[D4::ROT90, D4::ROT180], &z, &turned, Distance::Mse)?;
+/// assert_eq!(loss.to_scalar::<f32>()?, 0.);
+/// # Ok::<(), ser_reg::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegularRep {
+    group: Subgroup,
+}
+
+impl RegularRep {
+    /// The representation of this group.
+    pub const fn new(group: Subgroup) -> Self {
+        Self { group }
+    }
+
+    /// The group.
+    pub const fn group(&self) -> Subgroup {
+        self.group
+    }
+
+    /// `ρ(g)z` for vectors `(B, D)`: one element for all of them, or one per vector. A permutation: exact in any floating
+    /// point type, and differentiable.
+    ///
+    /// # Errors
+    /// If `z` is not `(B, D)` of a floating point type with `D` a multiple of the group's order, there is neither one
+    /// element nor one per vector, or an element is not in the group.
+    pub fn act(&self, elements: &[D4], z: &Tensor) -> Result<Tensor> {
+        let op = "RegularRep::act";
+        work_dtype(op, z)?;
+        let order = self.group.order();
+        let (batch, width) = match *z.dims() {
+            [b, d] if b > 0 && d > 0 && d.is_multiple_of(order) => (b, d),
+            _ => {
+                let expected = format!(
+                    "vectors (B, D) with D a multiple of {order}, the order of {:?}",
+                    self.group
+                );
+                return Err(Error::input(op, expected, format!("{:?}", z.dims())));
+            }
+        };
+        if elements.len() != 1 && elements.len() != batch {
+            let expected = format!("one element, or one for each of {batch} vectors");
+            return Err(Error::input(op, expected, elements.len()));
+        }
+        let mut index = Vec::with_capacity(batch * width);
+        for &g in elements {
+            let Some(sources) = sources(self.group, g) else {
+                let expected = format!("elements of {:?}", self.group);
+                return Err(Error::input(op, expected, format!("{g:?}")));
+            };
+            let blocks = (0..width).step_by(order);
+            index.extend(blocks.flat_map(|start| sources.iter().map(move |h| (start + h) as u32)));
+        }
+        let index = Tensor::from_vec(index, (elements.len(), width), z.device())?;
+        let index = index.broadcast_as((batch, width))?.contiguous()?;
+        Ok(z.contiguous()?.gather(&index, 1)?)
+    }
+
+    /// The mean distance between `ρ(g_b) z1_b` and `z2_b`, differentiable with respect to both.
+    ///
+    /// `ρ` is orthogonal, so `g` on `z1` is the same loss as `g⁻¹` on `z2`.
+    ///
+    /// # Errors
+    /// As [`act`](Self::act); if `z1` and `z2` differ in shape, type or device; if `eps` is negative or not finite.
+    pub fn loss(
+        &self,
+        elements: &[D4],
+        z1: &Tensor,
+        z2: &Tensor,
+        distance: Distance,
+    ) -> Result<Tensor> {
+        let op = "RegularRep::loss";
+        check_pair(op, z1, z2)?;
+        let dtype = work_dtype(op, z1)?;
+        let (a, b) = (
+            self.act(elements, &z1.to_dtype(dtype)?)?,
+            z2.to_dtype(dtype)?,
+        );
+        match distance {
+            Distance::Mse => Ok((a - b)?.sqr()?.mean_all()?),
+            Distance::Cosine { eps } => {
+                check_eps("Distance::Cosine::eps", eps)?;
+                let unit = |x: &Tensor| -> Result<Tensor> {
+                    let norm = (x.sqr()?.sum_keepdim(D::Minus1)? + eps)?.sqrt()?;
+                    Ok(x.broadcast_div(&norm)?)
+                };
+                let cos = (unit(&a)? * unit(&b)?)?.sum(D::Minus1)?;
+                Ok((1.0 - cos)?.mean_all()?)
+            }
+        }
+    }
+}
+
+/// For every element `h` the place of `g⁻¹h` in the group; `None` if `g` is not in it.
+pub(super) fn sources(group: Subgroup, g: D4) -> Option<Vec<usize>> {
+    let table = D4::cayley_table();
+    let undo = table[g.inverse().index()];
+    let elements = group.elements();
+    let place = |h: &D4| {
+        let from = undo[h.index()];
+        elements.iter().position(|e| e.index() == from)
+    };
+    elements.iter().map(place).collect()
+}
