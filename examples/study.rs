@@ -42,7 +42,7 @@ struct Args {
     /// Runs at a time; the threads of the machine are shared among them [default: one for each thread].
     #[arg(long)]
     jobs: Option<usize>,
-    /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter.
+    /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter, addons.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Start no run after so many minutes.
@@ -292,6 +292,7 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
     if let Some(last) = &outcome.last {
         put("invariance_loss", Some(f64::from(last.invariance)));
         put("equivariance_loss", last.equivariance.map(f64::from));
+        put("addon_loss", last.addon.map(f64::from));
         put("matching", last.matching.map(|m| 100.0 * f64::from(m)));
     }
     put("images_per_s", Some(outcome.images_per_s));

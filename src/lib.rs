@@ -19,6 +19,7 @@
 //! | [`view`], [`partition`], [`schedule`] | sampling pairs of views, cutting the batch, values over time |
 //! | [`tap`] | reaching an intermediate layer of any model |
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
+//! | [`addon`] | EquiMod, AugSelf, E-SSL, STL and CARE, each with the layer it reads |
 //! | [`grad`] | does the gradient arrive? |
 //! | [`metric`] | how equivariant is a model? |
 //! | `testing` | the law suite for your own actions (feature `testing`) |
@@ -54,6 +55,7 @@
 mod error;
 mod grid;
 
+pub mod addon;
 pub mod grad;
 pub mod group;
 pub mod loss;
@@ -85,3 +87,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/integrate-your-model.md")]
 struct IntegrateYourModel;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/addons.md")]
+struct Addons;

@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 7] = [
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
     &["view", "loss", "projector", "metric"],
-    &["ser"],
+    &["ser", "addon"],
     &["testing"],
 ];
 
