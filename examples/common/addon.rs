@@ -131,7 +131,12 @@ impl AddOn {
         let views = views.context("all pictures are posed: there are none for the add-on")?;
         let views = views.each_ref();
         let parameters = drawn.parameters.each_ref().map(Vec::as_slice);
-        let third = || drawn.third.as_ref().context("the loader made no third view");
+        let third = || {
+            drawn
+                .third
+                .as_ref()
+                .context("the loader made no third view")
+        };
         Ok(match &self.kind {
             Kind::EquiMod(addon) => {
                 let plain = self.read(encoder, third()?, drop_path)?;

@@ -327,7 +327,9 @@ impl Producer {
         let third_size = third.map_or(0, |side| self.source.channels() * side * side);
         let mut third = third.map(|_| vec![0f32; plain * third_size]);
         let [first, second] = &mut views;
-        let mut thirds = third.iter_mut().flat_map(|t| t.chunks_exact_mut(third_size));
+        let mut thirds = third
+            .iter_mut()
+            .flat_map(|t| t.chunks_exact_mut(third_size));
         let each = first
             .chunks_exact_mut(size)
             .zip(second.chunks_exact_mut(size));
@@ -384,8 +386,7 @@ impl Producer {
             indices[position] = found;
             known = known.or(Some(found));
         }
-        let parameters =
-            [0, 1].map(|view| places[..plain].iter().map(|p| p.drawn[view]).collect());
+        let parameters = [0, 1].map(|view| places[..plain].iter().map(|p| p.drawn[view]).collect());
         Ok(Made {
             views,
             third,

@@ -282,7 +282,8 @@ impl AugSelf {
             .chain(second.iter().zip(first))
             .collect();
 
-        let mut total = Tensor::zeros((), pairs.dtype(), &Device::Cpu)?.to_device(pairs.device())?;
+        let mut total =
+            Tensor::zeros((), pairs.dtype(), &Device::Cpu)?.to_device(pairs.device())?;
         let mut figures = Vec::with_capacity(self.heads.len());
         for (task, head) in &self.heads {
             let target = task.target(&orders, &self.config)?;

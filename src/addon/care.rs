@@ -57,7 +57,10 @@ impl CareConfig {
         if self.chunks == 0 || batch / self.chunks < 2 {
             return Err(Error::input(
                 "Care",
-                format!("at least 2 samples in each of {} chunks (CareConfig::chunks)", self.chunks),
+                format!(
+                    "at least 2 samples in each of {} chunks (CareConfig::chunks)",
+                    self.chunks
+                ),
                 format!("a batch of {batch}"),
             ));
         }

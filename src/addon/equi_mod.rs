@@ -99,7 +99,10 @@ impl EquiMod {
         vb: VarBuilder,
     ) -> Result<Self> {
         let EquiModConfig { hidden, out, .. } = config;
-        nn::check_widths(&[("EquiModConfig::hidden", hidden), ("EquiModConfig::out", out)])?;
+        nn::check_widths(&[
+            ("EquiModConfig::hidden", hidden),
+            ("EquiModConfig::out", out),
+        ])?;
         nn::check_weight("EquiModConfig::lambda", config.lambda)?;
         super::check_temperature("EquiModConfig::temperature", config.temperature)?;
         if let Some(statistics) = &config.statistics {

@@ -9,12 +9,7 @@ use crate::{Error, Result, projector::TokenNorm};
 const EPS: f64 = 1e-6;
 
 /// `Wx`, or `Wx + b`; weights start uniform within `1/√inputs`.
-pub(super) fn linear(
-    inputs: usize,
-    outputs: usize,
-    bias: bool,
-    vb: VarBuilder,
-) -> Result<Linear> {
+pub(super) fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
     let bound = 1.0 / (inputs as f64).sqrt();
     let init = Init::Uniform {
         lo: -bound,

@@ -151,7 +151,10 @@ impl AugmentationParameters {
     /// AugSelf's difference of crops: of the centres' y and x, of heights, of widths. Both centres are seen in a mirror if
     /// this view is mirrored.
     pub(super) fn crop_difference(&self, other: &Self) -> Result<Vec<f64>> {
-        let (a, b) = (self.known("crop", self.crop)?, self.known("crop", other.crop)?);
+        let (a, b) = (
+            self.known("crop", self.crop)?,
+            self.known("crop", other.crop)?,
+        );
         let mirrored = self.known("flip", self.flip)?;
         let ([y1, x1], [y2, x2]) = (a.centre(mirrored), b.centre(mirrored));
         let sides = |c: CropParameters| (f64::from(c.height), f64::from(c.width));
@@ -179,7 +182,10 @@ impl AugmentationParameters {
     }
 
     pub(super) fn blur_difference(&self, other: &Self) -> Result<Vec<f64>> {
-        let (a, b) = (self.known("blur", self.blur)?, self.known("blur", other.blur)?);
+        let (a, b) = (
+            self.known("blur", self.blur)?,
+            self.known("blur", other.blur)?,
+        );
         finite("AugSelf", vec![f64::from(a) - f64::from(b)])
     }
 
@@ -191,7 +197,10 @@ impl AugmentationParameters {
 
     /// 1 if both are mirrored, or neither.
     pub(super) fn flips_agree(&self, other: &Self) -> Result<u32> {
-        let (a, b) = (self.known("flip", self.flip)?, self.known("flip", other.flip)?);
+        let (a, b) = (
+            self.known("flip", self.flip)?,
+            self.known("flip", other.flip)?,
+        );
         Ok(u32::from(a == b))
     }
 
@@ -262,9 +271,8 @@ impl ParameterStatistics {
         let vectors = parameters.iter().map(|p| p.vector(solarise));
         let vectors: Vec<Vec<f64>> = vectors.collect::<Result<_>>()?;
         let (n, size) = (vectors.len() as f64, width(solarise));
-        let mean_of = |f: &dyn Fn(&[f64], usize) -> f64, k| {
-            vectors.iter().map(|v| f(v, k)).sum::<f64>() / n
-        };
+        let mean_of =
+            |f: &dyn Fn(&[f64], usize) -> f64, k| vectors.iter().map(|v| f(v, k)).sum::<f64>() / n;
         let mean: Vec<f64> = (0..size).map(|k| mean_of(&|v, k| v[k], k)).collect();
         let std = (0..size)
             .map(|k| mean_of(&|v, k| (v[k] - mean[k]).powi(2), k).sqrt())
@@ -282,7 +290,11 @@ impl ParameterStatistics {
             ));
         }
         let bad = |v: &&f64| !v.is_finite();
-        let bad = self.mean.iter().find(bad).or(self.std.iter().find(|v| bad(v) || **v < 0.0));
+        let bad = self
+            .mean
+            .iter()
+            .find(bad)
+            .or(self.std.iter().find(|v| bad(v) || **v < 0.0));
         match bad {
             Some(v) => Err(Error::config(
                 "EquiModConfig::statistics",

@@ -127,7 +127,8 @@ impl Stl {
         super::check_temperature("StlConfig::temperature", config.temperature)?;
         let entries = channels.checked_mul(channels).filter(|n| {
             // As many as a tensor can hold, with the width of a transformation.
-            n.checked_mul(wide).is_some_and(|all| all < isize::MAX as usize / 8)
+            n.checked_mul(wide)
+                .is_some_and(|all| all < isize::MAX as usize / 8)
         });
         let Some(entries) = entries else {
             return Err(Error::config(

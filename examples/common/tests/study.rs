@@ -160,14 +160,17 @@ fn add_ons_are_compared_between_layers() {
 /// The names under which runs stand in the ledger are those of the plan: a finished run is not run again.
 #[test]
 fn finished_runs_are_known_by_the_plan() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/results/study.jsonl"
+    );
     let done = ledger::read(path.as_ref()).unwrap();
     assert!(done.len() >= 84, "{}", done.len());
     let cells = plan::cells();
     for entry in done {
-        let cell = cells.iter().find(|c| {
-            entry.seed < c.seeds && c.id(entry.seed, entry.epochs) == entry.id
-        });
+        let cell = cells
+            .iter()
+            .find(|c| entry.seed < c.seeds && c.id(entry.seed, entry.epochs) == entry.id);
         let cell = cell.unwrap_or_else(|| panic!("{} is not planned", entry.id));
         assert_eq!(cell.options, entry.options, "{}", entry.id);
         assert_eq!(cell.group, entry.group, "{}", entry.id);
