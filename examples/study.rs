@@ -292,7 +292,6 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
     if let Some(last) = &outcome.last {
         put("invariance_loss", Some(f64::from(last.invariance)));
         put("equivariance_loss", last.equivariance.map(f64::from));
-        put("addon_loss", last.addon.map(f64::from));
         put("matching", last.matching.map(|m| 100.0 * f64::from(m)));
     }
     put("images_per_s", Some(outcome.images_per_s));

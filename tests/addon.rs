@@ -389,7 +389,9 @@ fn inner_products_are_kept_by_orthogonal_maps_only() {
         };
         Care::new(config, Reads::Final, 2, vb.clone()).unwrap()
     };
-    let new = |rows: &[[f64; 2]]| Tensor::new(rows.to_vec(), &Device::Cpu).unwrap();
+    let new = |rows: &[[f64; 2]]| {
+        Tensor::from_slice(rows.as_flattened(), (rows.len(), 2), &Device::Cpu).unwrap()
+    };
     let x = new(&[[1.0, 0.5], [-0.3, 2.0], [0.7, -0.2]]);
     let (s, c) = 0.7f64.sin_cos();
     let turned = x.matmul(&new(&[[c, s], [-s, c]])).unwrap();
@@ -598,6 +600,10 @@ fn turns_are_those_of_the_group() {
         let got = turned.narrow(0, 2 * k, 2).unwrap();
         assert_eq!(flat(&got), flat(&want), "{k} quarter turns");
     }
+    let strided = x.transpose(2, 3).unwrap();
+    let copied = strided.contiguous().unwrap();
+    let turned = |x: &Tensor| flat(&four_rotations(x).unwrap().0);
+    assert_eq!(turned(&strided), turned(&copied));
 }
 
 #[test]

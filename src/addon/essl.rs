@@ -140,10 +140,12 @@ pub fn four_rotations(images: &Tensor) -> Result<(Tensor, Vec<u32>)> {
             format!("{:?}", images.dims()),
         ));
     }
-    let half = images.flip(&[2, 3])?;
-    let once = images.transpose(2, 3)?.flip(&[2])?;
-    let thrice = images.transpose(2, 3)?.flip(&[3])?;
-    let turned = Tensor::cat(&[images, &once, &half, &thrice], 0)?;
+    // candle flips contiguous tensors only.
+    let images = images.contiguous()?;
+    let transposed = images.transpose(2, 3)?.contiguous()?;
+    let (once, thrice) = (transposed.flip(&[2])?, transposed.flip(&[3])?);
+    let half = images.flip(&[2])?.flip(&[3])?;
+    let turned = Tensor::cat(&[&images, &once, &half, &thrice], 0)?;
     let turns = (0..4).flat_map(|k| std::iter::repeat_n(k, batch));
     Ok((turned, turns.collect()))
 }

@@ -178,7 +178,7 @@ pub(super) fn constant(
 
 /// Ones with zeros along the diagonal, (n, n).
 pub(super) fn off_diagonal(n: usize, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
-    let value = |at: usize| if at % (n + 1) == 0 { 0.0 } else { 1.0 };
+    let value = |at: usize| if at.is_multiple_of(n + 1) { 0.0 } else { 1.0 };
     constant((0..n * n).map(value).collect(), (n, n), dtype, device)
 }
 
