@@ -4,6 +4,7 @@
 //! cargo run --release --example moco_v3                 # MoCo-v3 + SER
 //! cargo run --release --example moco_v3 -- --lambda 0   # control: the same batches and encoder, no SER loss
 //! cargo run --release --example moco_v3 -- --baseline   # MoCo-v3 alone: no poses, CLS token from the start
+//! cargo run --release --example moco_v3 -- --baseline --addon equimod --addon-layer 1  # with another method's loss
 //! ```
 //!
 //! Lines marked `SER` are what the regularizer adds to the base method; the model has one more, its tap, and its CLS token
@@ -21,6 +22,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 use ser_reg_examples::{
+    addon::{self, AddOn},
     cli::Args,
     clip::clip_to,
     environment,
@@ -57,6 +59,7 @@ fn train() -> Result<()> {
     let predict = predictor(base.widths, vb.pp("predictor"))?;
     let ser_config = settings.ser.loss(run.vit.prefix(settings.ser.layer)); // SER
     let ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let addon = AddOn::new(&settings, &run.vit, run.augment(), vb.pp("addon"))?;
 
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&run.device);
@@ -94,17 +97,28 @@ fn train() -> Result<()> {
         momentum.follow(&online, now.momentum.context("MoCo-v3 has a momentum")?)?;
         let keys = views.encode(&key_encoder, &block, None)?;
         let dropped = seed(settings.seed, Purpose::DropPath, step);
-        let queries = views.encode(&encoder, &block, Some(dropped))?;
+        let read = addon.as_ref().and_then(AddOn::block);
+        let queries = views.encode_and_tap(&encoder, &block, read, Some(dropped))?;
         // Each view has batch statistics of its own in the heads.
         let [k1, k2] = keys.features.map(|k| key_project.forward(&k));
         let [q1, q2] = queries
             .features
-            .map(|q| predict.forward(&project.forward(&q)?));
+            .each_ref()
+            .map(|q| predict.forward(&project.forward(q)?));
         let first = contrast(&q1?, &k2?, 0, base.temperature)?;
         let invariance = (first + contrast(&q2?, &k1?, 0, base.temperature)?)?;
 
         let mut loss = invariance.clone();
-        let mut seen = now;
+        let (mut seen, mut figures) = (now, Vec::new());
+        if let Some(addon) = &addon {
+            let dropped = seed(settings.seed, Purpose::AddonDropPath, step);
+            let out = addon.loss(&encoder, &queries, &batch.drawn, dropped)?;
+            loss = (loss + &out.loss)?;
+            (seen, figures) = addon::seen(seen, &out)?;
+            if step == 0 {
+                addon.assert_reaches(&out, &online.named(), &run.vit)?;
+            }
+        }
         if let (Some(q), Some(k)) = (queries.posed, keys.posed) {
             let out = ser.forward_with_keys(q.maps(), k.maps(), &key_ser, &q.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
@@ -134,7 +148,7 @@ fn train() -> Result<()> {
             .optimizer
             .step(&grads, now.learning_rate, now.weight_decay)?;
         let seen = Step { gradient, ..seen };
-        run.end_step(seen, Vec::new(), &encoder, &mut state)?;
+        run.end_step(seen, figures, &encoder, &mut state)?;
     }
     run.finish(&encoder, &state)
 }

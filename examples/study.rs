@@ -42,7 +42,7 @@ struct Args {
     /// Runs at a time; the threads of the machine are shared among them [default: one for each thread].
     #[arg(long)]
     jobs: Option<usize>,
-    /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter.
+    /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter, addons.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Start no run after so many minutes.

@@ -20,6 +20,7 @@
 //! | [`view`], [`partition`], [`schedule`] | sampling pairs of views, cutting the batch, values over time |
 //! | [`tap`] | reaching an intermediate layer of any model |
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
+//! | [`addon`] | EquiMod, AugSelf, E-SSL, STL and CARE, each with the layer it reads |
 //! | [`grad`] | does the gradient arrive? |
 //! | [`metric`] | how equivariant is a model? |
 //! | [`cost`] | what will it cost? |
@@ -57,6 +58,7 @@
 mod error;
 mod grid;
 
+pub mod addon;
 pub mod companion;
 pub mod cost;
 pub mod fibre;
@@ -103,3 +105,7 @@ struct FieldsAndLayers;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/companions.md")]
 struct Companions;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/addons.md")]
+struct Addons;

@@ -121,7 +121,7 @@ fn gelu(x: &Tensor) -> candle_core::Result<Tensor> {
 
 /// LayerNorm out of differentiable operations: candle-nn's own cuts the gradient.
 #[derive(Clone, Debug)]
-struct TokenNorm {
+pub(crate) struct TokenNorm {
     weight: Tensor,
     bias: Tensor,
 }
@@ -129,14 +129,14 @@ struct TokenNorm {
 impl TokenNorm {
     const EPS: f64 = 1e-6;
 
-    fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+    pub(crate) fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
             weight: vb.get_with_hints(channels, "weight", Init::Const(1.0))?,
             bias: vb.get_with_hints(channels, "bias", Init::Const(0.0))?,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let dtype = x.dtype();
         let wide = match dtype {
             DType::F16 | DType::BF16 => DType::F32,

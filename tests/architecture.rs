@@ -3,14 +3,14 @@
 use std::{fs, path::Path};
 
 /// The layers, lowest first. Modules of one layer do not know each other.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["error"],
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
     &["fibre"],
     &["view", "loss", "projector", "metric", "companion"],
-    &["ser"],
+    &["ser", "addon"],
     &["cost"],
     &["testing"],
 ];

@@ -570,6 +570,31 @@ fn impossible_options_are_refused() {
         (vec!["--momentum", "1.5"], vec!["--momentum"]),
         (vec!["--device", "abacus"], vec!["abacus"]),
         (vec!["--workers", "0"], vec!["worker"]),
+        (vec!["--addon-layer", "1"], vec!["--addon"]),
+        (
+            vec!["--addon", "equimod", "--addon-layer", "5"],
+            vec!["--addon-layer", "expected one of the 4 blocks, got block 5"],
+        ),
+        (
+            vec!["--addon", "augself", "--addon-lambda", "nan"],
+            vec!["--addon-lambda", "NaN"],
+        ),
+        (
+            vec!["--addon", "equimod", "--ratio", "1"],
+            vec!["at least 2 pictures", "not posed", "0 of 8"],
+        ),
+        (
+            vec!["--addon", "stl", "--batch-size", "9"],
+            vec!["even number", "got 7 of 9"],
+        ),
+        (
+            vec!["--addon", "care"],
+            vec![
+                "--addon care",
+                "at least 2 samples in each of 8",
+                "a batch of 6",
+            ],
+        ),
         (
             vec!["--preset", "imagenet-vit-s16", "--data", "/nowhere"],
             vec!["/nowhere"],
@@ -580,6 +605,114 @@ fn impossible_options_are_refused() {
             &parts,
         );
     }
+}
+
+/// Each add-on at either layer, on its own and beside SER; what it computed is written down.
+#[test]
+fn every_add_on_trains_at_either_layer() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for addon in ["equimod", "augself", "essl", "stl", "care"] {
+        for (layer, more) in [("4", "--baseline"), ("1", "--baseline"), ("3", "--brief")] {
+            let out = folder.path().join(format!("{addon}{layer}"));
+            let options = ["--addon", addon, "--addon-layer", layer, more];
+            let short = [
+                "--epochs",
+                "1",
+                "--batch-size",
+                "24",
+                "--evaluate-every",
+                "1",
+            ];
+            let options = [&options[..], &short].concat();
+            let output = run(&mut command(Method::MocoV3, &data, &out, &options));
+            let said = succeeds(&output);
+            assert!(said.contains(&format!("{addon}{layer}")), "{said}");
+            let records = traces(&out).1;
+            let losses = records.iter().filter_map(|record| match record {
+                Record::Step(step) => Some(step.addon.expect("its loss")),
+                Record::Epoch(_) => None,
+            });
+            assert!(losses.fold(0, |n, loss| n + usize::from(loss.is_finite())) > 0);
+            let figures = records.iter().filter_map(|record| match record {
+                Record::Epoch(epoch) if epoch.epoch > 0 => Some(epoch.extra.len()),
+                _ => None,
+            });
+            assert!(figures.sum::<usize>() > 0, "{addon}: figures of its own");
+        }
+    }
+    let out = folder.path().join("other");
+    let other = run(&mut command(
+        Method::Dino,
+        &data,
+        &out,
+        &["--addon", "care"],
+    ));
+    fails(
+        &other,
+        &["--addon: expected with moco_v3, got care with dino"],
+    );
+}
+
+#[test]
+fn a_run_with_an_add_on_goes_on_bit_for_bit() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let addon = ["--addon", "equimod", "--addon-layer", "1"];
+    let whole = folder.path().join("whole");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &addon)));
+    let killed = folder.path().join("killed");
+    let more = [&addon[..], &["--checkpoint-every", "2", "--resume"]].concat();
+    let mut child = command(Method::MocoV3, &data, &killed, &more)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_lines(&mut child, &killed, 5);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Another add-on, another layer, another weight or none: not this run.
+    for (options, parts) in [
+        (
+            vec!["--addon", "equimod", "--addon-layer", "2"],
+            vec!["addon.layer: 1, now 2"],
+        ),
+        (
+            vec!["--addon", "augself", "--addon-layer", "1"],
+            vec!["addon.name: \"equimod\", now \"augself\""],
+        ),
+        (
+            [&addon[..], &["--addon-lambda", "0.5"]].concat(),
+            vec!["addon.lambda: 1.0, now 0.5"],
+        ),
+        (vec![], vec!["addon: ", "now null"]),
+    ] {
+        let options = [&options[..], &["--resume"]].concat();
+        fails(
+            &run(&mut command(Method::MocoV3, &data, &killed, &options)),
+            &parts,
+        );
+    }
+    succeeds(&run(&mut command(Method::MocoV3, &data, &killed, &more)));
+    let (expected, got) = (traces(&whole), traces(&killed));
+    assert_eq!(expected.1, got.1, "metrics");
+    assert!(expected.0 == got.0, "encoder");
+}
+
+/// What a run without add-on writes down says nothing of add-ons: folders of before there were any go on.
+#[test]
+fn without_an_add_on_nothing_is_said_of_one() {
+    let args = Args::parse_from(["trainer"]);
+    let settings = Settings::new(Method::MocoV3, &args).unwrap();
+    let text = serde_json::to_string(&settings).unwrap();
+    assert!(!text.contains("addon"), "{text}");
+    let step = serde_json::to_string(&Record::Step(Default::default())).unwrap();
+    assert!(!step.contains("addon"), "{step}");
+    let args = Args::parse_from(["trainer", "--addon", "care"]);
+    let settings = Settings::new(Method::MocoV3, &args).unwrap();
+    assert_eq!(settings.addon.as_ref().map(|a| a.layer), Some(4));
+    let back: Settings = serde_json::from_str(&serde_json::to_string(&settings).unwrap()).unwrap();
+    assert_eq!(back, settings);
 }
 
 #[test]

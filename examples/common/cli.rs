@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
 
-use super::settings::{FilterName, FormName, Group, Preset, Ser, Settings};
+use super::settings::{Addon, AddonName, FilterName, FormName, Group, Preset, Ser, Settings};
 
 // Of an option that is given twice the last one counts, so that a command can be taken and changed.
 #[derive(Clone, Debug, Parser)]
@@ -82,6 +82,16 @@ pub struct Args {
     /// How scaled and cropped views and tokens are resampled.
     #[arg(long, value_enum, help_heading = "Regularizer")]
     pub filter: Option<FilterName>,
+
+    /// One more loss on the pictures that are not posed, of another method.
+    #[arg(long, value_enum, help_heading = "Add-on (moco_v3)")]
+    pub addon: Option<AddonName>,
+    /// The block that it reads, counted from 1 [default: the last one, whose reading is the final embedding].
+    #[arg(long, requires = "addon", help_heading = "Add-on (moco_v3)")]
+    pub addon_layer: Option<usize>,
+    /// Its weight [default: its authors'].
+    #[arg(long, requires = "addon", help_heading = "Add-on (moco_v3)")]
+    pub addon_lambda: Option<f64>,
 
     /// Its peak, after the warm-up.
     #[arg(long, help_heading = "Base method")]
@@ -159,7 +169,16 @@ impl Args {
             filter: self.filter.unwrap_or(old.filter),
             ..*old
         };
+        let addon = self.addon.map(|name| {
+            let old = Addon::new(name, preset.preset);
+            Addon {
+                layer: self.addon_layer.unwrap_or(old.layer),
+                lambda: self.addon_lambda.unwrap_or(old.lambda),
+                ..old
+            }
+        });
         Settings {
+            addon,
             baseline: self.baseline,
             smoke: self.smoke,
             seed: self.seed.unwrap_or(preset.seed),

@@ -2,6 +2,7 @@
 //!
 //! Written to be read and copied, not to be a library.
 
+pub mod addon;
 pub mod augment;
 pub mod cli;
 pub mod clip;

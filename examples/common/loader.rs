@@ -18,9 +18,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
+use ser_reg::addon::AugmentationParameters;
 
 use super::{
-    augment::Augment,
+    augment::{Augment, SmallCrop},
     data::{Shaper, Skipped, Source},
 };
 
@@ -41,10 +42,46 @@ pub struct LoaderConfig {
     pub prefetch: usize,
 }
 
+/// What an add-on wants of a batch besides the two views.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wishes {
+    /// For each of the first pictures of a batch, the one whose crops and colours it shares; empty: all draw their own.
+    pub alike: Vec<usize>,
+    /// A third view of the first pictures, those that do not have one crop in both views.
+    pub third: Option<Third>,
+}
+
+/// A third view.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Third {
+    /// The picture without augmentation.
+    Untouched,
+    /// One more crop, small in pixels.
+    Small(SmallCrop),
+}
+
+impl Third {
+    fn side(&self, views: usize) -> usize {
+        match self {
+            Self::Untouched => views,
+            Self::Small(crop) => crop.side,
+        }
+    }
+}
+
+/// What belongs to the pictures of a batch that do not have one crop in both views.
+pub struct Drawn {
+    /// What was drawn for either view.
+    pub parameters: [Vec<AugmentationParameters>; 2],
+    /// The third view, if one was wished for.
+    pub third: Option<Tensor>,
+}
+
 pub struct Batch {
     /// The two views, `(B, C, S, S)`.
     pub first: Tensor,
     pub second: Tensor,
+    pub drawn: Drawn,
     /// The pictures shown.
     pub indices: Vec<usize>,
     /// Pictures that could not be read, each the first time that it is met; others stand in for them.
@@ -55,8 +92,9 @@ pub struct Loader {
     batches: Option<Receiver<Result<Made>>>,
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
-    /// Of a batch of views.
+    /// Of a batch of views, and of third views.
     shape: (usize, usize, usize, usize),
+    third: (usize, usize, usize, usize),
     next: usize,
     steps: usize,
     waiting: Duration,
@@ -66,9 +104,18 @@ pub struct Loader {
 /// A batch on its way to the device.
 struct Made {
     views: [Vec<f32>; 2],
+    third: Option<Vec<f32>>,
+    parameters: [Vec<AugmentationParameters>; 2],
     indices: Vec<usize>,
     skipped: Vec<Skipped>,
     replaced: usize,
+}
+
+/// Where a picture of a batch goes.
+struct Place<'a> {
+    views: [&'a mut [f32]; 2],
+    third: Option<&'a mut [f32]>,
+    drawn: [AugmentationParameters; 2],
 }
 
 impl Loader {
@@ -79,6 +126,16 @@ impl Loader {
 
     /// Starts to make batches.
     pub fn new(source: Source, augment: Augment, config: LoaderConfig) -> Result<Self> {
+        Self::with_wishes(source, augment, config, Wishes::default())
+    }
+
+    /// Starts to make batches with more than two views in them, or with views that pictures share.
+    pub fn with_wishes(
+        source: Source,
+        augment: Augment,
+        config: LoaderConfig,
+        wishes: Wishes,
+    ) -> Result<Self> {
         ensure!(
             (1..=source.len()).contains(&config.batch),
             "expected batches of 1 to {} pictures, as many as there are to train on, got {}",
@@ -90,6 +147,12 @@ impl Loader {
             "expected at most {} pictures of a batch with one crop in both views, got {}",
             config.batch,
             config.shared
+        );
+        let plain = config.batch - config.shared;
+        ensure!(
+            wishes.alike.len() <= plain && wishes.alike.iter().all(|&p| p < plain),
+            "expected at most {plain} pictures of a batch that share their views with one of them, got {:?}",
+            wishes.alike
         );
         ensure!(
             config.workers > 0,
@@ -110,10 +173,13 @@ impl Loader {
         let (send, batches) = sync_channel(config.prefetch);
         let stop = Arc::new(AtomicBool::new(false));
         let shape = (config.batch, source.channels(), augment.side, augment.side);
+        let side = wishes.third.map_or(0, |third| third.side(augment.side));
+        let third = (plain, source.channels(), side, side);
         let producer = Producer {
             source,
             augment,
             config,
+            wishes,
             stop: stop.clone(),
         };
         let thread = thread::Builder::new()
@@ -124,6 +190,7 @@ impl Loader {
             thread: Some(thread),
             stop,
             shape,
+            third,
             next: config.first_step,
             steps: config.steps,
             waiting: Duration::ZERO,
@@ -143,9 +210,16 @@ impl Loader {
         let [first, second] = made
             .views
             .map(|view| Tensor::from_vec(view, self.shape, device));
+        let third = made
+            .third
+            .map(|view| Tensor::from_vec(view, self.third, device));
         let batch = Batch {
             first: first?,
             second: second?,
+            drawn: Drawn {
+                parameters: made.parameters,
+                third: third.transpose()?,
+            },
             indices: made.indices,
             skipped: made.skipped,
         };
@@ -198,6 +272,7 @@ struct Producer {
     source: Source,
     augment: Augment,
     config: LoaderConfig,
+    wishes: Wishes,
     stop: Arc<AtomicBool>,
 }
 
@@ -246,14 +321,30 @@ impl Producer {
         let batch = self.config.batch;
         let mut indices = order[start..start + batch].to_vec();
         let size = self.source.channels() * self.augment.side * self.augment.side;
+        let plain = batch - self.config.shared;
         let mut views = [vec![0f32; batch * size], vec![0f32; batch * size]];
+        let third = self.wishes.third.map(|t| t.side(self.augment.side));
+        let third_size = third.map_or(0, |side| self.source.channels() * side * side);
+        let mut third = third.map(|_| vec![0f32; plain * third_size]);
         let [first, second] = &mut views;
-        let failures: Vec<(usize, anyhow::Error)> = first
-            .par_chunks_exact_mut(size)
-            .zip(second.par_chunks_exact_mut(size))
+        let mut thirds = third
+            .iter_mut()
+            .flat_map(|t| t.chunks_exact_mut(third_size));
+        let each = first
+            .chunks_exact_mut(size)
+            .zip(second.chunks_exact_mut(size));
+        let mut places: Vec<Place> = each
+            .map(|(a, b)| Place {
+                views: [a, b],
+                third: thirds.next(),
+                drawn: [AugmentationParameters::default(); 2],
+            })
+            .collect();
+        let failures: Vec<(usize, anyhow::Error)> = places
+            .par_iter_mut()
             .zip(indices.par_iter().enumerate())
-            .map_init(Shaper::default, |shaper, ((a, b), (position, &index))| {
-                let shown = self.show(index, (step, position), shaper, [a, b]);
+            .map_init(Shaper::default, |shaper, (place, (position, &index))| {
+                let shown = self.show(index, (step, position), shaper, place);
                 shown.err().map(|why| (position, why))
             })
             .flatten_iter()
@@ -272,22 +363,20 @@ impl Producer {
             let path = self.source.path(indices[position]);
             let mut last = format!("{}: {why:#}", path.display());
             name(indices[position], why);
-            let own = position * size..(position + 1) * size;
-            let [first, second] = &mut views;
+            let place = &mut places[position];
             let mut shaper = Shaper::default();
             let found = self
                 .substitutes(order, start, position, known)
-                .find(|&index| {
-                    let views = [&mut first[own.clone()], &mut second[own.clone()]];
-                    match self.show(index, (step, position), &mut shaper, views) {
+                .find(
+                    |&index| match self.show(index, (step, position), &mut shaper, place) {
                         Ok(()) => true,
                         Err(why) => {
                             last = format!("{}: {why:#}", self.source.path(index).display());
                             name(index, why);
                             false
                         }
-                    }
-                });
+                    },
+                );
             let Some(found) = found else {
                 let all = order.len();
                 return Err(
@@ -297,8 +386,11 @@ impl Producer {
             indices[position] = found;
             known = known.or(Some(found));
         }
+        let parameters = [0, 1].map(|view| places[..plain].iter().map(|p| p.drawn[view]).collect());
         Ok(Made {
             views,
+            third,
+            parameters,
             indices,
             skipped,
             replaced,
@@ -331,21 +423,41 @@ impl Producer {
         outside.chain(known)
     }
 
-    /// Writes both views of a picture at a place of a batch.
+    /// Writes the views of a picture at a place of a batch.
     fn show(
         &self,
         index: usize,
         (step, position): (usize, usize),
         shaper: &mut Shaper,
-        views: [&mut [f32]; 2],
+        place: &mut Place,
     ) -> Result<()> {
         if self.stopped() {
             return Ok(());
         }
         let picture = self.source.picture(index)?;
         let shared = position + self.config.shared >= self.config.batch;
-        let rng = &mut stream(self.config.seed, Purpose::Views, [step, position]);
-        self.augment.views(&picture, shared, rng, shaper, views)
+        let [first, second] = &mut place.views;
+        let views = [&mut **first, &mut **second];
+        place.drawn = match self.wishes.alike.get(position) {
+            None => {
+                let rng = &mut stream(self.config.seed, Purpose::Views, [step, position]);
+                self.augment.views(&picture, shared, rng, shaper, views)?
+            }
+            Some(&with) => {
+                let rng = &mut stream(self.config.seed, Purpose::Views, [step, with]);
+                let sheet = (self.augment.side, self.augment.side);
+                self.augment
+                    .views_on(sheet, &picture, shared, rng, shaper, views)?
+            }
+        };
+        match (&self.wishes.third, &mut place.third) {
+            (Some(Third::Untouched), Some(out)) => self.augment.untouched(&picture, shaper, out),
+            (Some(Third::Small(small)), Some(out)) => {
+                let rng = &mut stream(self.config.seed, Purpose::Third, [step, position]);
+                self.augment.small_crop(&picture, small, rng, shaper, out)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -353,6 +465,7 @@ impl Producer {
 enum Purpose {
     Order = 1,
     Views = 2,
+    Third = 3,
 }
 
 /// A generator for one purpose at one place of the run.

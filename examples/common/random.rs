@@ -12,6 +12,10 @@ pub enum Purpose {
     Crops,
     Poses,
     DropPath,
+    /// Dropped branches of an add-on's own views.
+    AddonDropPath,
+    /// What an add-on's statistics are taken from.
+    AddonStatistics,
 }
 
 /// The seed for `purpose` at `index`, a step or an epoch.

@@ -37,6 +37,9 @@ pub struct Step {
     pub momentum: Option<f64>,
     /// Length of the gradient before clipping, where it is clipped.
     pub gradient: Option<f64>,
+    /// Loss of an add-on before its weight; `None`, and not written, where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addon: Option<f32>,
 }
 
 impl Step {

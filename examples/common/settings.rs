@@ -17,6 +17,7 @@ use ser_reg::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    addon,
     cli::Args,
     data::Images,
     method::{HeadConfig, barlow, dino::DinoHead, moco},
@@ -53,6 +54,16 @@ pub enum Preset {
     FashionTiny,
     /// A folder of pictures, ViT-S/16 at 224 pixels: the paper's set-up, for GPUs.
     ImagenetVitS16,
+}
+
+impl Preset {
+    /// Blocks of its encoder.
+    pub fn depth(self) -> usize {
+        match self {
+            Self::FashionTiny => VitConfig::SMALL_DEPTH,
+            Self::ImagenetVitS16 => VitConfig::S16_DEPTH,
+        }
+    }
 }
 
 /// The turns and flips that views draw from.
@@ -123,6 +134,74 @@ pub struct Ser {
     /// a tenth.
     pub min_overlap: Option<f64>,
     pub filter: FilterName,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum AddonName {
+    /// Predicts how an augmentation moves the embedding (arXiv 2211.01244).
+    EquiMod,
+    /// Tells how two augmentations differ (arXiv 2111.09613).
+    AugSelf,
+    /// Tells which way up a small crop is (arXiv 2111.00899).
+    ESsl,
+    /// Applies a transformation seen on another picture (arXiv 2501.08712).
+    Stl,
+    /// Keeps inner products (arXiv 2306.13924).
+    Care,
+}
+
+impl AddonName {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EquiMod => "equimod",
+            Self::AugSelf => "augself",
+            Self::ESsl => "essl",
+            Self::Stl => "stl",
+            Self::Care => "care",
+        }
+    }
+}
+
+/// A loss of another method beside the base method's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Addon {
+    pub name: AddonName,
+    /// The block that it reads, counted from 1; the last one stands for the final embedding.
+    pub layer: usize,
+    pub lambda: f64,
+    /// Widths of its heads, of those that it has.
+    pub hidden: usize,
+    pub out: usize,
+}
+
+impl Addon {
+    /// The authors' weight, at the final embedding. With the small encoder, heads are an eighth as wide as the authors'; EquiMod's
+    /// is as wide as the encoder, as in SER's runs. STL's transformation has a quarter, or its 128·D² weights would outnumber
+    /// the encoder's.
+    pub fn new(name: AddonName, preset: Preset) -> Self {
+        let small = preset == Preset::FashionTiny;
+        let (lambda, hidden, out) = match (name, small) {
+            (AddonName::EquiMod, true) => (1.0, 64, 64),
+            (AddonName::EquiMod, false) => (1.0, 384, 128),
+            (AddonName::AugSelf, true) => (1.0, 64, 0),
+            (AddonName::AugSelf, false) => (1.0, 512, 0),
+            (AddonName::ESsl, true) => (0.4, 256, 16),
+            (AddonName::ESsl, false) => (0.4, 2048, 128),
+            (AddonName::Stl, true) => (1.0, 64, 32),
+            (AddonName::Stl, false) => (1.0, 512, 128),
+            (AddonName::Care, _) => (0.01, 0, 0),
+        };
+        Self {
+            name,
+            layer: preset.depth(),
+            lambda,
+            hidden,
+            out,
+        }
+    }
 }
 
 /// AdamW and its schedules.
@@ -225,6 +304,9 @@ pub struct Settings {
     pub base: Base,
     pub ser: Ser,
     pub optimizer: Optimizer,
+    /// Not written where there is none: runs from before there were any go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addon: Option<Addon>,
 }
 
 impl Settings {
@@ -308,6 +390,7 @@ impl Settings {
                 clip: (method == Method::Dino).then_some(1.0),
                 clip_each: false,
             },
+            addon: None,
         }
     }
 
@@ -395,6 +478,7 @@ impl Settings {
                 clip: (method != Method::MocoV3).then_some(0.3),
                 clip_each: true,
             },
+            addon: None,
         }
     }
 
@@ -438,7 +522,44 @@ impl Settings {
         self.partition()?;
         // Ranges and filter, said before pictures are read; the grid does not matter.
         ViewSampler::new(self.ser.views(), TokenGrid::square(1)?)?;
+        self.check_addon()
+    }
+
+    fn check_addon(&self) -> Result<()> {
+        let Some(addon) = &self.addon else {
+            return Ok(());
+        };
+        let name = addon.name.name();
+        ensure!(
+            self.method == Method::MocoV3,
+            "--addon: expected with moco_v3, got {name} with {}",
+            self.method.name()
+        );
+        let depth = self.preset.depth();
+        ensure!(
+            (1..=depth).contains(&addon.layer),
+            "--addon-layer: expected one of the {depth} blocks, got block {}",
+            addon.layer
+        );
+        ensure!(
+            addon.lambda.is_finite() && addon.lambda >= 0.0,
+            "--addon-lambda: expected a finite number, at least 0, got {}",
+            addon.lambda
+        );
+        let plain = self.batch_size - self.posed()?;
+        ensure!(
+            plain >= 2,
+            "--addon {name}: expected at least 2 pictures of a batch that are not posed, which it reads; {plain} of {} are \
+             left (--ratio, --batch-size)",
+            self.batch_size
+        );
+        addon::wishes(self)?;
         Ok(())
+    }
+
+    /// Pictures of a batch that are posed.
+    pub fn posed(&self) -> Result<usize> {
+        Ok(self.partition()?.map_or(0, |p| p.equivariant().len()))
     }
 
     /// The encoder for such pictures.
@@ -488,6 +609,14 @@ impl Settings {
             (true, _) => "baseline",
             (false, true) => "lambda0",
             (false, false) => "ser",
+        }
+    }
+
+    /// The mode, and the add-on with its layer, if there is one.
+    pub fn label(&self) -> String {
+        match &self.addon {
+            None => self.mode().to_string(),
+            Some(addon) => format!("{}-{}{}", self.mode(), addon.name.name(), addon.layer),
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Encoded {
     /// Features `(B, D)` of either view, in the order of the batch.
     pub features: [Tensor; 2],
     pub posed: Option<Posed>,
+    /// What an add-on reads of the plain part of either view; `None` if all pictures are posed.
+    pub plain: Option<[Tensor; 2]>,
 }
 
 /// What the regularizer compares.
@@ -79,6 +81,17 @@ impl Views {
     /// Runs everything through `encoder`, pictures of one size at once, and keeps the posed part's tokens of `block`.
     /// `drop_path` seeds the stochastic depth of an encoder in training; without it nothing is dropped.
     pub fn encode(&self, encoder: &Vit, block: &str, drop_path: Option<u64>) -> Result<Encoded> {
+        self.encode_and_tap(encoder, block, None, drop_path)
+    }
+
+    /// The same for an add-on, which reads the tokens of the block `addon` in the plain part, or the features if there is none.
+    pub fn encode_and_tap(
+        &self,
+        encoder: &Vit,
+        block: &str,
+        addon: Option<&str>,
+        drop_path: Option<u64>,
+    ) -> Result<Encoded> {
         // First view, second view, unless all pictures are posed; then their posed parts.
         let plain: &[Tensor] = match self.plain[0].dim(0)? {
             0 => &[],
@@ -88,10 +101,12 @@ impl Views {
             .iter()
             .chain(self.posed.iter().flat_map(|(views, _)| views))
             .collect();
-        let (mut features, mut maps) = (Vec::new(), Vec::new());
+        let mut blocks = vec![block];
+        blocks.extend(addon.filter(|&other| other != block));
+        let (mut features, mut maps) = (Vec::new(), vec![Vec::new(); blocks.len()]);
         for group in parts.chunk_by(|a, b| a.dims()[1..] == b.dims()[1..]) {
             let x = Tensor::cat(group, 0)?;
-            let (output, map) = tap::capture(block, || match drop_path {
+            let (output, tapped) = tap::capture_all(&blocks, || match drop_path {
                 Some(seed) => {
                     encoder.forward_training(&x, seed.wrapping_add(features.len() as u64))
                 }
@@ -101,14 +116,22 @@ impl Views {
             for part in group {
                 let count = part.dim(0)?;
                 features.push(output.narrow(0, start, count)?);
-                maps.push(map.narrow(0, start, count)?);
+                for (maps, tapped) in maps.iter_mut().zip(&tapped) {
+                    maps.push(tapped.narrow(0, start, count)?);
+                }
                 start += count;
             }
         }
+        let read = match addon {
+            None => &features,
+            Some(_) => &maps[blocks.len() - 1],
+        };
+        let of_plain = (!plain.is_empty()).then(|| pair(read[..2].to_vec()));
         let Some((_, relative)) = &self.posed else {
             return Ok(Encoded {
                 features: pair(features),
                 posed: None,
+                plain: of_plain,
             });
         };
         let posed = features.split_off(plain.len());
@@ -123,10 +146,11 @@ impl Views {
         Ok(Encoded {
             features: pair(features),
             posed: Some(Posed {
-                maps: pair(maps.split_off(plain.len())),
+                maps: pair(maps[0].split_off(plain.len())),
                 relative: relative.clone(),
                 posing: self.posing,
             }),
+            plain: of_plain,
         })
     }
 }

@@ -48,6 +48,10 @@ pub struct VitConfig {
 }
 
 impl VitConfig {
+    /// Blocks of [`Self::small`] and of [`Self::s16`].
+    pub const SMALL_DEPTH: usize = 4;
+    pub const S16_DEPTH: usize = 12;
+
     /// The preset for such pictures, with a tap on block `layer`, counted from 1.
     ///
     /// The CLS token joins after that block, so that the tapped map has patches only, or before the first one if
@@ -58,7 +62,7 @@ impl VitConfig {
             side: images.side,
             patch: 4,
             dim: 64,
-            depth: 4,
+            depth: Self::SMALL_DEPTH,
             heads: 2,
             mlp_ratio: 2,
             cls_after: 0,
@@ -78,7 +82,7 @@ impl VitConfig {
             side: 224,
             patch: 16,
             dim: 384,
-            depth: 12,
+            depth: Self::S16_DEPTH,
             heads: 6,
             mlp_ratio: 4,
             cls_after: 0,

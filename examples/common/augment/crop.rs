@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng};
+use ser_reg::addon::CropParameters;
 use serde::{Deserialize, Serialize};
 
 use super::range;
@@ -69,6 +70,55 @@ impl CropRanges {
 }
 
 impl Crop {
+    /// The crop of a picture of size `to` that lies as this one does on a sheet of size `from`.
+    pub fn carried(self, from: (usize, usize), to: (usize, usize)) -> Self {
+        if from == to {
+            return self;
+        }
+        let side = |start: usize, length: usize, from: usize, to: usize| {
+            let place = |at: usize| (at as f64 * to as f64 / from as f64).round() as usize;
+            let first = place(start).min(to - 1);
+            (first, place(start + length).clamp(first + 1, to) - first)
+        };
+        let window = self.window;
+        let (top, height) = side(window.top, window.height, from.0, to.0);
+        let (left, width) = side(window.left, window.width, from.1, to.1);
+        Self {
+            window: Window {
+                top,
+                left,
+                height,
+                width,
+            },
+            ..self
+        }
+    }
+
+    /// The largest square in the middle of a picture, not mirrored.
+    pub fn central((height, width): (usize, usize)) -> Self {
+        let side = height.min(width);
+        Self {
+            window: Window {
+                top: (height - side) / 2,
+                left: (width - side) / 2,
+                height: side,
+                width: side,
+            },
+            flip: false,
+        }
+    }
+
+    /// The window as an add-on reads it, in sides of the picture that it was drawn on.
+    pub fn parameters(&self, (height, width): (usize, usize)) -> CropParameters {
+        let part = |n: usize, of: usize| (n as f64 / of as f64) as f32;
+        CropParameters {
+            top: part(self.window.top, height),
+            left: part(self.window.left, width),
+            height: part(self.window.height, height),
+            width: part(self.window.width, width),
+        }
+    }
+
     /// Writes the crop, resized to `(C, side, side)`, values in `[0, 1]`.
     pub fn render(
         &self,

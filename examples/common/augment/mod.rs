@@ -6,10 +6,11 @@ mod photometric;
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use rand::{Rng, rngs::StdRng};
+use ser_reg::addon::AugmentationParameters;
 use serde::{Deserialize, Serialize};
 
 pub use crop::{Crop, CropRanges};
-pub use photometric::Photometric;
+pub use photometric::{Colours, Photometric};
 
 use super::data::{Images, Interpolation, Picture, Shaper};
 
@@ -70,7 +71,7 @@ impl Augment {
         self.views.iter().try_for_each(Photometric::check)
     }
 
-    /// Writes two views of a picture, `(C, S, S)` each.
+    /// Writes two views of a picture, `(C, S, S)` each; gives what was drawn for them.
     ///
     /// Views that share their crop, and whether it is mirrored, differ in their colours only: poses are given to them
     /// afterwards.
@@ -80,27 +81,93 @@ impl Augment {
         shared: bool,
         rng: &mut StdRng,
         shaper: &mut Shaper,
+        views: [&mut [f32]; 2],
+    ) -> Result<[AugmentationParameters; 2]> {
+        self.views_on(picture.size(), picture, shared, rng, shaper, views)
+    }
+
+    /// The same with crops drawn on a sheet of size `sheet`: pictures of any size that are given the same generator are
+    /// cropped alike.
+    pub fn views_on(
+        &self,
+        sheet: (usize, usize),
+        picture: &Picture,
+        shared: bool,
+        rng: &mut StdRng,
+        shaper: &mut Shaper,
         [first, second]: [&mut [f32]; 2],
+    ) -> Result<[AugmentationParameters; 2]> {
+        shaper.filter = self.interpolation;
+        let draw = |shaper: &mut Shaper, rng: &mut StdRng, out: &mut [f32]| {
+            let crop = self.draw_crop(sheet, rng);
+            let own = crop.carried(sheet, picture.size());
+            own.render(picture, self.side, shaper, out).map(|()| crop)
+        };
+        let crop1 = draw(shaper, rng, first)?;
+        let crop2 = match shared {
+            true => {
+                second.copy_from_slice(first);
+                crop1
+            }
+            false => draw(shaper, rng, second)?,
+        };
+        let channels = picture.channels();
+        let mut finish = |view: &mut [f32], photometric: &Photometric, crop: Crop| {
+            let colours = photometric.apply(view, self.side, rng);
+            self.normalize(view, self.side);
+            described(crop, sheet, colours, channels)
+        };
+        let [one, two] = &self.views;
+        let drawn = finish(first, one, crop1);
+        Ok([drawn, finish(second, two, crop2)])
+    }
+
+    /// What would be drawn for the two views of one square picture.
+    pub fn draw(&self, channels: usize, rng: &mut StdRng) -> [AugmentationParameters; 2] {
+        let sheet = (self.side, self.side);
+        let crops = [self.draw_crop(sheet, rng), self.draw_crop(sheet, rng)];
+        let [one, two] = &self.views;
+        let colours = [one.draw(rng), two.draw(rng)];
+        [0, 1].map(|view| described(crops[view], sheet, colours[view], channels))
+    }
+
+    /// Writes the middle of a picture without augmentation, `(C, S, S)`.
+    pub fn untouched(&self, picture: &Picture, shaper: &mut Shaper, out: &mut [f32]) -> Result<()> {
+        shaper.filter = self.interpolation;
+        Crop::central(picture.size()).render(picture, self.side, shaper, out)?;
+        self.normalize(out, self.side);
+        Ok(())
+    }
+
+    /// Writes one more crop, `(C, side, side)`, with the colours of the first view.
+    pub fn small_crop(
+        &self,
+        picture: &Picture,
+        small: &SmallCrop,
+        rng: &mut StdRng,
+        shaper: &mut Shaper,
+        out: &mut [f32],
     ) -> Result<()> {
         shaper.filter = self.interpolation;
-        self.draw_crop(picture, rng)
-            .render(picture, self.side, shaper, first)?;
-        match shared {
-            true => second.copy_from_slice(first),
-            false => self
-                .draw_crop(picture, rng)
-                .render(picture, self.side, shaper, second)?,
-        }
-        for (view, photometric) in [first, second].into_iter().zip(&self.views) {
-            photometric.apply(view, self.side, rng);
-            for (plane, (mean, std)) in view
-                .chunks_exact_mut(self.side * self.side)
-                .zip(&self.statistics)
-            {
-                plane.iter_mut().for_each(|p| *p = (*p - mean) / std);
-            }
-        }
+        let ranges = CropRanges {
+            area: small.area,
+            ..self.crop
+        };
+        let crop = Crop {
+            flip: rng.random_bool(self.flip),
+            window: ranges.draw(picture.size(), rng),
+        };
+        crop.render(picture, small.side, shaper, out)?;
+        self.views[0].apply(out, small.side, rng);
+        self.normalize(out, small.side);
         Ok(())
+    }
+
+    fn normalize(&self, view: &mut [f32], side: usize) {
+        let planes = view.chunks_exact_mut(side * side);
+        for (plane, (mean, std)) in planes.zip(&self.statistics) {
+            plane.iter_mut().for_each(|p| *p = (*p - mean) / std);
+        }
     }
 
     /// The pictures as they are, normalised, `(B, C, S, S)`.
@@ -113,11 +180,33 @@ impl Augment {
         images.normalized(batch, &self.statistics, device)
     }
 
-    fn draw_crop(&self, picture: &Picture, rng: &mut StdRng) -> Crop {
+    fn draw_crop(&self, sheet: (usize, usize), rng: &mut StdRng) -> Crop {
         Crop {
             flip: rng.random_bool(self.flip),
-            window: self.crop.draw(picture.size(), rng),
+            window: self.crop.draw(sheet, rng),
         }
+    }
+}
+
+/// A crop of fewer pixels, of its own share of the picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SmallCrop {
+    pub side: usize,
+    /// Area, as a fraction of the picture.
+    pub area: (f32, f32),
+}
+
+/// What was drawn, as an add-on reads it.
+fn described(
+    crop: Crop,
+    sheet: (usize, usize),
+    colours: Colours,
+    channels: usize,
+) -> AugmentationParameters {
+    AugmentationParameters {
+        crop: Some(crop.parameters(sheet)),
+        flip: Some(crop.flip),
+        ..colours.parameters(channels)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
+use ser_reg::addon::{AugmentationParameters, JitterParameters};
 use serde::{Deserialize, Serialize};
 
 use super::{probability, range};
@@ -102,9 +103,16 @@ impl Photometric {
         Ok(())
     }
 
-    /// Changes `(C, side, side)` in place.
-    pub fn apply(&self, planes: &mut [f32], side: usize, rng: &mut StdRng) {
-        if rng.random_bool(self.jitter) {
+    /// Changes `(C, side, side)` in place; gives what it did.
+    pub fn apply(&self, planes: &mut [f32], side: usize, rng: &mut StdRng) -> Colours {
+        let drawn = self.draw(rng);
+        self.render(&drawn, planes, side);
+        drawn
+    }
+
+    /// What is done to one view.
+    pub fn draw(&self, rng: &mut StdRng) -> Colours {
+        let jitter = rng.random_bool(self.jitter).then(|| {
             let mut draw = |(low, high)| rng.random_range(low..=high);
             let mut steps = [
                 Jitter::Brightness(draw(self.brightness)),
@@ -113,23 +121,81 @@ impl Photometric {
                 Jitter::Hue(draw(self.hue)),
             ];
             steps.shuffle(rng);
-            for step in steps {
-                step.apply(planes, side * side);
-            }
+            steps
+        });
+        let grayscale = rng.random_bool(self.grayscale);
+        let blurred = rng.random_bool(self.blur);
+        Colours {
+            jitter,
+            grayscale,
+            sigma: blurred.then(|| rng.random_range(self.sigma.0..=self.sigma.1)),
+            threshold: rng.random_bool(self.solarise).then_some(self.threshold),
         }
-        if rng.random_bool(self.grayscale) {
+    }
+
+    fn render(&self, drawn: &Colours, planes: &mut [f32], side: usize) {
+        for step in drawn.jitter.iter().flatten() {
+            step.apply(planes, side * side);
+        }
+        if drawn.grayscale {
             Jitter::Saturation(0.0).apply(planes, side * side);
         }
-        if rng.random_bool(self.blur) {
-            let sigma = rng.random_range(self.sigma.0..=self.sigma.1);
+        if let Some(sigma) = drawn.sigma {
             blur(planes, side, &gaussian(sigma, self.kernel / 2));
         }
-        if rng.random_bool(self.solarise) {
+        if let Some(threshold) = drawn.threshold {
             for p in planes {
-                if *p >= self.threshold {
+                if *p >= threshold {
                     *p = 1.0 - *p;
                 }
             }
+        }
+    }
+}
+
+/// What was drawn for the colours of one view.
+#[derive(Clone, Copy, Debug)]
+pub struct Colours {
+    /// In the order in which they were applied.
+    jitter: Option<[Jitter; 4]>,
+    grayscale: bool,
+    sigma: Option<f32>,
+    threshold: Option<f32>,
+}
+
+impl Colours {
+    /// The same as an add-on reads it; a picture that does not have three `channels` has no saturation, hue or grayscale to
+    /// change.
+    pub fn parameters(&self, channels: usize) -> AugmentationParameters {
+        let coloured = channels == 3;
+        let mut jitter = JitterParameters::NONE;
+        for (place, step) in self.jitter.iter().flatten().enumerate() {
+            jitter.applied = true;
+            jitter.order[place] = match *step {
+                Jitter::Brightness(factor) => {
+                    jitter.brightness = factor;
+                    0
+                }
+                Jitter::Contrast(factor) => {
+                    jitter.contrast = factor;
+                    1
+                }
+                Jitter::Saturation(factor) => {
+                    jitter.saturation = if coloured { factor } else { 1.0 };
+                    2
+                }
+                Jitter::Hue(turn) => {
+                    jitter.hue = if coloured { turn } else { 0.0 };
+                    3
+                }
+            };
+        }
+        AugmentationParameters {
+            jitter: Some(jitter),
+            grayscale: Some(self.grayscale && coloured),
+            blur: Some(self.sigma.unwrap_or(0.0)),
+            solarise: Some(self.threshold.unwrap_or(1.0)),
+            ..AugmentationParameters::untouched()
         }
     }
 }

@@ -28,13 +28,14 @@ use ser_reg::ser::SerOutput;
 
 use self::{checkpoint::State, interrupt::Interrupt, log::Log, saved::Saved};
 use super::{
+    addon,
     augment::Augment,
     cli::Args,
     data::{self, Data, Wanted},
     encoder::{self, Card},
     eval::Evaluation,
     knn::spread,
-    loader::{Loader, LoaderConfig},
+    loader::{Drawn, Loader, LoaderConfig},
     overhead,
     progress::Progress,
     records::{Epoch, Record, Step, finite},
@@ -95,6 +96,8 @@ pub struct Batch {
     pub step: usize,
     pub first: Tensor,
     pub second: Tensor,
+    /// What an add-on needs besides.
+    pub drawn: Drawn,
 }
 
 impl Run {
@@ -113,7 +116,7 @@ impl Run {
             settings.batch_size
         );
         let steps = settings.epochs * epoch_steps;
-        let name = format!("{}-{}-{}", method.name(), settings.mode(), settings.seed);
+        let name = format!("{}-{}-{}", method.name(), settings.label(), settings.seed);
         let folder = match (&args.out, settings.smoke) {
             (Some(folder), _) => folder.clone(),
             (None, true) => PathBuf::from("runs").join(format!("smoke-{name}")),
@@ -121,7 +124,7 @@ impl Run {
         };
         std::fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        println!("{} {} | {}", method.name(), settings.mode(), data.note);
+        println!("{} {} | {}", method.name(), settings.label(), data.note);
         for (path, reason) in &data.skipped {
             println!("skipped {}: {reason}", path.display());
         }
@@ -165,6 +168,11 @@ impl Run {
         (self.steps as f64 * of) as usize
     }
 
+    /// How views are made.
+    pub fn augment(&self) -> &Augment {
+        &self.augment
+    }
+
     /// Whether the step at hand is the last one of an epoch.
     pub fn epoch_ends(&self) -> bool {
         (self.step + 1).is_multiple_of(self.epoch_steps)
@@ -189,19 +197,19 @@ impl Run {
                 self.log.write(Record::Epoch(untrained))?;
             }
         }
-        let part = self.settings.partition()?;
-        self.loader = Some(Loader::new(
+        self.loader = Some(Loader::with_wishes(
             self.data.train.clone(),
             self.augment.clone(),
             LoaderConfig {
                 batch: self.settings.batch_size,
-                shared: part.map_or(0, |p| p.equivariant().len()),
+                shared: self.settings.posed()?,
                 seed: self.settings.seed,
                 first_step: self.step,
                 steps: self.steps,
                 workers: self.workers,
                 prefetch: 2,
             },
+            addon::wishes(&self.settings)?,
         )?);
         self.progress.begin_epoch();
         Ok(())
@@ -248,6 +256,7 @@ impl Run {
             step: self.step,
             first: batch.first,
             second: batch.second,
+            drawn: batch.drawn,
         }))
     }
 

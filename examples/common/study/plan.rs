@@ -40,19 +40,27 @@ impl Cell {
 }
 
 /// Groups of cells that vary one thing.
-pub const SWEEPS: [&str; 6] = [
+pub const SWEEPS: [&str; 7] = [
     "layer",
     "lambda",
     "temperature",
     "fraction",
     "group",
     "filter",
+    "addons",
+];
+
+/// Add-ons whose layer is varied: variants at the final layer, and at block 1 of 4, as deep as block 3 of 12.
+pub const DECOUPLED: [[&str; 2]; 2] = [
+    ["EquiMod final", "EquiMod layer 1"],
+    ["AugSelf final", "AugSelf layer 1"],
 ];
 
 /// The variant that a sweep departs from, and that its runs are paired with. Filters matter where something is resampled.
 pub fn reference(group: &str) -> &'static str {
     match group {
         "filter" => "D4 and scales, bicubic",
+        "addons" => "baseline",
         _ => "SER",
     }
 }
@@ -111,6 +119,12 @@ pub fn cells() -> Vec<Cell> {
     for filter in ["nearest", "bilinear", "bicubic"] {
         let options = [&scales[..], &["--filter", filter]].concat();
         sweep("filter", &format!("D4 and scales, {filter}"), &options);
+    }
+    for ([coupled, decoupled], name) in DECOUPLED.into_iter().zip(["equimod", "augself"]) {
+        for (variant, layer) in [(coupled, "4"), (decoupled, "1")] {
+            let options = ["--baseline", "--addon", name, "--addon-layer", layer];
+            sweep("addons", variant, &options);
+        }
     }
     // Its base loss has the largest gradient of the three.
     let weaker = ["--lambda", "0.3"];

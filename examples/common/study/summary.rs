@@ -37,7 +37,7 @@ struct Trend {
     rises: bool,
 }
 
-const TRENDS: [Trend; 13] = [
+const TRENDS: [Trend; 15] = [
     trend(
         "MoCo-v3: SER over the baseline, upright (probe)",
         "+0.84",
@@ -142,6 +142,22 @@ const TRENDS: [Trend; 13] = [
         ["SER", "λ=0"],
         true,
     ),
+    trend(
+        "MoCo-v3 and EquiMod: its loss at an earlier layer (12 to 3 of 12: 68.95 to 69.51; ours 4 to 1 of 4)",
+        "+0.56",
+        "moco_v3",
+        "probe",
+        ["EquiMod layer 1", "EquiMod final"],
+        true,
+    ),
+    trend(
+        "MoCo-v3 and AugSelf: its loss at an earlier layer (12 to 3 of 12: 67.55 to 68.23; ours 4 to 1 of 4)",
+        "+0.68",
+        "moco_v3",
+        "probe",
+        ["AugSelf layer 1", "AugSelf final"],
+        true,
+    ),
 ];
 
 const fn trend(
@@ -227,9 +243,15 @@ fn sweep(entries: &[Entry], group: &str) -> String {
         }
     }
     let swept = swept.into_iter().filter(|(_, v)| v != reference);
-    let pairs: Vec<_> = swept
+    let mut pairs: Vec<_> = swept
         .map(|(method, variant)| [method, variant, reference.to_string()])
         .collect();
+    if group == "addons" {
+        // What the sweep is for: one add-on, two layers.
+        let method = Method::MocoV3.name();
+        let layers = plan::DECOUPLED.map(|[coupled, decoupled]| [method, decoupled, coupled]);
+        pairs.extend(layers.map(|pair| pair.map(str::to_string)));
+    }
     format!(
         "\n## Sweep: {group}\n\n{}\n{}",
         table(entries, &rows),

@@ -6,9 +6,9 @@ use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_examples::{
-    augment::{Augment, CropRanges, Photometric},
+    augment::{Augment, CropRanges, Photometric, SmallCrop},
     data::{self, Images, Interpolation, Picture, Shaper, Source, Wanted},
-    loader::{Loader, LoaderConfig},
+    loader::{Drawn, Loader, LoaderConfig, Third, Wishes},
 };
 use tempfile::TempDir;
 
@@ -504,6 +504,175 @@ fn settings_that_cannot_work_are_refused() {
     assert!(error.contains("at most 1 steps"), "{error}");
     // Left with batches that nobody takes: the threads end with it.
     drop(Loader::new(memory(4, 1), whole(12, 1), config(2, usize::MAX)).unwrap());
+}
+
+/// A ramp from left to right says where its window lies and whether it is mirrored; a factor, how bright it became.
+#[test]
+fn parameters_say_what_was_drawn() {
+    let side = 48;
+    let ramp = |at: usize| (at % side * 2) as u8;
+    let images = Images {
+        pixels: (0..side * side).map(ramp).collect(),
+        labels: vec![0],
+        channels: 1,
+        side,
+    };
+    let brighter = Photometric {
+        jitter: 0.5,
+        brightness: (0.5, 1.5),
+        saturation: (0.5, 1.5),
+        hue: (-0.1, 0.1),
+        ..Photometric::default()
+    };
+    let augment = Augment {
+        crop: CropRanges {
+            area: (0.3, 0.6),
+            aspect: (0.8, 1.2),
+        },
+        flip: 0.5,
+        views: [brighter.clone(), brighter],
+        ..whole(side, 1)
+    };
+    let mut mirrored = 0;
+    for seed in 0..40 {
+        let mut views = [vec![0.0; side * side], vec![0.0; side * side]];
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let shaper = &mut Shaper::default();
+        let out = views.each_mut().map(|v| v.as_mut_slice());
+        let picture = images.picture(0);
+        let drawn = augment
+            .views(&picture, seed % 4 == 0, rng, shaper, out)
+            .unwrap();
+        for (view, drawn) in views.iter().zip(&drawn) {
+            let (crop, jitter) = (drawn.crop.unwrap(), drawn.jitter.unwrap());
+            let mean = view.iter().sum::<f32>() / view.len() as f32;
+            let centre = (crop.left + crop.width / 2.0) * side as f32 - 0.5;
+            let expected = jitter.brightness * 2.0 * centre / 255.0;
+            assert!(
+                (mean - expected).abs() < 0.01,
+                "{mean} {expected} {drawn:?}"
+            );
+            assert_eq!(view[0] > view[side - 1], drawn.flip.unwrap());
+            assert_eq!(jitter.applied, jitter.brightness != 1.0);
+            // Grey pictures have neither.
+            assert_eq!((jitter.saturation, jitter.hue), (1.0, 0.0));
+            assert_eq!((drawn.blur, drawn.solarise), (Some(0.0), Some(1.0)));
+            mirrored += usize::from(drawn.flip.unwrap());
+        }
+        if seed % 4 == 0 {
+            assert_eq!(
+                (drawn[0].crop, drawn[0].flip),
+                (drawn[1].crop, drawn[1].flip)
+            );
+        }
+    }
+    assert!((20..60).contains(&mirrored), "{mirrored}");
+}
+
+#[test]
+fn wishes_change_nothing_else() {
+    let augment = Augment {
+        side: 12,
+        ..Augment::small(12, vec![(0.3, 0.2)])
+    };
+    let config = LoaderConfig {
+        shared: 2,
+        ..config(8, 3)
+    };
+    let batches = |wishes: Wishes| -> Vec<(Vec<Vec<f32>>, Drawn)> {
+        let loader = Loader::with_wishes(memory(24, 1), augment.clone(), config, wishes);
+        let mut loader = loader.unwrap();
+        (0..3)
+            .map(|_| {
+                let batch = loader.next(&CPU).unwrap();
+                (
+                    vec![values(&batch.first), values(&batch.second)],
+                    batch.drawn,
+                )
+            })
+            .collect()
+    };
+    let plain = batches(Wishes::default());
+    assert!(plain.iter().all(|(_, drawn)| drawn.third.is_none()));
+    assert!(
+        plain
+            .iter()
+            .all(|(_, drawn)| drawn.parameters[0].len() == 6)
+    );
+
+    // A third view leaves the others as they are.
+    let small = Third::Small(SmallCrop {
+        side: 8,
+        area: (0.2, 1.0),
+    });
+    for (third, side) in [(Third::Untouched, 12), (small, 8)] {
+        let wishes = Wishes {
+            third: Some(third),
+            ..Wishes::default()
+        };
+        for ((views, drawn), (expected, known)) in batches(wishes).iter().zip(&plain) {
+            assert!(views == expected);
+            assert_eq!(drawn.parameters, known.parameters);
+            let third = drawn.third.as_ref().unwrap();
+            assert_eq!(third.dims(), [6, 1, side, side]);
+        }
+    }
+
+    // Pictures alike: the first of each group draws as ever, the others as it does; the posed ones are left alone.
+    let wishes = Wishes {
+        alike: vec![0, 0, 2, 2, 4, 4],
+        third: None,
+    };
+    for ((views, drawn), (expected, known)) in batches(wishes).iter().zip(&plain) {
+        for view in 0..2 {
+            let (drawn, known) = (&drawn.parameters[view], &known.parameters[view]);
+            for i in 0..6 {
+                assert_eq!(drawn[i], known[i / 2 * 2], "picture {i}");
+            }
+            assert_ne!(known[0], known[1]);
+            let picture = |i: usize| i * 144..(i + 1) * 144;
+            for i in [0, 2, 4, 6, 7] {
+                assert!(
+                    views[view][picture(i)] == expected[view][picture(i)],
+                    "picture {i}"
+                );
+            }
+            assert!(views[view][picture(1)] != expected[view][picture(1)]);
+        }
+    }
+    let beyond = Wishes {
+        alike: vec![0; 7],
+        third: None,
+    };
+    let error = Loader::with_wishes(memory(24, 1), augment.clone(), config, beyond).err();
+    assert!(error.unwrap().to_string().contains("at most 6 pictures"));
+}
+
+/// Pictures of different sizes that are to be augmented alike show the same part of themselves.
+#[test]
+fn a_crop_is_carried_to_another_size() {
+    use ser_reg_examples::{augment::Crop, data::Window};
+    let crop = Crop {
+        window: Window {
+            top: 3,
+            left: 0,
+            height: 6,
+            width: 12,
+        },
+        flip: true,
+    };
+    let carried = crop.carried((12, 12), (24, 36)).window;
+    let Window {
+        top,
+        left,
+        height,
+        width,
+    } = carried;
+    assert_eq!([top, left, height, width], [6, 0, 12, 36]);
+    // A pixel at least, whatever the size.
+    let carried = crop.carried((12, 12), (1, 1)).window;
+    assert_eq!((carried.height, carried.width), (1, 1));
+    assert!(carried.top == 0 && carried.left == 0);
 }
 
 /// Files of `count` pictures in two classes: discs and squares on changing colours.

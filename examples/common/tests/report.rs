@@ -38,6 +38,7 @@ fn step(step: usize) -> Step {
         lambda: 1.0,
         momentum: Some(0.99),
         gradient: Some(2.0),
+        addon: None,
     }
 }
 

@@ -138,6 +138,46 @@ fn sweeps_are_paired_with_what_they_depart_from() {
 }
 
 #[test]
+fn add_ons_are_compared_between_layers() {
+    let mut entries = Vec::new();
+    for seed in 0..3 {
+        let noise = seed as f64;
+        entries.push(entry("moco_v3", "baseline", seed, 70.0 + noise));
+        entries.push(entry("moco_v3", "EquiMod final", seed, 69.0 + noise));
+        entries.push(entry("moco_v3", "EquiMod layer 1", seed, 69.5 + noise));
+    }
+    let text = summary::markdown(&entries);
+    for row in [
+        "| moco_v3 | EquiMod layer 1 − baseline | 3 | **-0.5 ± 0.0** |",
+        "| moco_v3 | EquiMod layer 1 − EquiMod final | 3 | **+0.5 ± 0.0** |",
+        "| +0.56 | +0.5 ± 0.0 | 3 | confirmed |",
+        "| +0.68 | – | 0 | not run |",
+    ] {
+        assert!(text.contains(row), "{row} in {text}");
+    }
+}
+
+/// The names under which runs stand in the ledger are those of the plan: a finished run is not run again.
+#[test]
+fn finished_runs_are_known_by_the_plan() {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/results/study.jsonl"
+    );
+    let done = ledger::read(path.as_ref()).unwrap();
+    assert!(done.len() >= 84, "{}", done.len());
+    let cells = plan::cells();
+    for entry in done {
+        let cell = cells
+            .iter()
+            .find(|c| entry.seed < c.seeds && c.id(entry.seed, entry.epochs) == entry.id);
+        let cell = cell.unwrap_or_else(|| panic!("{} is not planned", entry.id));
+        assert_eq!(cell.options, entry.options, "{}", entry.id);
+        assert_eq!(cell.group, entry.group, "{}", entry.id);
+    }
+}
+
+#[test]
 fn verdicts_follow_from_intervals() {
     let mut entries = Vec::new();
     for seed in 0..3 {

@@ -1,0 +1,838 @@
+//! The add-ons: closed forms, plain twins, derivatives by central differences, what layer they read, bad input.
+
+mod addon_common;
+mod loss_common;
+
+use addon_common::{self as plain, Weights, drawn};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
+use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
+use ser_reg::{
+    Channels, GridOperator, Layout, Resample, TokenGrid,
+    addon::{
+        AddonOutput, AugSelf, AugSelfConfig, AugmentationParameters, Care, CareConfig,
+        CropParameters, ESsl, ESslConfig, EquiMod, EquiModConfig, GramMean, JitterParameters,
+        ParameterStatistics, Reads, Stl, StlConfig, four_rotations,
+    },
+    grad,
+    group::D4,
+};
+
+const CHANNELS: usize = 6;
+const BATCH: usize = 4;
+const TOKENS: usize = 3;
+const CLS: Reads = Reads::Tokens(Layout {
+    prefix: 1,
+    channels: Channels::First,
+});
+
+/// The add-ons at hand, small.
+enum Case {
+    EquiMod(EquiMod),
+    AugSelf(AugSelf),
+    ESsl(ESsl),
+    Stl(Stl),
+    Care(Care),
+}
+
+const NAMES: [&str; 5] = ["equimod", "augself", "essl", "stl", "care"];
+const WIDTHS: [f64; 4] = [0.8, 0.8, 0.8, 0.2];
+
+fn parameters(seed: u64) -> [Vec<AugmentationParameters>; 2] {
+    let rng = &mut rng(seed);
+    [0, 1].map(|_| (0..BATCH).map(|_| drawn(rng)).collect())
+}
+
+fn equi_config() -> EquiModConfig {
+    let seen = parameters(90).concat();
+    EquiModConfig {
+        hidden: 5,
+        out: 4,
+        solarise: true,
+        statistics: Some(ParameterStatistics::of(&seen, true).unwrap()),
+        ..EquiModConfig::default()
+    }
+}
+
+fn aug_config() -> AugSelfConfig {
+    AugSelfConfig {
+        hidden: 5,
+        crop: 0.5,
+        colour: 0.25,
+        flip: 0.3,
+        blur: 0.2,
+        solarise: 0.4,
+        rotation: 0.6,
+        colour_widths: WIDTHS,
+        lambda: 1.0,
+    }
+}
+
+fn essl_config() -> ESslConfig {
+    ESslConfig {
+        hidden: 5,
+        out: 4,
+        ..ESslConfig::default()
+    }
+}
+
+fn stl_config() -> StlConfig {
+    StlConfig {
+        hidden: 5,
+        out: 4,
+        transformation_width: 3,
+        ..StlConfig::default()
+    }
+}
+
+fn care_config() -> CareConfig {
+    CareConfig {
+        chunks: 2,
+        ..CareConfig::default()
+    }
+}
+
+impl Case {
+    /// In f64 with seeded variables.
+    fn new(name: &str, reads: Reads, seed: u64) -> (Self, VarMap) {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+        let case = match name {
+            "equimod" => Self::EquiMod(EquiMod::new(equi_config(), reads, CHANNELS, vb).unwrap()),
+            "augself" => Self::AugSelf(AugSelf::new(aug_config(), reads, CHANNELS, vb).unwrap()),
+            "essl" => Self::ESsl(ESsl::new(essl_config(), reads, CHANNELS, vb).unwrap()),
+            "stl" => Self::Stl(Stl::new(stl_config(), reads, CHANNELS, vb).unwrap()),
+            _ => Self::Care(Care::new(care_config(), reads, CHANNELS, vb).unwrap()),
+        };
+        let rng = &mut rng(seed);
+        for (_, var) in grad::named(&vars, "") {
+            let values = tokens(rng, var.shape().clone(), DType::F64).unwrap();
+            var.set(&values).unwrap();
+        }
+        (case, vars)
+    }
+
+    /// Features that it takes, in f64: of the picture itself and two views, of crops, of two views.
+    fn inputs(&self, reads: Reads, seed: u64) -> Vec<Var> {
+        let count = match self {
+            Self::EquiMod(_) => 3,
+            Self::ESsl(_) => 1,
+            _ => 2,
+        };
+        let rng = &mut rng(seed);
+        let mut input = || match reads {
+            Reads::Final => tokens(rng, (BATCH, CHANNELS), DType::F64).unwrap(),
+            Reads::Tokens(layout) => {
+                tokens(rng, (BATCH, TOKENS + layout.prefix, CHANNELS), DType::F64).unwrap()
+            }
+        };
+        (0..count).map(|_| input()).collect()
+    }
+
+    fn forward(&self, x: &[Tensor]) -> AddonOutput {
+        let drawn = parameters(91);
+        let drawn = [&drawn[0][..], &drawn[1][..]];
+        match self {
+            Self::EquiMod(addon) => addon.forward(&x[0], [&x[1], &x[2]], drawn),
+            Self::AugSelf(addon) => addon.forward([&x[0], &x[1]], drawn),
+            Self::ESsl(addon) => addon.forward(&x[0], &[0, 3, 1, 2]),
+            Self::Stl(addon) => addon.forward([&x[0], &x[1]]),
+            Self::Care(addon) => addon.forward([&x[0], &x[1]]),
+        }
+        .unwrap()
+    }
+
+    /// The unweighted loss by its plain twin, of features (B, D).
+    fn twin(&self, w: &Weights, h: &[Tensor]) -> Result<Tensor> {
+        let drawn = parameters(91);
+        match self {
+            Self::EquiMod(_) => {
+                // The z-scores once more, by the textbook.
+                let seen = parameters(90).concat();
+                let seen: Vec<_> = seen.iter().map(|p| p.vector(true).unwrap()).collect();
+                let n = seen.len() as f64;
+                let score = |k: usize, v: f64| {
+                    let mean = seen.iter().map(|s| s[k]).sum::<f64>() / n;
+                    let variance = seen.iter().map(|s| (s[k] - mean).powi(2)).sum::<f64>() / n;
+                    if variance > 0.0 {
+                        (v - mean) / variance.sqrt()
+                    } else {
+                        0.0
+                    }
+                };
+                let all = drawn.concat();
+                let numbers = all.iter().map(|p| {
+                    let vector = p.vector(true).unwrap();
+                    vector
+                        .iter()
+                        .enumerate()
+                        .map(|(k, v)| score(k, *v))
+                        .collect()
+                });
+                let numbers: Vec<Vec<f64>> = numbers.collect();
+                plain::equi_mod(w, [&h[0], &h[1], &h[2]], &numbers, 0.2)
+            }
+            Self::AugSelf(_) => {
+                let weigh = [0.5, 0.25, 0.2, 0.4, 0.3, 0.6];
+                let drawn = [&drawn[0][..], &drawn[1][..]];
+                plain::aug_self(w, [&h[0], &h[1]], drawn, WIDTHS, weigh)
+            }
+            Self::ESsl(_) => plain::essl(w, &h[0], &[0, 3, 1, 2]),
+            Self::Stl(_) => {
+                let [inv, equi, trans] = plain::stl(w, [&h[0], &h[1]], 0.2)?;
+                (inv + equi)? + (trans * 0.1)?
+            }
+            Self::Care(_) => plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64),
+        }
+    }
+}
+
+fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
+    vars.iter().map(|v| v.as_tensor().clone()).collect()
+}
+
+#[test]
+fn gradients_match_central_differences() {
+    for name in NAMES {
+        for reads in [Reads::Final, CLS] {
+            let (case, vars) = Case::new(name, reads, 5);
+            let inputs = case.inputs(reads, 6);
+            let loss = || case.forward(&plain_tensors(&inputs)).unweighted;
+            let grads = loss().backward().unwrap();
+            let named = grad::named(&vars, "");
+            let labelled = inputs.iter().enumerate();
+            let all = labelled
+                .map(|(i, var)| (format!("input {i}"), var.clone()))
+                .chain(named);
+            for (label, var) in all {
+                let values = flat(&var);
+                let numeric = differences(&values, 1e-5, |v| {
+                    let v = Tensor::from_slice(v, var.shape(), &Device::Cpu).unwrap();
+                    var.set(&v).unwrap();
+                    scalar(&loss())
+                });
+                let back = Tensor::from_slice(&values, var.shape(), &Device::Cpu).unwrap();
+                var.set(&back).unwrap();
+                let found = grads.get(&var).unwrap_or_else(|| panic!("{name}: {label}"));
+                println!("{name} {reads:?} {label}");
+                assert_close(&flat(found), &numeric, 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn losses_match_their_plain_twins() {
+    for name in NAMES {
+        for (reads, prefix) in [(Reads::Final, None), (CLS, Some(1))] {
+            for seed in 0..4 {
+                let (case, vars) = Case::new(name, reads, seed);
+                let inputs = case.inputs(reads, 10 + seed);
+                let w = plain::weights(&vars);
+                let h = inputs.iter().map(|x| match prefix {
+                    None => Ok(x.as_tensor().clone()),
+                    Some(prefix) => plain::pooled(&w, x, prefix),
+                });
+                let h: Vec<Tensor> = h.collect::<Result<_>>().unwrap();
+                let twin = case.twin(&w, &h).unwrap();
+                let out = case.forward(&plain_tensors(&inputs));
+                assert_close(&flat(&out.unweighted), &flat(&twin), 1e-9);
+            }
+        }
+    }
+}
+
+/// Features that are all alike are all nothing after a batch normalisation: every similarity is 0.
+#[test]
+fn equal_features_give_the_logarithm_of_the_choices() {
+    let (case, _) = Case::new("equimod", Reads::Final, 1);
+    let Case::EquiMod(equi) = &case else {
+        unreachable!()
+    };
+    let same = Tensor::ones((3, CHANNELS), DType::F64, &Device::Cpu).unwrap();
+    let drawn = [parameters(1)[0][0]; 3];
+    let out = equi
+        .forward(&same, [&same, &same], [&drawn, &drawn])
+        .unwrap();
+    assert_close(&flat(&out.unweighted), &[11f64.ln()], 1e-12);
+
+    let (case, _) = Case::new("stl", Reads::Final, 1);
+    let Case::Stl(stl) = &case else {
+        unreachable!()
+    };
+    let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
+    let out = stl.forward([&same, &same]).unwrap();
+    let terms: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
+    // Their hidden layers are alike, not nothing: after the shift of the normalisation all rows are one vector, and each of
+    // the others is as good as the partner.
+    assert_close(&terms, &[7f64.ln(), 15f64.ln(), 7f64.ln()], 1e-9);
+}
+
+/// With outputs of zero the losses are those of a guess.
+#[test]
+fn silent_heads_guess() {
+    let silence = |vars: &VarMap, layer: &str| {
+        for (name, var) in grad::named(vars, "") {
+            if name.contains(layer) {
+                var.set(&var.zeros_like().unwrap()).unwrap();
+            }
+        }
+    };
+    let (case, vars) = Case::new("essl", Reads::Final, 2);
+    silence(&vars, "layer4");
+    let inputs = plain_tensors(&case.inputs(Reads::Final, 3));
+    assert_close(
+        &flat(&case.forward(&inputs).unweighted),
+        &[4f64.ln()],
+        1e-12,
+    );
+    assert_close(
+        &flat(&case.forward(&inputs).loss),
+        &[0.4 * 4f64.ln()],
+        1e-12,
+    );
+
+    let (case, vars) = Case::new("augself", Reads::Final, 2);
+    silence(&vars, "layer3");
+    let Case::AugSelf(aug) = &case else {
+        unreachable!()
+    };
+    let crop = |top, left, height, width| {
+        Some(CropParameters {
+            top,
+            left,
+            height,
+            width,
+        })
+    };
+    let one = AugmentationParameters {
+        crop: crop(0.0, 0.0, 0.5, 0.5),
+        flip: Some(true),
+        blur: Some(0.5),
+        rotation: Some(1),
+        jitter: Some(JitterParameters {
+            applied: true,
+            brightness: 1.25,
+            hue: 0.125,
+            ..JitterParameters::NONE
+        }),
+        ..AugmentationParameters::untouched()
+    };
+    let two = AugmentationParameters {
+        crop: crop(0.25, 0.5, 0.25, 0.5),
+        ..AugmentationParameters::untouched()
+    };
+    let x = plain_tensors(&case.inputs(Reads::Final, 3));
+    let out = aug
+        .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
+        .unwrap();
+    let figure = |name: &str| scalar(&out.figures.iter().find(|(n, _)| *n == name).unwrap().1);
+    // Centres (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign of one difference, no square.
+    let crop = ((1.0 / 8.0f64).powi(2) + 0.25 + 1.0 / 16.0) / 4.0;
+    assert_close(&[figure("crop")], &[crop], 1e-7);
+    let colour = ((0.25f64 / 0.8).powi(2) + (0.125f64 / 0.2).powi(2)) / 4.0;
+    assert_close(&[figure("colour")], &[colour], 1e-7);
+    assert_close(&[figure("blur"), figure("solarise")], &[0.25, 0.0], 1e-12);
+    assert_close(&[figure("flip")], &[2f64.ln()], 1e-12);
+    assert_close(&[figure("rotation")], &[4f64.ln()], 1e-12);
+}
+
+/// A bias that says `x` of the horizontal difference is right for the mirrored order and wrong for the other.
+#[test]
+fn centres_are_mirrored_with_the_first_view() {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+    let config = AugSelfConfig {
+        hidden: 5,
+        crop: 1.0,
+        colour: 0.0,
+        ..AugSelfConfig::default()
+    };
+    let aug = AugSelf::new(config, Reads::Final, CHANNELS, vb).unwrap();
+    for (name, var) in grad::named(&vars, "crop.layer3") {
+        let value = match name.ends_with("bias") {
+            true => Tensor::new(&[0f64, 0.5f64.atanh(), 0.0, 0.0], &Device::Cpu).unwrap(),
+            false => var.zeros_like().unwrap(),
+        };
+        var.set(&value).unwrap();
+    }
+    let at = |left, flip| AugmentationParameters {
+        crop: Some(CropParameters {
+            top: 0.25,
+            left,
+            height: 0.5,
+            width: 0.5,
+        }),
+        flip: Some(flip),
+        ..AugmentationParameters::untouched()
+    };
+    let x = tokens(&mut rng(4), (2, CHANNELS), DType::F64).unwrap();
+    let loss = |flip1, flip2| {
+        let (one, two) = ([at(0.0, flip1); 2], [at(0.5, flip2); 2]);
+        scalar(&aug.forward([&x, &x], [&one, &two]).unwrap().unweighted)
+    };
+    // Unmirrored: −1/2 there, +1/2 back. Mirrored there: +1/2 both ways. Mirrored back: −1/2 both ways.
+    assert_close(&[loss(false, false)], &[0.125], 1e-9);
+    assert_close(&[loss(true, false)], &[0.0], 1e-9);
+    assert_close(&[loss(false, true)], &[0.25], 1e-9);
+    assert_close(&[loss(true, true)], &[0.125], 1e-9);
+}
+
+#[test]
+fn inner_products_are_kept_by_orthogonal_maps_only() {
+    let vb = VarBuilder::zeros(DType::F64, &Device::Cpu);
+    let care = |mean| {
+        let config = CareConfig {
+            chunks: 1,
+            mean,
+            lambda: 0.5,
+        };
+        Care::new(config, Reads::Final, 2, vb.clone()).unwrap()
+    };
+    let new = |rows: &[[f64; 2]]| {
+        Tensor::from_slice(rows.as_flattened(), (rows.len(), 2), &Device::Cpu).unwrap()
+    };
+    let x = new(&[[1.0, 0.5], [-0.3, 2.0], [0.7, -0.2]]);
+    let (s, c) = 0.7f64.sin_cos();
+    let turned = x.matmul(&new(&[[c, s], [-s, c]])).unwrap();
+    for mean in [GramMean::Code, GramMean::Paper] {
+        let out = care(mean).forward([&x, &turned]).unwrap();
+        assert_close(&flat(&out.unweighted), &[0.0], 1e-20);
+    }
+    let apart = new(&[[1e3, 0.0], [0.0, 1e3]]);
+    let alike = new(&[[1e3, 0.0], [1e3, 0.0]]);
+    let loss = |mean| flat(&care(mean).forward([&apart, &alike]).unwrap().loss);
+    assert_close(&loss(GramMean::Code), &[0.5 * 2.0], 1e-9);
+    assert_close(&loss(GramMean::Paper), &[0.5], 1e-9);
+}
+
+#[test]
+fn pairs_of_different_chunks_do_not_count() {
+    let (case, _) = Case::new("care", Reads::Final, 0);
+    let inputs = plain_tensors(&case.inputs(Reads::Final, 8));
+    let base = scalar(&case.forward(&inputs).unweighted);
+    // The second chunk turned as a whole: its own inner products stay.
+    let flip = |x: &Tensor| {
+        let second = x.narrow(0, 2, 2).unwrap().neg().unwrap();
+        Tensor::cat(&[&x.narrow(0, 0, 2).unwrap(), &second], 0).unwrap()
+    };
+    let moved = [inputs[0].clone(), flip(&inputs[1])];
+    assert_close(&flat(&case.forward(&moved).unweighted), &[base], 1e-12);
+    let ranges = |chunks, batch| {
+        CareConfig {
+            chunks,
+            ..CareConfig::default()
+        }
+        .ranges(batch)
+    };
+    assert_eq!(ranges(8, 56).unwrap().len(), 8);
+    assert!(ranges(8, 56).unwrap().iter().all(|r| r.len() == 7));
+    assert_eq!(ranges(3, 8).unwrap(), [0..2, 2..5, 5..8]);
+}
+
+#[test]
+fn the_order_of_views_does_not_matter() {
+    for name in ["augself", "stl", "care"] {
+        let (case, _) = Case::new(name, CLS, 7);
+        let x = plain_tensors(&case.inputs(CLS, 8));
+        let [a, b] = parameters(3);
+        let loss = |x: [&Tensor; 2], drawn: [&[AugmentationParameters]; 2]| match &case {
+            Case::AugSelf(addon) => scalar(&addon.forward(x, drawn).unwrap().loss),
+            Case::Stl(addon) => scalar(&addon.forward(x).unwrap().loss),
+            Case::Care(addon) => scalar(&addon.forward(x).unwrap().loss),
+            _ => unreachable!(),
+        };
+        let there = loss([&x[0], &x[1]], [&a, &b]);
+        assert_close(&[loss([&x[1], &x[0]], [&b, &a])], &[there], 1e-12);
+    }
+}
+
+#[test]
+fn prefix_tokens_are_not_read() {
+    for name in NAMES {
+        let (case, _) = Case::new(name, CLS, 11);
+        let inputs = case.inputs(CLS, 12);
+        let out = case.forward(&plain_tensors(&inputs));
+        let grads = out.unweighted.backward().unwrap();
+        for x in &inputs {
+            let grad = grads.get(x).unwrap();
+            let size = |start, count| {
+                let part = grad.narrow(1, start, count).unwrap();
+                scalar(&part.abs().unwrap().sum_all().unwrap())
+            };
+            assert_eq!(size(0, 1), 0.0, "{name}: the CLS token");
+            assert!(size(1, TOKENS) > 1e-6, "{name}: the grid");
+        }
+    }
+}
+
+/// Tokens in any order, as a map with channels first or last: one loss.
+#[test]
+fn a_map_is_a_set_of_tokens() {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+    let of = |channels| {
+        let reads = Reads::Tokens(Layout {
+            prefix: 0,
+            channels,
+        });
+        Care::new(care_config(), reads, CHANNELS, vb.clone()).unwrap()
+    };
+    let (first, last) = (of(Channels::First), of(Channels::Last));
+    let rng = &mut rng(13);
+    let mut map = || tokens(rng, (BATCH, 2, 3, CHANNELS), DType::F64).unwrap();
+    let (a, b) = (map(), map());
+    let want = flat(&last.forward([&a, &b]).unwrap().loss);
+    let seen = |x: &Tensor| x.permute((0, 3, 1, 2)).unwrap();
+    assert_close(
+        &flat(&first.forward([&seen(&a), &seen(&b)]).unwrap().loss),
+        &want,
+        1e-12,
+    );
+    let seen = |x: &Tensor| x.flatten(1, 2).unwrap().flip(&[1]).unwrap();
+    assert_close(
+        &flat(&first.forward([&seen(&a), &seen(&b)]).unwrap().loss),
+        &want,
+        1e-12,
+    );
+}
+
+#[test]
+fn lambda_weighs_the_loss() {
+    for name in NAMES {
+        let (case, _) = Case::new(name, Reads::Final, 14);
+        let out = case.forward(&plain_tensors(&case.inputs(Reads::Final, 15)));
+        let lambda = match name {
+            "essl" => 0.4,
+            "care" => 0.01,
+            _ => 1.0,
+        };
+        let want = lambda * scalar(&out.unweighted);
+        assert_close(&flat(&out.loss), &[want], 1e-12);
+        for (figure, value) in &out.figures {
+            assert!(scalar(value).is_finite(), "{name}: {figure}");
+            assert!(!value.track_op(), "{name}: {figure} is detached");
+        }
+    }
+}
+
+/// What the diagnostics of EquiMod are for: they tell a prediction that ignores the augmentation.
+#[test]
+fn a_blind_prediction_has_no_relative_equivariance() {
+    let (case, vars) = Case::new("equimod", Reads::Final, 16);
+    let Case::EquiMod(equi) = &case else {
+        unreachable!()
+    };
+    // u = [identity, 0]: ŷ is y₀, normalised once more.
+    let weight = grad::named(&vars, "predict")[0].1.clone();
+    let identity: Vec<f64> = (0..4 * 8).map(|at| f64::from(at % 8 == at / 8)).collect();
+    weight
+        .set(&Tensor::from_vec(identity, (4, 8), &Device::Cpu).unwrap())
+        .unwrap();
+    let x = plain_tensors(&case.inputs(Reads::Final, 17));
+    let [a, b] = parameters(2);
+    let out = equi.forward(&x[0], [&x[0], &x[0]], [&a, &b]).unwrap();
+    let figures: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
+    let names: Vec<&str> = out.figures.iter().map(|(n, _)| *n).collect();
+    assert_eq!(names, ["absolute", "invariance", "relative", "matched"]);
+    // Three equal thirds: y has the statistics of y₀, so that the normalisation changes a few parts in 1e-5 only.
+    assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
+}
+
+#[test]
+fn half_precision_is_read_in_f32() {
+    for reads in [Reads::Final, CLS] {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+        let care = Care::new(care_config(), reads, CHANNELS, vb).unwrap();
+        let (case, _) = Case::new("care", reads, 0);
+        let x = plain_tensors(&case.inputs(reads, 18));
+        for (dtype, tol) in [(DType::BF16, 2e-2), (DType::F16, 2e-3)] {
+            let half: Vec<_> = x.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+            let single: Vec<_> = x.iter().map(|x| x.to_dtype(DType::F32).unwrap()).collect();
+            let loss = |x: &[Tensor]| care.forward([&x[0], &x[1]]).unwrap().unweighted;
+            assert_eq!(loss(&half).dtype(), DType::F32);
+            assert_close(&flat(&loss(&half)), &flat(&loss(&single)), tol);
+        }
+    }
+}
+
+#[test]
+fn zero_features_have_finite_gradients() {
+    for name in NAMES {
+        let (case, vars) = Case::new(name, CLS, 19);
+        let inputs = case.inputs(CLS, 20);
+        for x in &inputs {
+            x.set(&x.zeros_like().unwrap()).unwrap();
+        }
+        let out = case.forward(&plain_tensors(&inputs));
+        assert!(scalar(&out.loss).is_finite(), "{name}");
+        let grads = out.unweighted.backward().unwrap();
+        for var in inputs
+            .iter()
+            .cloned()
+            .chain(grad::named(&vars, "").into_iter().map(|n| n.1))
+        {
+            if let Some(g) = grads.get(&var) {
+                loss_common::assert_finite(g);
+            }
+        }
+    }
+}
+
+#[test]
+fn turns_are_those_of_the_group() {
+    let x = tokens(&mut rng(21), (2, 3, 4, 4), DType::F32).unwrap();
+    let (turned, turns) = four_rotations(&x).unwrap();
+    assert_eq!(turns, [0, 0, 1, 1, 2, 2, 3, 3]);
+    let grid = TokenGrid::square(4).unwrap();
+    for (k, g) in [
+        D4::from_index(0).unwrap(),
+        D4::ROT90,
+        D4::ROT180,
+        D4::from_index(3).unwrap(),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let operator = GridOperator::new(&[g], grid, &Resample::default()).unwrap();
+        let want = operator.apply_in(Layout::default(), &x).unwrap();
+        let got = turned.narrow(0, 2 * k, 2).unwrap();
+        assert_eq!(flat(&got), flat(&want), "{k} quarter turns");
+    }
+    let strided = x.transpose(2, 3).unwrap();
+    let copied = strided.contiguous().unwrap();
+    let turned = |x: &Tensor| flat(&four_rotations(x).unwrap().0);
+    assert_eq!(turned(&strided), turned(&copied));
+}
+
+#[test]
+fn descriptions_are_scaled_by_what_was_seen() {
+    let seen = parameters(22).concat();
+    for solarise in [false, true] {
+        let statistics = ParameterStatistics::of(&seen, solarise).unwrap();
+        assert_eq!(statistics.mean.len(), 17 + usize::from(solarise));
+        for k in 0..statistics.mean.len() {
+            let value = |p: &AugmentationParameters| p.vector(solarise).unwrap()[k];
+            let mean = seen.iter().map(value).sum::<f64>() / seen.len() as f64;
+            assert!((statistics.mean[k] - mean).abs() < 1e-12);
+        }
+    }
+    let jitter = JitterParameters {
+        applied: true,
+        order: [2, 0, 3, 1],
+        brightness: 1.5,
+        contrast: 0.5,
+        saturation: 1.25,
+        hue: -0.125,
+    };
+    let view = AugmentationParameters {
+        jitter: Some(jitter),
+        grayscale: Some(true),
+        blur: Some(0.75),
+        solarise: Some(0.5),
+        ..AugmentationParameters::untouched()
+    };
+    assert_eq!(
+        view.vector(true).unwrap(),
+        [
+            0., 0., 1., 1., 0., 1., 2., 0., 3., 1., 1.5, 0.5, 1.25, -0.125, 1., 1., 0.75, 1.
+        ]
+    );
+}
+
+#[test]
+fn bad_input_is_refused() {
+    let vb = || VarBuilder::zeros(DType::F64, &Device::Cpu);
+    let x = |shape: &[usize]| Tensor::ones(shape, DType::F64, &Device::Cpu).unwrap();
+    let h = x(&[BATCH, CHANNELS]);
+    let [a, b] = parameters(23);
+    let none = AugmentationParameters::default();
+
+    // Parameters that were not written down.
+    let equi = EquiMod::new(equi_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    let lacks = |change: fn(&mut AugmentationParameters)| {
+        let mut b = b.clone();
+        change(&mut b[3]);
+        b
+    };
+    type Change = fn(&mut AugmentationParameters);
+    let changes: [(&str, Change); 6] = [
+        ("crop", |p| p.crop = None),
+        ("flip", |p| p.flip = None),
+        ("jitter", |p| p.jitter = None),
+        ("grayscale", |p| p.grayscale = None),
+        ("blur", |p| p.blur = None),
+        ("solarise", |p| p.solarise = None),
+    ];
+    for (name, change) in changes {
+        let field = format!("AugmentationParameters::{name}");
+        let drawn = lacks(change);
+        assert_says(
+            equi.forward(&h, [&h, &h], [&a, &drawn]),
+            &["EquiMod", &field, "untouched"],
+        );
+    }
+    let aug = AugSelf::new(aug_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    for (name, change) in changes.into_iter().filter(|(name, _)| *name != "grayscale") {
+        let field = format!("AugmentationParameters::{name}");
+        assert_says(
+            aug.forward([&h, &h], [&a, &lacks(change)]),
+            &["AugSelf", &field],
+        );
+    }
+    assert_says(
+        aug.forward([&h, &h], [&a, &lacks(|p| p.rotation = None)]),
+        &["AugSelf", "AugmentationParameters::rotation"],
+    );
+    // What no task asks for may be missing.
+    let crop_only = AugSelfConfig {
+        colour: 0.0,
+        ..AugSelfConfig::default()
+    };
+    let crop_only = AugSelf::new(crop_only, Reads::Final, CHANNELS, vb()).unwrap();
+    assert!(
+        crop_only
+            .forward([&h, &h], [&a, &lacks(|p| p.jitter = None)])
+            .is_ok()
+    );
+    let wild = lacks(|p| p.blur = Some(f32::NAN));
+    assert_says(equi.forward(&h, [&h, &h], [&a, &wild]), &["finite", "NaN"]);
+    assert_says(
+        equi.forward(&h, [&h, &h], [&a[1..], &b]),
+        &["4 samples", "3 and 4"],
+    );
+    assert_says(
+        aug.forward([&h, &h], [&a, &b[..0]]),
+        &["4 samples", "4 and 0"],
+    );
+    assert_says(ParameterStatistics::of(&[none], false), &["crop"]);
+    assert_says(ParameterStatistics::of(&[], false), &["at least one view"]);
+
+    // Batches.
+    let stl = Stl::new(stl_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    let odd = x(&[3, CHANNELS]);
+    assert_says(stl.forward([&odd, &odd]), &["even batch", "got 3"]);
+    assert_says(stl.forward([&h, &odd]), &["one batch", "got 3"]);
+    let one = x(&[1, CHANNELS]);
+    let (p, q) = (&a[..1], &b[..1]);
+    assert_says(
+        equi.forward(&one, [&one, &one], [p, q]),
+        &["at least 2 samples"],
+    );
+    assert_says(aug.forward([&one, &one], [p, q]), &["at least 2 samples"]);
+    let care = Care::new(CareConfig::default(), Reads::Final, CHANNELS, vb()).unwrap();
+    assert_says(
+        care.forward([&h, &h]),
+        &["at least 2 samples in each of 8", "batch of 4"],
+    );
+    let essl = ESsl::new(essl_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    assert_says(
+        essl.forward(&h, &[0, 1, 2]),
+        &["quarter turns", "4", "got 3"],
+    );
+    assert_says(essl.forward(&h, &[0, 1, 2, 4]), &["0 to 3", "got 4"]);
+    assert_says(
+        four_rotations(&x(&[2, 3, 4, 5])),
+        &["square", "[2, 3, 4, 5]"],
+    );
+    assert_says(four_rotations(&x(&[3, 4, 4])), &["(B, C, S, S)"]);
+
+    // Layers.
+    let tapped = Stl::new(stl_config(), CLS, CHANNELS, vb()).unwrap();
+    assert_says(tapped.forward([&h, &h]), &["(B, 1 + N, 6)", "Reads::Final"]);
+    let map = x(&[BATCH, 1, CHANNELS]);
+    assert_says(tapped.forward([&map, &map]), &["at least one token"]);
+    let map = x(&[BATCH, TOKENS, CHANNELS + 1]);
+    assert_says(tapped.forward([&map, &map]), &["6", "[4, 3, 7]"]);
+    assert_says(stl.forward([&map, &map]), &["(B, 6)", "Reads::Tokens"]);
+    let single = h.to_dtype(DType::F32).unwrap();
+    assert_says(stl.forward([&single, &single]), &["type f64", "f32"]);
+
+    // Settings.
+    let half = VarBuilder::zeros(DType::BF16, &Device::Cpu);
+    assert_says(
+        Stl::new(stl_config(), CLS, CHANNELS, half),
+        &["f32 or f64", "bf16"],
+    );
+    let aug = |config| AugSelf::new(config, CLS, CHANNELS, vb());
+    let zero = AugSelfConfig {
+        crop: 0.0,
+        colour: 0.0,
+        ..AugSelfConfig::default()
+    };
+    assert_says(aug(zero), &["at least one weight above 0", "all 0"]);
+    let negative = AugSelfConfig {
+        blur: -1.0,
+        ..AugSelfConfig::default()
+    };
+    assert_says(aug(negative), &["AugSelfConfig::blur", "-1"]);
+    let stl = |config| Stl::new(config, CLS, CHANNELS, vb());
+    let zero = StlConfig {
+        invariance: 0.0,
+        equivariance: 0.0,
+        transformation: 0.0,
+        ..stl_config()
+    };
+    assert_says(stl(zero), &["above 0", "all 0"]);
+    assert_says(
+        stl(StlConfig {
+            temperature: 0.0,
+            ..stl_config()
+        }),
+        &["temperature", "0"],
+    );
+    assert_says(
+        stl(StlConfig {
+            lambda: f64::NAN,
+            ..stl_config()
+        }),
+        &["lambda", "NaN"],
+    );
+    assert_says(
+        stl(StlConfig {
+            out: 0,
+            ..stl_config()
+        }),
+        &["StlConfig::out", "at least 1"],
+    );
+    assert_says(
+        Stl::new(stl_config(), CLS, usize::MAX / 2, vb()),
+        &["channels", "hypernetwork"],
+    );
+    assert_says(
+        Stl::new(stl_config(), CLS, 0, vb()),
+        &["channels", "at least 1"],
+    );
+    let care = CareConfig {
+        chunks: 0,
+        ..CareConfig::default()
+    };
+    assert_says(Care::new(care, CLS, CHANNELS, vb()), &["chunks", "got 0"]);
+    let equi = |config| EquiMod::new(config, CLS, CHANNELS, vb());
+    assert_says(
+        equi(EquiModConfig {
+            solarise: false,
+            ..equi_config()
+        }),
+        &["17", "18 and 18"],
+    );
+    assert_says(
+        equi(EquiModConfig {
+            temperature: -1.0,
+            ..equi_config()
+        }),
+        &["temperature", "-1"],
+    );
+    let mut bad = equi_config();
+    bad.statistics.as_mut().unwrap().std[2] = -1.0;
+    assert_says(equi(bad), &["statistics", "-1"]);
+    let essl = ESslConfig {
+        hidden: 0,
+        ..ESslConfig::default()
+    };
+    assert_says(
+        ESsl::new(essl, CLS, CHANNELS, vb()),
+        &["ESslConfig::hidden"],
+    );
+}
