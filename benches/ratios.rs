@@ -17,7 +17,6 @@ use std::{hint::black_box, time::Instant};
 use candle_core::{Tensor, Var};
 use clap::Parser;
 use ser_reg::Filter;
-use ser_reg_examples::environment;
 use serde_json::json;
 use workload::{
     action,
@@ -107,8 +106,6 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 fn main() {
-    // The settings of allocator and thread pools that the trainers run with.
-    environment::prepare();
     let bench = Bench(Args::parse());
     if !bench.0.json {
         println!(

@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 use super::{check_eps, check_pair, work_dtype};
 use crate::{
     Error, Result,
-    group::{D4, GroupAction, Subgroup},
+    group::{D4, Representation, Subgroup},
 };
 
 /// How far apart two vectors are.
@@ -138,12 +138,6 @@ impl RegularRep {
 
 /// For every element `h` the place of `g⁻¹h` in the group; `None` if `g` is not in it.
 pub(super) fn sources(group: Subgroup, g: D4) -> Option<Vec<usize>> {
-    let table = D4::cayley_table();
-    let undo = table[g.inverse().index()];
-    let elements = group.elements();
-    let place = |h: &D4| {
-        let from = undo[h.index()];
-        elements.iter().position(|e| e.index() == from)
-    };
-    elements.iter().map(place).collect()
+    let sources = Representation::Regular(group).source_indices(g).ok()?;
+    Some(sources.into_iter().map(|h| h as usize).collect())
 }
