@@ -6,8 +6,8 @@
 //! cargo bench --bench ratios -- --only nt_xent    # rows whose name holds this
 //! ```
 //!
-//! Each row: warm-up, then both sides by turns, medians over the rounds. f32, random values, all threads of the machine. The
-//! ratio is the median of the rounds' own ratios.
+//! Each row: three turns of warm-up (one where a turn is a training step), then both sides by turns, medians over the rounds;
+//! the ratio is the median of the rounds' own ratios. f32, random values, all threads of the machine.
 #![allow(missing_docs)] // of a program
 
 mod workload;
@@ -15,7 +15,7 @@ mod workload;
 use std::{hint::black_box, time::Instant};
 
 use candle_core::{Tensor, Var};
-use clap::Parser;
+use clap::{Parser, value_parser};
 use ser_reg::Filter;
 use serde_json::json;
 use workload::{
@@ -34,8 +34,8 @@ struct Args {
     #[arg(long, default_value = "")]
     only: String,
     /// Turns of each row after its warm-up.
-    #[arg(long, default_value_t = 11)]
-    rounds: usize,
+    #[arg(long, default_value_t = 11, value_parser = value_parser!(u32).range(1..))]
+    rounds: u32,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -72,7 +72,7 @@ impl Bench {
     /// Milliseconds of each side, round after round.
     fn by_turns(&self, sides: &mut [&mut dyn FnMut()], warm_up: usize) -> Vec<Vec<f64>> {
         let mut times = vec![Vec::new(); sides.len()];
-        for round in 0..warm_up + self.0.rounds {
+        for round in 0..warm_up + self.0.rounds as usize {
             for (side, times) in sides.iter_mut().zip(&mut times) {
                 let start = Instant::now();
                 side();
@@ -123,8 +123,11 @@ fn main() {
 }
 
 fn contrast(bench: &Bench) {
-    let sizes = [((16, 196, 512), 0.35), ((64, 49, 128), 0.12)];
-    for (shape @ (b, n, d), plain) in sizes {
+    let sizes = [
+        ((16, 196, 512), 0.35, Some(1.15), Some(1.4)),
+        ((64, 49, 128), 0.12, None, None),
+    ];
+    for (shape @ (b, n, d), plain, products, symmetric) in sizes {
         let name = |other| format!("nt_xent ({b}, {n}, {d}), {other}");
         let pair = || Pair::new(shape);
         let one = |pair: &Pair| pair.ours(false);
@@ -140,15 +143,9 @@ fn contrast(bench: &Bench) {
             one,
             Pair::plain,
         );
-        bench.row(
-            &name("three products"),
-            Some(1.15),
-            pair,
-            one,
-            Pair::products,
-        );
+        bench.row(&name("three products"), products, pair, one, Pair::products);
         let both = |pair: &Pair| pair.ours(true);
-        bench.row(&name("both directions / one"), Some(1.4), pair, both, one);
+        bench.row(&name("both directions / one"), symmetric, pair, both, one);
     }
 }
 
@@ -215,7 +212,7 @@ fn resampling(bench: &Bench) {
 
 /// A training step of ViT-S/16, three variants by turns.
 fn step(bench: &Bench) {
-    let name = |what| format!("step of ViT-S/16, 32 images, 2 of them posed: SER / {what}");
+    let name = |what| format!("step of ViT-S/16, 32 images, 2 turned or flipped: SER / {what}");
     let names = [name("λ = 0"), name("no partition")];
     if !names.iter().any(|name| bench.wants(name)) {
         return;

@@ -5,7 +5,7 @@
     python benches/pytorch/kernels.py               # a table
     python benches/pytorch/kernels.py --json        # JSON lines like those of the bench
 
-Each round asks the bench for three repetitions of ours, then times three of PyTorch; medians over the rounds.
+With as many threads as RAYON_NUM_THREADS says, 2 without it. Each round asks the bench for three repetitions of ours, then times three of PyTorch; medians over the rounds.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-THREADS = os.cpu_count()
+THREADS = int(os.environ.get("RAYON_NUM_THREADS", "2"))
 
 
 def nt_xent(shape, symmetric):
@@ -74,7 +74,8 @@ def milliseconds(step):
 def ours(bench, row):
     """Milliseconds of our side of a row of the bench, over one short run."""
     command = [bench, "--json", "--rounds", "3", "--only", row]
-    line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    env = {**os.environ, "RAYON_NUM_THREADS": str(THREADS)}
+    line = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
     return json.loads(line)["ours_ms"]
 
 

@@ -78,24 +78,29 @@ pub fn predicted(settings: &Settings, vit: &VitConfig) -> Result<Option<Cost>> {
             Keys::Trained
         },
         gather: Gather::Own,
-        taps: taps(ser, vit.grid()),
+        token_taps: taps(ser, vit.grid()),
+        image_taps: taps(ser, vit.side),
         pixels: vit.channels * vit.side * vit.side,
     };
     Ok(Some(regularizer.cost(&training)?))
 }
 
-/// Multiply–adds for each value that a view or an alignment makes: turns and flips only move values.
+/// Multiply–adds for each value that a view or an alignment makes, of a source with sides of `side` cells: turns and flips
+/// only move values, scales and crops resample one axis after the other, other poses both at once.
 fn taps(ser: &Ser, side: usize) -> usize {
     let one = (1.0, 1.0);
-    if ser.scale == one && ser.aspect == one && ser.crops.is_none() {
+    let is_sparse = ser.rotation.is_some() || ser.shear.is_some();
+    let moves = ser.scale == one && ser.aspect == one && ser.crops.is_none();
+    if moves && ser.translation.is_none() && !is_sparse {
         return 0;
     }
-    match ser.filter {
-        FilterName::Nearest => 1,
-        FilterName::Bilinear | FilterName::BilinearAntialias | FilterName::Area => 4,
-        FilterName::Bicubic | FilterName::BicubicAntialias => 8,
-        FilterName::Fourier => 2 * side,
-    }
+    let axis = match ser.filter {
+        FilterName::Nearest => return 1,
+        FilterName::Bilinear | FilterName::BilinearAntialias | FilterName::Area => 2,
+        FilterName::Bicubic | FilterName::BicubicAntialias => 4,
+        FilterName::Fourier => side,
+    };
+    if is_sparse { axis * axis } else { 2 * axis }
 }
 
 /// Seconds of the regularizer by itself: posing the pictures, which was timed before, then projector, alignment and loss

@@ -123,10 +123,10 @@ pub(super) fn toward(
 ///
 /// | | one direction | both |
 /// |---|---|---|
-/// | [`Form::Paper`] | 6 M²D | 8 M²D and a little for squares on the diagonal |
-/// | [`Form::CrossView`] | 3 M²D | 4 M²D |
+/// | [`Form::Paper`] | 6 M²D | 8 M²D, and a little for squares on the diagonal, less what is found made |
+/// | [`Form::CrossView`] | 3 M²D | 4 M²D, less what is found made |
 ///
-/// Both directions share one triangle of the symmetric Gram matrix, made twice; other devices, and temperatures below 0.025,
+/// Both directions share one triangle of the symmetric Gram matrix, made twice but for one block of rows; other devices, and temperatures below 0.025,
 /// run them one by one at twice the price of one.
 ///
 /// ```
@@ -178,7 +178,7 @@ pub fn nt_xent(
 }
 
 /// Both directions at once, as `loss/contrast/fused/symmetric.rs` goes: rectangles of a block of rows by what has not met
-/// them, made for the sums and again for the weights, then a product for the rows' gradient, and one for the columns'
+/// them, made for the sums and (but for the last) again for the weights, then a product for the rows' gradient, and one for the columns'
 /// unless they are the rows.
 fn symmetric([a, b]: [Tokens; 2], form: Form, width: f64, block_bytes: usize) -> Contrast {
     let count = a.count;
@@ -205,14 +205,20 @@ fn symmetric([a, b]: [Tokens; 2], form: Form, width: f64, block_bytes: usize) ->
             rectangle(beyond, side.learns, Some(side.learns));
         }
     }
+    // The second pass begins with the last and largest rectangle of the first, across, and finds it made.
+    let held = match a.learns || b.learns {
+        true => rows * count,
+        false => 0.0,
+    };
+    let made = first + second - held;
     let sets = 2.0 * count * width;
     let learning = f64::from(u8::from(a.learns) + u8::from(b.learns));
     let gradient = learning * count * width;
     // Columns are passed over once for each block of rows and product; those of a gradient are read and written.
-    let streamed = (first + second + 2.0 * products) * width / rows;
+    let streamed = (made + 2.0 * products) * width / rows;
     Contrast {
         work: Work {
-            macs: width * (first + second + products),
+            macs: width * (made + products),
             bytes: BYTES * (streamed + first + second + products + 2.0 * sets + 3.0 * gradient),
         },
         exponentials: first + second,

@@ -216,9 +216,12 @@ pub struct Regularizer {
     pub keys: Keys,
     /// What becomes of the tokens of other processes.
     pub gather: Gather,
-    /// MACs of resampling for each value that comes out: 0 for quarter turns and flips, which move values only; 8 for a
-    /// bicubic filter in either axis, 4 for a bilinear one.
-    pub taps: usize,
+    /// MACs of resampling for each token value that comes out: 0 for quarter turns and flips, which move values only; for
+    /// scales and crops 8 with a bicubic filter (4 in either axis), 4 with a bilinear one, rows + columns of the source
+    /// with Fourier's; for rotations and shears 16 and 4.
+    pub token_taps: usize,
+    /// The same for each pixel value.
+    pub image_taps: usize,
     /// Values of an image, channels × height × width, that views are made from; 0 leaves that out.
     pub pixels: usize,
 }
@@ -234,7 +237,8 @@ impl Default for Regularizer {
             ser: SerConfig::default(),
             keys: Keys::default(),
             gather: Gather::default(),
-            taps: 8,
+            token_taps: 8,
+            image_taps: 8,
             pixels: 3 * 224 * 224,
         }
     }
@@ -290,7 +294,7 @@ impl Regularizer {
             head_macs: batch * heads + training.loss_macs,
             projector: off(self.projector(projected)),
             alignment: off(self.alignment(projected)),
-            geometry: resampled(2.0 * images * self.pixels as f64, self.taps),
+            geometry: resampled(2.0 * images * self.pixels as f64, self.image_taps),
             contrast: match on {
                 true => self.contrast(anchors, training.processes as f64),
                 false => Contrast::default(),
@@ -345,7 +349,7 @@ impl Regularizer {
     fn alignment(&self, tokens: f64) -> Work {
         let [_, keys] = self.learning();
         let passes = if keys { 2.0 } else { 1.0 };
-        resampled(tokens * self.width() as f64, self.taps).times(passes * self.directions())
+        resampled(tokens * self.width() as f64, self.token_taps).times(passes * self.directions())
     }
 
     fn contrast(&self, anchors: f64, processes: f64) -> Contrast {

@@ -37,8 +37,9 @@ pub type Point = [f64; 2];
 
 /// An element of a group that acts on images and token maps by moving points of the plane.
 ///
-/// An element is a plain value: equal ones share what was built for one of them. Four methods say what the element is; everything else (tokens, images, gradients, masks, per-sample batches, the law
-/// suite of `ser_reg::testing`) follows from them. A transformation of one's own takes about twenty lines:
+/// An element is a plain value: equal ones share what was built for one of them. Four methods say what the element is;
+/// everything else (tokens, images, gradients, masks, per-sample batches, the law suite of `ser_reg::testing`) follows
+/// from them. A transformation of one's own takes about twenty lines:
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -1,6 +1,6 @@
 //! Cyclic translations.
 
-use super::{GroupAction, Point};
+use super::{D4, GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
 /// A cyclic translation: what leaves the image on one side comes in on the other, as with `torch.roll`.
@@ -74,6 +74,10 @@ impl Roll {
 }
 
 impl GroupAction for Roll {
+    fn d4_part(&self) -> Option<D4> {
+        Some(D4::IDENTITY)
+    }
+
     fn identity() -> Self {
         Self { shift: [0.0; 2] }
     }

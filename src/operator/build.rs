@@ -119,7 +119,8 @@ fn keeps_period(axis: &[f64]) -> bool {
 fn separable(axes: [Vec<f64>; 2], from: TokenGrid, resample: &Resample) -> Built {
     let footprints = |axis: &[f64], n: usize| {
         let width = match resample.filter {
-            Filter::Fourier => n as f64 / axis.len() as f64,
+            Filter::Nearest => 0.0,
+            _ if keeps_period(axis) => n as f64 / axis.len() as f64,
             Filter::Area => 1.0,
             _ => 0.0,
         };

@@ -76,7 +76,7 @@ impl Cache {
 
     fn insert<G: GroupAction>(&mut self, element: &G, place: Place, sample: Sample) {
         let bytes = sample.bytes();
-        if bytes > MOST_BYTES / 2 {
+        if bytes > MOST_BYTES / 8 {
             return;
         }
         self.bytes += bytes;

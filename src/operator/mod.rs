@@ -152,8 +152,7 @@ impl GridOperator {
         })
     }
 
-    /// The operator of one element, not one that an equal element had: laws do not believe in a user's equality.
-    #[cfg(feature = "testing")]
+    /// The operator of one element, not one that an equal element had, and not kept: laws do not believe in a user's equality.
     pub(crate) fn anew<G: GroupAction>(
         g: &G,
         from: TokenGrid,

@@ -5,14 +5,13 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     GridOperator,
-    permutation::Permutation,
     step::Step,
     taps::{NONE, Taps},
 };
 
 /// Applies `operator` to tokens `(B, N, C)`.
 pub(super) fn apply(operator: &GridOperator, x: &Tensor) -> Result<Tensor> {
-    let (batch, _, channels) = x.dims3()?;
+    let batch = x.dim(0)?;
     if operator.samples() == 1 {
         return run(&operator.chain(0).steps, x);
     }
@@ -33,13 +32,9 @@ pub(super) fn apply(operator: &GridOperator, x: &Tensor) -> Result<Tensor> {
         }
         return Ok(x);
     }
-    // Samples whose chains differ in form are brought to one sparse matrix each.
-    let matrices: Vec<Taps> = (0..batch).map(|b| operator.chain(b).matrix()).collect();
-    gather(&matrices.iter().collect::<Vec<_>>(), x)?.reshape((
-        batch,
-        operator.out_grid.len(),
-        channels,
-    ))
+    // Chains that differ in form go one by one: as one matrix each, a separable step would be dense.
+    let each = (0..batch).map(|b| run(&operator.chain(b).steps, &x.narrow(0, b, 1)?));
+    Tensor::cat(&each.collect::<Result<Vec<_>>>()?, 0)
 }
 
 fn run(steps: &[Step], x: &Tensor) -> Result<Tensor> {
@@ -150,16 +145,5 @@ impl Step {
             }
         }
         taps
-    }
-}
-
-impl super::step::Chain {
-    /// The whole chain as one sparse matrix.
-    pub(super) fn matrix(&self) -> Taps {
-        let n = self.in_grid.len();
-        let identity = Step::Permute(Permutation::identity(n));
-        self.steps
-            .iter()
-            .fold(identity.matrix(), |taps, step| step.matrix().after(&taps))
     }
 }

@@ -96,20 +96,6 @@ impl Taps {
         }
     }
 
-    /// The product `self · first`.
-    pub fn after(&self, first: &Self) -> Self {
-        let mut taps = Self::with_capacity(first.n_in, self.n_out());
-        for row in self.rows() {
-            for &(j, w) in row {
-                for &(i, v) in first.row(j as usize) {
-                    taps.push(i as usize, w * v);
-                }
-            }
-            taps.end_row();
-        }
-        taps
-    }
-
     /// Whether this is the identity.
     pub fn is_identity(&self) -> bool {
         self.n_in == self.n_out()

@@ -1,14 +1,15 @@
 //! Both directions between two sets at once.
 //!
 //! Against the fixed top 1 the exponentials of the cosines are symmetric, e_ij = e_ji, so one triangle of them serves both
-//! directions: a first pass sums rows and columns, a second makes the cosines anew and weighs each once for both,
+//! directions: a first pass sums rows and columns, a second makes the cosines anew (but for the last ones, which still lie
+//! there) and weighs each once for both,
 //!
 //! ```text
 //! ∂L/∂s_ij + ∂L/∂s_ji = (c_i + c_j)·e_ij,   c_i = w_i / (τ Z_i)
 //! ```
 //!
 //! With the 2M tokens of both sides that is ½ + ½ + 1 products of 2M×D by D×2M; one direction alone takes three of M×D by
-//! D×2M. So both cost 4/3 of one.
+//! D×2M. So both cost 4/3 of one, and a block's cosines less.
 
 use std::ops::Range;
 
@@ -52,6 +53,11 @@ impl Rectangle {
         self.rows.range.len() * self.cols.range.len()
     }
 
+    /// Of tokens of one side.
+    fn is_within(&self) -> bool {
+        self.rows.side == self.cols.side
+    }
+
     fn is_square(&self) -> bool {
         self.rows == self.cols
     }
@@ -83,7 +89,7 @@ fn rectangles(count: usize, len: usize, form: Form) -> Vec<Rectangle> {
             );
         }
     }
-    all.sort_by_key(Rectangle::cosines);
+    all.sort_by_key(|rectangle| (rectangle.cosines(), !rectangle.is_within()));
     all
 }
 
