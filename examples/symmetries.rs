@@ -136,7 +136,7 @@ fn main() -> Result<()> {
         Affine::translation(0.1, -0.07)?,
         Affine::translation(0.0, 0.2)?,
     ];
-    table.rows("translations with a border", &shifts, &ALL, border)?;
+    table.rows("translations with a border", &shifts, &LOCAL, border)?;
     let shears = [Affine::shear(0.2, 0.0)?, Affine::shear(0.0, -0.3)?];
     table.rows("shears", &shears, &LOCAL, border)?;
     let chain = [

@@ -33,10 +33,10 @@ const WHOLE: f64 = 1e-12;
 
 fn wrap(x: f64) -> f64 {
     let part = x.rem_euclid(1.0);
-    if part < WHOLE || part > 1.0 - WHOLE {
-        0.0
-    } else {
+    if (WHOLE..=1.0 - WHOLE).contains(&part) {
         part
+    } else {
+        0.0
     }
 }
 

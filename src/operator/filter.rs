@@ -259,7 +259,7 @@ fn fourier(centre: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
     let band = n.min(m);
     // Frequencies below Nyquist, as the closed form of their sum: sin(π·terms·d) / sin(πd).
     let terms = (2 * ((band.max(1) - 1) / 2) + 1) as f64;
-    let nyquist = match (band % 2 == 0, m < n) {
+    let nyquist = match (band.is_multiple_of(2), m < n) {
         (false, _) => 0.0,
         (true, false) => 1.0,
         (true, true) => 2.0,
