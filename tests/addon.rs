@@ -206,7 +206,7 @@ fn gradients_match_central_differences() {
                 .chain(named);
             for (label, var) in all {
                 let values = flat(&var);
-                let numeric = differences(&values, 1e-5, |v| {
+                let numeric = differences(&values, 1e-6, |v| {
                     let v = Tensor::from_slice(v, var.shape(), &Device::Cpu).unwrap();
                     var.set(&v).unwrap();
                     scalar(&loss())

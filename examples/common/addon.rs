@@ -242,7 +242,7 @@ pub fn wishes(settings: &Settings) -> Result<Wishes> {
             ..Wishes::default()
         },
         AddonName::Stl => {
-            if plain % 2 != 0 {
+            if !plain.is_multiple_of(2) {
                 bail!(
                     "--addon {name}: expected an even number of pictures of a batch that are not posed, got {plain} of {} \
                      (--batch-size, --ratio)",

@@ -161,7 +161,7 @@ impl Stl {
             return Err(Error::input(Self::OP, "two views", features.len()));
         };
         let batch = h1.dim(0)?;
-        if batch % 2 != 0 {
+        if !batch.is_multiple_of(2) {
             return Err(Error::input(
                 Self::OP,
                 "an even batch, in which pictures 2i and 2i+1 share their transformations (drop one, or pair it)",
