@@ -64,7 +64,7 @@ fn aug_config() -> AugSelfConfig {
         solarise: 0.4,
         rotation: 0.6,
         colour_widths: WIDTHS,
-        lambda: 1.0,
+        lambda: 0.7,
     }
 }
 
@@ -78,6 +78,7 @@ fn essl_config() -> ESslConfig {
 
 fn stl_config() -> StlConfig {
     StlConfig {
+        lambda: 0.7,
         hidden: 5,
         out: 4,
         transformation_width: 3,
@@ -505,7 +506,7 @@ fn lambda_weighs_the_loss() {
         let lambda = match name {
             "essl" => 0.4,
             "care" => 0.01,
-            _ => 1.0,
+            _ => 0.7,
         };
         let want = lambda * scalar(&out.unweighted);
         assert_close(&flat(&out.loss), &[want], 1e-12);
@@ -513,6 +514,46 @@ fn lambda_weighs_the_loss() {
             assert!(scalar(value).is_finite(), "{name}: {figure}");
             assert!(!value.track_op(), "{name}: {figure} is detached");
         }
+    }
+}
+
+/// A term without weight has no head, so that every variable of the add-on learns, and costs nothing.
+#[test]
+fn a_term_without_weight_has_no_head() {
+    let h = |seed| tokens(&mut rng(seed), (4, CHANNELS), DType::F64).unwrap();
+    let off = |invariance, equivariance, transformation| StlConfig {
+        invariance,
+        equivariance,
+        transformation,
+        ..stl_config()
+    };
+    for (config, heads, terms) in [
+        (
+            off(0.0, 1.0, 0.1),
+            vec!["equivariant", "hypernetwork", "projected", "transformation"],
+            2,
+        ),
+        (off(1.0, 0.0, 0.0), vec!["invariant"], 1),
+        (off(0.0, 0.0, 1.0), vec!["projected", "transformation"], 1),
+        (
+            off(0.0, 1.0, 0.0),
+            vec!["equivariant", "hypernetwork", "transformation"],
+            1,
+        ),
+    ] {
+        let vars = VarMap::new();
+        let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+        let stl = Stl::new(config, Reads::Final, CHANNELS, vb).unwrap();
+        let out = stl.forward([&h(1), &h(2)]).unwrap();
+        assert_eq!(out.figures.len(), terms);
+        let named = grad::named(&vars, "");
+        let mut found: Vec<_> = named
+            .iter()
+            .map(|(n, _)| n.split('.').next().unwrap())
+            .collect();
+        found.dedup();
+        assert_eq!(found, heads);
+        grad::assert_reaches(&out.unweighted, named.clone()).unwrap();
     }
 }
 

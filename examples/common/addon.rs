@@ -105,6 +105,8 @@ impl AddOn {
                     out,
                     transformation_width: out,
                     lambda,
+                    // MoCo's own contrast is that term, at the final layer.
+                    invariance: 0.0,
                     ..StlConfig::default()
                 };
                 Kind::Stl(Stl::new(config, reads, dim, vb)?)

@@ -27,12 +27,14 @@ pub struct EquiModConfig {
     pub lambda: f64,
     /// Whether the description of a view says that it was solarised: 18 numbers instead of the authors' 17.
     pub solarise: bool,
-    /// What the description is scaled by; `None` leaves it as it is.
+    /// What the description is scaled by. The authors z-score it: give [`ParameterStatistics::of`] many draws of the recipe
+    /// at hand. `None` leaves it as it is, and its small numbers (hue, crops) count little beside the order of the jitter.
     pub statistics: Option<ParameterStatistics>,
 }
 
 impl Default for EquiModConfig {
     /// The authors' for ResNet-50: 2048-2048-128, τ' = 0.2, λ = 1, 17 parameters. (SER's runs with ViT-S have 384-384-128.)
+    /// Their statistics follow from the recipe, so there are none here.
     fn default() -> Self {
         Self {
             hidden: 2048,

@@ -81,7 +81,8 @@ impl Reader {
         let fail = |expected: String| Err(Error::input(op, expected, format!("{:?}", x.dims())));
         let (Reads::Tokens(layout), Some(norm)) = (self.reads, &self.norm) else {
             return match x.dims() {
-                &[b, d] if b > 0 && d == c => Ok(x.to_dtype(own)?),
+                // a class token that is cut out of a map is not contiguous, which products on CUDA ask for
+                &[b, d] if b > 0 && d == c => Ok(x.to_dtype(own)?.contiguous()?),
                 _ => fail(format!(
                     "final embeddings (B, {c}) (Reads::Tokens takes the tokens of a layer)"
                 )),

@@ -61,7 +61,8 @@ impl Default for StlConfig {
 ///
 /// over both views, and for the last one both directions of `t`; every other embedding of a term is a negative. All MLPs have
 /// batch normalisation and ReLU between their two linear maps, and no biases. `H` has `transformation_width · D²` weights: 18.9
-/// million at D = 384. The figures are the three terms before their weights.
+/// million at D = 384. A term of weight 0 has no head and is not computed; beside a base loss that contrasts the views already,
+/// as MoCo's does, leave the invariance out. The figures are the terms before their weights.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -81,12 +82,18 @@ impl Default for StlConfig {
 pub struct Stl {
     config: StlConfig,
     reader: Reader,
-    transformation: Mlp,
+    transformation: Option<Mlp>,
+    /// Of terms without weight there is no head.
+    project: Option<Mlp>,
+    moved: Option<Moved>,
+    project_transformation: Option<Mlp>,
+}
+
+/// What transforms features, and projects them then.
+#[derive(Clone, Debug)]
+struct Moved {
     hypernetwork: Linear,
     project: Mlp,
-    project_moved: Mlp,
-    project_transformation: Mlp,
-    channels: usize,
 }
 
 impl Stl {
@@ -142,12 +149,23 @@ impl Stl {
         Ok(Self {
             config,
             reader,
-            transformation: mlp(&[2 * channels, wide, wide], "transformation")?,
-            hypernetwork: nn::linear(wide, entries, false, vb.pp("hypernetwork"))?,
-            project: mlp(&[channels, hidden, out], "invariant")?,
-            project_moved: mlp(&[channels, hidden, out], "equivariant")?,
-            project_transformation: mlp(&[wide, wide, wide], "projected")?,
-            channels,
+            transformation: (config.equivariance + config.transformation > 0.0)
+                .then(|| mlp(&[2 * channels, wide, wide], "transformation"))
+                .transpose()?,
+            project: (config.invariance > 0.0)
+                .then(|| mlp(&[channels, hidden, out], "invariant"))
+                .transpose()?,
+            moved: (config.equivariance > 0.0)
+                .then(|| -> Result<Moved> {
+                    Ok(Moved {
+                        hypernetwork: nn::linear(wide, entries, false, vb.pp("hypernetwork"))?,
+                        project: mlp(&[channels, hidden, out], "equivariant")?,
+                    })
+                })
+                .transpose()?,
+            project_transformation: (config.transformation > 0.0)
+                .then(|| mlp(&[wide, wide, wide], "projected"))
+                .transpose()?,
         })
     }
 
@@ -168,45 +186,46 @@ impl Stl {
                 batch,
             ));
         }
-        let transformation = |from: &Tensor, to: &Tensor| -> candle_core::Result<Tensor> {
-            self.transformation.forward(&Tensor::cat(&[from, to], 1)?)
-        };
-        let (there, back) = (transformation(h1, h2)?, transformation(h2, h1)?);
-
-        let z = [h1, h2].map(|h| self.project.forward(h));
-        let [z1, z2] = z;
-        let invariance = self.contrast(&z1?, &z2?)?;
-
-        let moved1 = self.transform(&partner(&back)?, h2)?;
-        let moved2 = self.transform(&partner(&there)?, h1)?;
-        let [z1, z2, p1, p2] = [h1, h2, &moved1, &moved2].map(|h| self.project_moved.forward(h));
-        let equivariance =
-            self.contrast(&Tensor::cat(&[z1?, z2?], 0)?, &Tensor::cat(&[p1?, p2?], 0)?)?;
-
-        let half = |member: usize| -> candle_core::Result<Tensor> {
-            let rows = [&there, &back].map(|t| every_other(t, member));
-            let [there, back] = rows;
-            let t = Tensor::cat(&[there?, back?], 0)?;
-            self.project_transformation.forward(&t)
-        };
-        let transformation = self.contrast(&half(0)?, &half(1)?)?;
-
         let config = &self.config;
-        let total = ((&invariance * config.invariance)? + (&equivariance * config.equivariance)?)?;
-        let total = (total + (&transformation * config.transformation)?)?;
-        let figures = vec![
-            ("invariance", invariance.detach()),
-            ("equivariance", equivariance.detach()),
-            ("transformation", transformation.detach()),
-        ];
-        AddonOutput::weighted(total, config.lambda, figures)
-    }
-
-    /// `W(t) h` for each row.
-    fn transform(&self, t: &Tensor, h: &Tensor) -> candle_core::Result<Tensor> {
-        let d = self.channels;
-        let maps = self.hypernetwork.forward(t)?.reshape(((), d, d))?;
-        maps.matmul(&h.unsqueeze(2)?)?.squeeze(2)
+        let mut terms = Vec::new();
+        if let Some(project) = &self.project {
+            let loss = self.contrast(&project.forward(h1)?, &project.forward(h2)?)?;
+            terms.push(("invariance", config.invariance, loss));
+        }
+        if let Some(transformation) = &self.transformation {
+            let transformation =
+                |from: &Tensor, to: &Tensor| transformation.forward(&Tensor::cat(&[from, to], 1)?);
+            let (there, back) = (transformation(h1, h2)?, transformation(h2, h1)?);
+            if let Some(moved) = &self.moved {
+                let moved1 = moved.transform(&partner(&back)?, h2)?;
+                let moved2 = moved.transform(&partner(&there)?, h1)?;
+                let project = |a, b| -> candle_core::Result<Tensor> {
+                    let (a, b) = (moved.project.forward(a)?, moved.project.forward(b)?);
+                    Tensor::cat(&[a, b], 0)
+                };
+                let loss = self.contrast(&project(h1, h2)?, &project(&moved1, &moved2)?)?;
+                terms.push(("equivariance", config.equivariance, loss));
+            }
+            if let Some(project) = &self.project_transformation {
+                let half = |member| -> candle_core::Result<Tensor> {
+                    let (there, back) = (every_other(&there, member)?, every_other(&back, member)?);
+                    project.forward(&Tensor::cat(&[there, back], 0)?)
+                };
+                let loss = self.contrast(&half(0)?, &half(1)?)?;
+                terms.push(("transformation", config.transformation, loss));
+            }
+        }
+        let mut total: Option<Tensor> = None;
+        for (_, weight, loss) in &terms {
+            let term = (loss * *weight)?;
+            total = Some(match total {
+                Some(total) => (total + term)?,
+                None => term,
+            });
+        }
+        let total = total.ok_or_else(|| Error::config("StlConfig", "a weight above 0", "all 0"))?;
+        let figures = terms.iter().map(|(name, _, loss)| (*name, loss.detach()));
+        AddonOutput::weighted(total, config.lambda, figures.collect())
     }
 
     /// Each row of `a` with the same row of `b`, among all other rows of both.
@@ -220,6 +239,15 @@ impl Stl {
             ..NtXent::default()
         };
         Ok(nt_xent_ragged(a, b, &ids, None, &config)?.loss)
+    }
+}
+
+impl Moved {
+    /// `W(t) h` for each row.
+    fn transform(&self, t: &Tensor, h: &Tensor) -> candle_core::Result<Tensor> {
+        let d = h.dim(1)?;
+        let maps = self.hypernetwork.forward(t)?.reshape(((), d, d))?;
+        maps.matmul(&h.unsqueeze(2)?)?.squeeze(2)
     }
 }
 

@@ -391,8 +391,12 @@ impl Run {
             Some(loss) => format!(", the equivariance loss {loss}"),
             None => String::new(),
         };
+        let addon = match seen.addon {
+            Some(loss) => format!(", the add-on's loss {loss}"),
+            None => String::new(),
+        };
         bail!(
-            "step {}: the loss is {}; the base method's is {}{equivariance}. {}",
+            "step {}: the loss is {}; the base method's is {}{equivariance}{addon}. {}",
             seen.step,
             seen.loss,
             seen.invariance,
