@@ -48,6 +48,7 @@ fn equi_config() -> EquiModConfig {
     EquiModConfig {
         hidden: 5,
         out: 4,
+        lambda: 0.7,
         solarise: true,
         statistics: Some(ParameterStatistics::of(&seen, true).unwrap()),
         ..EquiModConfig::default()
