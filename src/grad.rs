@@ -49,20 +49,22 @@ use crate::{Error, Result};
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 pub fn named(map: &VarMap, prefix: &str) -> Vec<(String, Var)> {
-    let prefix = prefix.trim_end_matches('.');
-    let covers = |name: &str| {
-        let rest = name.strip_prefix(prefix);
-        rest.is_some_and(|r| prefix.is_empty() || r.is_empty() || r.starts_with('.'))
-    };
     // A panic elsewhere while the map was locked cannot have broken a map of reference-counted variables.
     let data = map.data().lock().unwrap_or_else(PoisonError::into_inner);
     let mut vars: Vec<_> = data
         .iter()
-        .filter(|(name, _)| covers(name))
+        .filter(|(name, _)| covers(prefix, name))
         .map(|(name, var)| (name.clone(), var.clone()))
         .collect();
     vars.sort_by(|(a, _), (b, _)| a.cmp(b));
     vars
+}
+
+/// Whether the path `prefix` leads to `name`, as [`named`] says.
+pub(crate) fn covers(prefix: &str, name: &str) -> bool {
+    let prefix = prefix.trim_end_matches('.');
+    let rest = name.strip_prefix(prefix);
+    rest.is_some_and(|r| prefix.is_empty() || r.is_empty() || r.starts_with('.'))
 }
 
 /// What the gradient of a loss does to one variable.
@@ -190,7 +192,8 @@ pub fn assert_reaches<S: Into<String>, V: Borrow<Var>>(
     })
 }
 
-fn check_scalar(op: &'static str, loss: &Tensor) -> Result<()> {
+/// That a backward pass can start from this.
+pub(crate) fn check_scalar(op: &'static str, loss: &Tensor) -> Result<()> {
     if loss.elem_count() == 1 && loss.dtype().is_float() {
         return Ok(());
     }

@@ -9,8 +9,8 @@ const LAYERS: [&[&str]; 9] = [
     &["group"],
     &["operator", "partition", "schedule", "tap", "grad"],
     &["fibre"],
-    &["view", "loss", "projector", "metric", "companion"],
-    &["ser", "addon"],
+    &["view", "loss", "projector", "metric"],
+    &["ser", "addon", "companion"],
     &["cost"],
     &["testing"],
 ];

@@ -367,3 +367,40 @@ fn bad_input_is_named() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn lambda_starts_and_goes_on_within_its_bounds() -> Result<()> {
+    let bounds = |initial| LambdaConfig {
+        initial,
+        min: 0.1,
+        max: 10.,
+        ..config()
+    };
+    for (outside, inside) in [(50., 10.), (0.01, 0.1), (2., 2.)] {
+        assert_eq!(LambdaBalancer::new(bounds(outside))?.lambda(), inside);
+        let mut resumed = LambdaBalancer::resume(bounds(1.), outside)?;
+        assert_eq!(resumed.lambda(), inside);
+        assert_eq!(
+            resumed.update(&ratio(1.)),
+            LambdaBalancer::resume(bounds(1.), inside)?.update(&ratio(1.))
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn tied_weights_count_once() -> Result<()> {
+    let (w, v) = (Var::new(&[3f64, 4.], CPU)?, Var::new(&[1f64, 2.], CPU)?);
+    let inv = (w.sqr()?.sum_all()? + v.sqr()?.sum_all()?)?;
+    let equiv = (w.sum_all()? + v.sum_all()?)?;
+    let once = balance(&inv, &equiv, &[("in.w", &w), ("v", &v)], &["in"]);
+    let tied = [("in.w", &w), ("in.copy", &w), ("v", &v), ("out.w", &w)];
+    let twice = balance(&inv, &equiv, &tied, &["in", "out"]);
+    assert_eq!(
+        (&twice.shared, &twice.overall),
+        (&once.shared, &once.overall)
+    );
+    assert_eq!(twice.groups[0], once.groups[0]);
+    assert_eq!(twice.groups[1].norm_inv, once.groups[0].norm_inv);
+    Ok(())
+}

@@ -215,7 +215,7 @@ fn bad_input_is_named() -> Result<()> {
     );
     views(
         &[z.get(0)?, z.get(1)?.to_dtype(DType::F32)?],
-        &["one shape and type", "f64", "f32"],
+        &["of one type", "f64", "f32"],
     );
     let name = "mean_pairwise_symmetric_kl";
     let nan = Tensor::new(&[[[f32::NAN, 0.]], [[0., 0.]]], CPU)?;
@@ -230,6 +230,51 @@ fn bad_input_is_named() -> Result<()> {
     assert_says(
         mean_pairwise_symmetric_kl(&z.get(0)?),
         &["(K, B, C)", "[3, 4]"],
+    );
+    Ok(())
+}
+
+#[test]
+fn masked_classes_add_nothing() -> Result<()> {
+    for dtype in [DType::F16, DType::F32, DType::F64] {
+        for tau in [1., 1e-3] {
+            let z = random(&[3, 2, 4], 5).to_dtype(dtype)?;
+            let hidden = Tensor::full(f64::NEG_INFINITY, (3, 2, 1), CPU)?.to_dtype(dtype)?;
+            let masked = Var::from_tensor(&Tensor::cat(&[&z, &hidden], 2)?)?;
+            let bare = Var::from_tensor(&z)?;
+            for kind in KINDS {
+                let (with, without) = (
+                    consistency(kind, tau).forward(&masked)?,
+                    consistency(kind, tau).forward(&bare)?,
+                );
+                // the mean squares are means over classes
+                let scale = if kind == Divergence::Mse { 5. / 4. } else { 1. };
+                assert_close(&[scalar(&with) * scale], &[scalar(&without)], 1e-5);
+                let grad = with.backward()?.get(&masked).expect("a gradient").clone();
+                assert!(flat(&grad.narrow(2, 4, 1)?).iter().all(|g| *g == 0.));
+                let kept = (grad.narrow(2, 0, 4)?.to_dtype(DType::F64)? * scale)?;
+                let grads = without.backward()?;
+                let expected = flat(grads.get(&bare).expect("a gradient"));
+                assert_close(&flat(&kept), &expected, 2e-3);
+            }
+            let metric = mean_pairwise_symmetric_kl(&masked)?;
+            assert_close(&[metric], &[mean_pairwise_symmetric_kl(&bare)?], 1e-12);
+        }
+    }
+    // masked in one view only, and a sample of which nothing is left: finite
+    let one = f32::NEG_INFINITY;
+    let z = Var::new(
+        &[[[1f32, one, 0.], [one; 3]], [[1., 2., 0.], [one; 3]]],
+        CPU,
+    )?;
+    for kind in KINDS {
+        let loss = consistency(kind, 1.).forward(&z)?;
+        assert_finite(&loss);
+        assert_finite(loss.backward()?.get(&z).expect("a gradient"));
+    }
+    assert_says(
+        mean_pairwise_symmetric_kl(&z),
+        &["finite logits", "-inf in all views", "inf"],
     );
     Ok(())
 }

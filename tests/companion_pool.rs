@@ -408,3 +408,36 @@ fn bad_input_is_named() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn the_maximum_of_infinite_and_huge_values() -> Result<()> {
+    let grid = TokenGrid::new(1, 3).unwrap();
+    let pool = OrbitPool::new(Subgroup::HFlip, Pool::Max);
+    let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
+    // the middle cell stays where it is: both of its members are largest
+    for (x, y, grad) in [
+        ([low, 1., 2.], [2f32, 1., 2.], [0., 1., 2.]),
+        ([low; 3], [low; 3], [1., 1., 1.]),
+        ([3e38, 3e38, -3e38], [3e38, 3e38, 3e38], [2., 1., 0.]),
+        ([3e38; 3], [3e38; 3], [1., 1., 1.]),
+        ([high, low, 0.], [high, low, high], [2., 1., 0.]),
+    ] {
+        let x = Var::from_tensor(&Tensor::new(&x, CPU)?.reshape((1, 3, 1))?)?;
+        let pooled = pool.tokens(&x, grid)?;
+        assert_eq!(pooled.flatten_all()?.to_vec1::<f32>()?, y);
+        let grads = pooled.sum_all()?.backward()?;
+        assert_eq!(flat(grads.get(&x).expect("a gradient")), grad);
+    }
+    // eight members of one value: no sum of them is finite
+    let all = Tensor::full(3e38f32, (1, 9, 1), CPU)?;
+    let square = TokenGrid::square(3).unwrap();
+    let pooled = OrbitPool::new(Subgroup::D4, Pool::Max).tokens(&all, square)?;
+    assert_eq!(flat(&pooled), flat(&all));
+    // a NaN is not lost, on whichever side it is
+    for x in [[f32::NAN, 1., 2.], [2., 1., f32::NAN]] {
+        let x = Tensor::new(&x, CPU)?.reshape((1, 3, 1))?;
+        let y = flat(&pool.tokens(&x, grid)?);
+        assert!(y[0].is_nan() && y[1] == 1. && y[2].is_nan(), "{y:?}");
+    }
+    Ok(())
+}

@@ -2,13 +2,13 @@
 
 mod loss_common;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
 use ser_reg::fibre::FibreOperator;
 use ser_reg::group::{Affine, D4, Element, Field, Scale, Subgroup, Window};
-use ser_reg::loss::{Form, SameImage};
-use ser_reg::projector::ProjectorConfig;
+use ser_reg::loss::{Form, NtXent, SameImage, nt_xent_ragged};
+use ser_reg::projector::{Projector, ProjectorConfig};
 use ser_reg::ser::{Objective, SerConfig, SerLoss};
 use ser_reg::view::{Pairing, Relative, ViewConfig, ViewSampler};
 use ser_reg::{GridOperator, GroupAction, Resample, TokenGrid};
@@ -289,12 +289,41 @@ fn a_trivial_field_is_what_it_always_was() -> Done {
             projector,
             ..Default::default()
         };
-        let (with_field, vars) = build(config, Field::trivial(2), 1)?;
+        let (ser, vars) = build(config, Field::trivial(2), 1)?;
         let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
-        let plain = SerLoss::new(config, 2, vb)?;
-        let values =
-            [&with_field, &plain].map(|s| scalar(&s.forward(&x1, &x2, &relative).unwrap().loss));
-        assert_eq!(values[0], values[1]);
+        let head = projector
+            .map(|head| Projector::new(head, 2, vb))
+            .transpose()?;
+        let project = |x: &Tensor| -> ser_reg::Result<Tensor> {
+            let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+            Ok(match &head {
+                Some(head) => head.forward(&tokens)?,
+                None => tokens,
+            })
+        };
+        let (z1, z2) = (project(&x1)?, project(&x2)?);
+        let Objective::NtXent { form, same_image } = config.objective else {
+            panic!("NT-Xent is the default")
+        };
+        let contrast = NtXent {
+            form,
+            same_image,
+            symmetric: false,
+            temperature: config.temperature,
+            eps: config.eps,
+            block_bytes: config.block_bytes,
+        };
+        let ids: Vec<u32> = (0..4).flat_map(|image| [image; 36]).collect();
+        let grid = TokenGrid::square(6)?;
+        let value = |anchors: &Tensor, keys: &Tensor, elements: &[Element]| {
+            let keys = GridOperator::new(elements, grid, &Resample::default())?.apply(keys)?;
+            let (a, b) = (anchors.flatten(0, 1)?, keys.flatten(0, 1)?);
+            Ok::<_, ser_reg::Error>(scalar(&nt_xent_ragged(&a, &b, &ids, None, &contrast)?.loss))
+        };
+        let back: Vec<Element> = relative.elements().iter().map(|g| g.inverse()).collect();
+        let by_hand = (value(&z2, &z1, relative.elements())? + value(&z1, &z2, &back)?) / 2.0;
+        let ours = scalar(&ser.forward(&x1, &x2, &relative)?.loss);
+        assert_close(&[ours], &[by_hand * config.lambda], 1e-12);
     }
     Ok(())
 }
@@ -312,6 +341,28 @@ fn keys_of_a_momentum_encoder_turn_too() -> Done {
     assert_says(
         ser.forward_with_keys([&map1, &map2], [&map1, &map2], &other, &relative),
         &["key side on the same field", "Regular(D4)", "Trivial"],
+    );
+    // the fields of the maps are one, those of the projected tokens are not
+    let [(ser, _), (other, _)] = [4, 5].map(|out| {
+        let head = ProjectorConfig {
+            hidden: 3,
+            out,
+            norm: true,
+        };
+        let config = SerConfig {
+            projector: Some(head),
+            ..config(Objective::Mse)
+        };
+        build(config, Field::regular(group, 16).unwrap(), 1).unwrap()
+    });
+    assert_says(
+        ser.forward_with_keys([&map1, &map2], [&map1, &map2], &other, &relative),
+        &[
+            "what is compared",
+            "(Regular(D4), 4)",
+            "got",
+            "(Regular(D4), 5)",
+        ],
     );
     Ok(())
 }
@@ -381,6 +432,19 @@ fn what_makes_no_sense_is_refused() -> Done {
     );
     // as many elements as samples
     let three = Relative::new(vec![D4::ROT90; 3], grid, grid)?;
-    assert_says(ser.forward(&map, &map, &three), &["3"]);
+    assert_says(
+        ser.forward(&map, &map, &three),
+        &["a batch of 3 samples, one per element", "got 2"],
+    );
+    for projector in [None, head(true)] {
+        let none = SerConfig {
+            projector,
+            ..Default::default()
+        };
+        assert_says(
+            build(none, Field::trivial(0), 1),
+            &["channels", "width of at least 1", "0"],
+        );
+    }
     Ok(())
 }

@@ -516,3 +516,122 @@ fn bad_weights_are_refused() -> Done {
     );
     Ok(())
 }
+
+#[test]
+fn one_image_left_has_nothing_to_contrast_with() -> Done {
+    let exclude = |form| Objective::NtXent {
+        form,
+        same_image: SameImage::Exclude,
+    };
+    let relative = Relative::new(vec![Element::from(D4::ROT90)], grid(3, 3), grid(3, 3))?;
+    let rng = &mut rng(13);
+    let map1 = tokens(rng, (2, 9, CHANNELS), DType::F64)?;
+    let map2 = tokens(rng, (2, 9, CHANNELS), DType::F64)?;
+    let samples = [1.0, 0.0];
+    let weights = Weights {
+        samples: Some(&samples),
+        ..Default::default()
+    };
+    // by weights
+    for form in [Form::Paper, Form::CrossView] {
+        assert_says(
+            build(plain(exclude(form)))?.forward_weighted(&map1, &map2, &relative, &weights),
+            &["in two images", "of a weight above 0", "2 samples"],
+        );
+    }
+    // by masks
+    let away = Element::from(Affine::translation(3.0, 0.0)?);
+    let masked = vec![Element::from(D4::ROT90), away];
+    let masked = Relative::new(masked, grid(3, 3), grid(3, 3))?;
+    for form in [Form::Paper, Form::CrossView] {
+        assert_says(
+            build(plain(exclude(form)))?.forward(&map1, &map2, &masked),
+            &["both views see in two images", "all but one"],
+        );
+    }
+    // objectives without negatives, or with those of the same image, go on
+    let keep = Objective::NtXent {
+        form: Form::Paper,
+        same_image: SameImage::Keep,
+    };
+    for objective in [keep, Objective::Mse] {
+        let ser = build(plain(objective))?;
+        assert!(
+            scalar(
+                &ser.forward_weighted(&map1, &map2, &relative, &weights)?
+                    .loss
+            ) > 0.0
+        );
+        assert!(scalar(&ser.forward(&map1, &map2, &masked)?.loss) > 0.0);
+    }
+    // one direction of one image: the mean is over the other
+    let half = [[1f32; 9], [0.0; 9]].concat();
+    let first = Weights {
+        tokens: [Some(&half), None],
+        ..Default::default()
+    };
+    let objective = plain(exclude(Form::Paper));
+    let out = build(objective)?.forward_weighted(&map1, &map2, &relative, &first)?;
+    let one_way = build(SerConfig {
+        symmetric: false,
+        ..objective
+    })?;
+    let expected = one_way.forward(&map1, &map2, &relative)?;
+    assert_eq!(
+        (scalar(&out.loss), out.tokens),
+        (scalar(&expected.loss), 18)
+    );
+    Ok(())
+}
+
+#[test]
+fn without_normalisation_the_least_weight_may_be_zero() -> Done {
+    // the second pair shares nothing, the first and the third in part; with masks ignored all tokens are valid
+    let mut elements = crops().elements().to_vec();
+    elements[1] = Affine::translation(3.0, 0.0)?.into();
+    let relative = Relative::new(elements, grid(4, 3), grid(3, 4))?;
+    let (map1, map2) = maps(14, &relative);
+    let seen = token_visibility(&relative)?;
+    let pairs = pair_visibility(&relative)?;
+    let samples = [1.0f32, 0.5, 2.0];
+    let weights = Weights {
+        samples: Some(&samples),
+        ..Default::default()
+    };
+    for scope in [Scope::Pairs, Scope::Tokens, Scope::Both] {
+        let value = |p_min| {
+            let soft = SoftWeight {
+                p_min,
+                scope,
+                normalize: false,
+                ..Default::default()
+            };
+            let ser = build(SerConfig {
+                soft: Some(soft),
+                validity: Validity::Ignore,
+                symmetric: false,
+                ..plain(Objective::Mse)
+            })?;
+            let out = ser.forward_weighted(&map1, &map2, &relative, &weights)?;
+            Ok::<_, ser_reg::Error>((scalar(&out.loss), soft))
+        };
+        let (zero, soft) = value(0.0)?;
+        assert_close(&[zero], &[value(1e-9)?.0], 1e-7);
+        // and both are the formula
+        let keys = relative.forward(&Resample::default())?.apply(&map1)?;
+        let each = (map2.as_tensor() - keys)?.sqr()?.mean(2)?;
+        let (mut sum, mut total) = (0.0, 0.0);
+        for (i, value) in flat(&each).into_iter().enumerate() {
+            let (pair, token) = (soft.at(pairs[1][i / 12]), soft.at(seen[1][i]));
+            let p = match scope {
+                Scope::Pairs => pair,
+                Scope::Tokens => token,
+                Scope::Both => pair * token,
+            };
+            sum += f64::from(samples[i / 12]) * p * value;
+            total += f64::from(samples[i / 12]);
+        }
+        assert_close(&[zero], &[sum / total], 1e-7);
+    }
+    Ok(())
+}

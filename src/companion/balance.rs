@@ -1,10 +1,13 @@
 //! How the gradients of two losses compare, and the weight that balances them.
 
-use std::{borrow::Borrow, fmt};
+use std::{borrow::Borrow, collections::HashSet, fmt};
 
-use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
+use candle_core::{DType, Device, Tensor, TensorId, Var, backprop::GradStore};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    grad::{check_scalar, covers},
+};
 
 /// The gradients of two losses on some parameters. Computed in f64 from scaled values: squares of large gradients do not
 /// overflow, and those of small ones do not vanish.
@@ -68,7 +71,7 @@ impl GradientBalance {
     ///
     /// `vars` are pairs of a name and a variable, as [`grad::named`](crate::grad::named) returns them. A prefix is a path
     /// as there: `"blocks.1"` covers `blocks.1.norm.weight` and not `blocks.10.norm.weight`. What no prefix covers counts
-    /// in `shared` and `overall` only.
+    /// in `shared` and `overall` only. A variable that is listed under several names (tied weights) counts once in each.
     ///
     /// # Errors
     /// If a loss is not a single floating point number, a backward pass fails, there is no variable, or a prefix covers none.
@@ -79,11 +82,7 @@ impl GradientBalance {
         prefixes: &[&str],
     ) -> Result<Self> {
         for loss in [inv, equiv] {
-            if loss.elem_count() != 1 || !loss.dtype().is_float() {
-                let expected = "scalar floating-point losses (take their mean_all or sum_all)";
-                let got = format!("{:?} of {:?}", loss.dims(), loss.dtype());
-                return Err(Error::input(OP, expected, got));
-            }
+            check_scalar(OP, loss)?;
         }
         Self::of_grads(&inv.backward()?, &equiv.backward()?, vars, prefixes)
     }
@@ -99,15 +98,21 @@ impl GradientBalance {
         prefixes: &[&str],
     ) -> Result<Self> {
         let mut groups: Vec<Option<Moments>> = vec![None; prefixes.len()];
+        let mut counted: Vec<HashSet<TensorId>> = vec![HashSet::new(); prefixes.len()];
+        let mut seen = HashSet::new();
         let (mut shared, mut overall) = (Moments::default(), None);
         for (name, var) in vars {
             let var: &Var = var.borrow();
+            let id = var.as_tensor().id();
             let values = |grads: &GradStore| grads.get(var).map(values).transpose();
             let moments = Moments::of(values(inv)?.as_deref(), values(equiv)?.as_deref());
-            for (group, prefix) in groups.iter_mut().zip(prefixes) {
-                if covers(prefix, name.as_ref()) {
+            for ((group, counted), prefix) in groups.iter_mut().zip(&mut counted).zip(prefixes) {
+                if covers(prefix, name.as_ref()) && counted.insert(id) {
                     *group = Some(group.unwrap_or_default().and(moments));
                 }
+            }
+            if !seen.insert(id) {
+                continue;
             }
             if moments.scale.iter().all(|s| *s != 0.0) {
                 shared = shared.and(moments);
@@ -181,7 +186,7 @@ pub struct LambdaConfig {
     pub target_ratio: f64,
     /// The weight of the old value, in `[0, 1)`.
     pub momentum: f64,
-    /// `λ` until the first measurement that suggests one.
+    /// `λ` until the first measurement that suggests one; the nearer bound, if it is outside of them.
     pub initial: f64,
     /// The smallest `λ`, above 0.
     pub min: f64,
@@ -257,21 +262,26 @@ impl LambdaBalancer {
         })
     }
 
-    /// A balancer whose average stands at `lambda`, to go on from a checkpoint.
+    /// A balancer whose average stands at `lambda`, to go on from a checkpoint; at the nearer bound, if it is outside of
+    /// them.
     ///
     /// # Errors
     /// As [`new`](Self::new); if `lambda` is not finite and above 0.
     pub fn resume(config: LambdaConfig, lambda: f64) -> Result<Self> {
         check_positive("lambda", lambda)?;
+        let new = Self::new(config)?;
         Ok(Self {
-            lambda: Some(lambda),
-            ..Self::new(config)?
+            lambda: Some(lambda.clamp(config.min, config.max)),
+            ..new
         })
     }
 
-    /// The current `λ`.
+    /// The current `λ`, within its bounds.
     pub fn lambda(&self) -> f64 {
-        self.lambda.unwrap_or(self.config.initial)
+        let LambdaConfig {
+            initial, min, max, ..
+        } = self.config;
+        self.lambda.unwrap_or(initial).clamp(min, max)
     }
 
     /// Takes one measurement in, and returns `λ`.
@@ -294,13 +304,6 @@ fn check_positive(field: &'static str, value: f64) -> Result<()> {
         return Ok(());
     }
     Err(Error::config(field, "a finite value above 0", value))
-}
-
-/// Whether the path `prefix` leads to `name`, as in `grad::named`.
-fn covers(prefix: &str, name: &str) -> bool {
-    let prefix = prefix.trim_end_matches('.');
-    let rest = name.strip_prefix(prefix);
-    rest.is_some_and(|r| prefix.is_empty() || r.is_empty() || r.starts_with('.'))
 }
 
 fn values(grad: &Tensor) -> Result<Vec<f64>> {

@@ -23,7 +23,8 @@ pub enum Divergence {
 /// `p_k = softmax(z_k/τ)`; the divergence of each sample's K predictions, averaged over samples. No pair is formed: all
 /// three kinds cost O(K·B·C). The gradient reaches all views; hand in `detach`ed logits for a view that is a fixed target.
 /// It is finite for logits as far apart as ±10⁴ in f32 and f16 (the maximum is taken out; zero probabilities have finite
-/// logarithms).
+/// logarithms). A class that all views mask (logits of −∞) adds nothing and gets no gradient. One that only some of them
+/// mask is infinitely far off under symmetric KL: it counts with `log p = −10³⁰`. Other infinite logits, and NaN, give NaN.
 ///
 /// Source: arXiv 2203.03304, which adds a divergence between predictions of different augmentations to the mean of
 /// their cross-entropies (the direction of its KL is not known to us).
@@ -60,6 +61,9 @@ impl Default for PredictionConsistency {
 
 const OP: &str = "PredictionConsistency";
 
+/// In place of the logits and logarithms of what is masked: finite, and its exponential is 0 in every type.
+const FLOOR: f64 = -1e30;
+
 impl PredictionConsistency {
     /// The mean divergence of logits `(K, B, C)`: K ≥ 2 views of B samples, C ≥ 2 classes.
     ///
@@ -78,11 +82,11 @@ impl PredictionConsistency {
                 return Err(Error::input(OP, expected, format!("{:?}", logits.dims())));
             }
         };
-        let z = logits.to_dtype(dtype)?;
+        // Where it is the floor that counts, no gradient passes.
+        let z = logits.to_dtype(dtype)?.maximum(FLOOR)?;
         let (value, gradient) = self.evaluate(&z.detach(), views)?;
         // A term of value 0 carries the gradient.
-        let carrier = (z * gradient)?.sum_all()?;
-        Ok((value + (&carrier - carrier.detach())?)?)
+        Ok((value + ((&z - z.detach())? * gradient)?.sum_all()?)?)
     }
 
     /// The value and its derivative with respect to the logits: fewer passes than a graph of them would take.
@@ -171,7 +175,8 @@ fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
     let top = z.max_keepdim(D::Minus1)?;
     let z = (z.broadcast_sub(&top)? / tau)?;
     let log_sum = z.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    Ok(z.broadcast_sub(&log_sum)?)
+    // Once more: a low temperature may have led below it.
+    Ok(z.broadcast_sub(&log_sum)?.maximum(FLOOR)?)
 }
 
 /// How invariant are predictions? The mean over samples and pairs of views of the symmetric KL divergence
@@ -188,7 +193,7 @@ fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
 /// ```
 ///
 /// # Errors
-/// As [`PredictionConsistency::forward`]; if a logit is not finite.
+/// As [`PredictionConsistency::forward`]; if a logit is not finite, unless all views mask a class by −∞.
 pub fn mean_pairwise_symmetric_kl(logits: &Tensor) -> Result<f64> {
     work_dtype("mean_pairwise_symmetric_kl", logits)?;
     let logits = logits
@@ -196,14 +201,22 @@ pub fn mean_pairwise_symmetric_kl(logits: &Tensor) -> Result<f64> {
         .to_device(&Device::Cpu)?
         .to_dtype(DType::F64)?;
     let value = PredictionConsistency::default().forward(&logits)?;
-    let value = value.to_scalar::<f64>()?;
+    let masked = logits
+        .eq(f64::NEG_INFINITY)?
+        .to_dtype(DType::F64)?
+        .mean(0)?;
+    let masked = masked.flatten_all()?.to_vec1::<f64>()?;
+    let value = match masked.iter().any(|m| *m > 0.0 && *m < 1.0) {
+        true => f64::INFINITY,
+        false => value.to_scalar::<f64>()?,
+    };
     if value.is_finite() {
         return Ok(value);
     }
     let op = "mean_pairwise_symmetric_kl";
     Err(Error::input(
         op,
-        "finite logits",
+        "finite logits (a class may be -inf in all views)",
         format!("a divergence of {value}"),
     ))
 }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{check_grid, orbit_pool::check_tokens, turn, work_dtype};
+use super::{check_grid, check_tokens, turn, work_dtype};
 use crate::{Error, Result, TokenGrid, group::Subgroup};
 
 /// `Π_i F(t + d_i)^{b_i}`: a product of powers of the tokens at offsets `d_i = (rows, cols)` from a position `t`.

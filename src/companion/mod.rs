@@ -29,58 +29,26 @@ pub use orbit_pool::{OrbitPool, Pool};
 pub use regular::{Distance, RegularRep};
 pub use reynolds::{Fibre, ReynoldsPenalty, WeightSpace};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::{
     Error, GridOperator, Resample, Result, TokenGrid,
     group::{D4, Subgroup},
+    loss::{check_eps, check_pair, work_dtype},
 };
 
-/// The type that is computed in: f64 for f64, f32 for the other floating point types.
-fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
-        DType::F64 => Ok(DType::F64),
-        other => Err(Error::input(
-            op,
-            "values of type f16, bf16, f32 or f64",
-            other.as_str(),
-        )),
+/// That these are tokens `(B, N, C)` on `grid`.
+fn check_tokens(op: &'static str, tokens: &Tensor, grid: TokenGrid) -> Result<()> {
+    match *tokens.dims() {
+        [b, n, c] if b > 0 && c > 0 && n == grid.len() => Ok(()),
+        _ => {
+            let expected = format!(
+                "tokens (B, {}, C) of a {grid} grid without prefix tokens, none of them empty",
+                grid.len()
+            );
+            Err(Error::input(op, expected, format!("{:?}", tokens.dims())))
+        }
     }
-}
-
-/// That `b` can be compared with `a`: same shape, type and device, something in them.
-fn check_pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.dims() != b.dims() || a.dtype() != b.dtype() {
-        let say = |x: &Tensor| format!("{:?} of type {}", x.dims(), x.dtype().as_str());
-        let expected = format!("two tensors of one shape and type, {} here", say(a));
-        return Err(Error::input(op, expected, say(b)));
-    }
-    if !a.device().same_device(b.device()) {
-        let expected = format!("tensors on one device, {:?} here", a.device().location());
-        return Err(Error::input(
-            op,
-            expected,
-            format!("{:?}", b.device().location()),
-        ));
-    }
-    if a.elem_count() == 0 {
-        return Err(Error::input(
-            op,
-            "at least one element",
-            format!("{:?}", a.dims()),
-        ));
-    }
-    Ok(())
-}
-
-/// That a term inside of a root or a denominator is usable.
-fn check_eps(field: &'static str, eps: f64) -> Result<()> {
-    if eps.is_finite() && eps >= 0.0 {
-        return Ok(());
-    }
-    let expected = "a finite value of at least 0 (above 0 keeps zero tensors finite)";
-    Err(Error::config(field, expected, eps))
 }
 
 /// That every element of `group` keeps `grid`.

@@ -3,7 +3,7 @@
 use candle_core::{Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{check_grid, sum, turn, work_dtype};
+use super::{check_grid, check_tokens, sum, turn, work_dtype};
 use crate::{Error, Result, TokenGrid, group::Subgroup};
 
 /// What becomes of the members `y_g` of an orbit.
@@ -175,7 +175,7 @@ impl OrbitPool {
 }
 
 /// The maximum of an orbit. Cells that a group element leaves where they are appear several times in it, and candle's own
-/// gradient would count each of them in full: here it is shared.
+/// gradient would count each of them in full: here it is shared. Infinite values are values like others; one NaN makes NaN.
 fn max(op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
     let fixed: Vec<Tensor> = orbit.iter().map(Tensor::detach).collect();
     let [first, others @ ..] = &fixed[..] else {
@@ -183,32 +183,27 @@ fn max(op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
     };
     let mut top = first.clone();
     for y in others {
-        top = top.maximum(y)?;
+        // A maximum passes over a NaN on its right.
+        top = y.ne(y)?.where_cond(y, &top.maximum(y)?)?;
     }
     let mut largest = Vec::with_capacity(orbit.len());
+    let mut counts = Vec::with_capacity(orbit.len());
     for y in &fixed {
-        largest.push(y.eq(&top)?.to_dtype(y.dtype())?);
+        let is_top = y.eq(&top)?;
+        counts.push(is_top.to_dtype(y.dtype())?);
+        largest.push(is_top);
     }
-    let share = sum(op, &largest)?.recip()?;
+    let share = sum(op, &counts)?.recip()?;
+    let zero = top.zeros_like()?;
     let mut carried = Vec::with_capacity(orbit.len());
     for (y, largest) in orbit.iter().zip(&largest) {
-        carried.push((y * largest)?);
+        // Chosen, not multiplied by 0, which an infinite value would turn into NaN; shared before the sum, which could
+        // overflow.
+        carried.push((largest.where_cond(y, &zero)? * &share)?);
     }
-    // A term of value 0 carries the gradient, so that the value is the maximum to the bit.
-    let carrier = (sum(op, &carried)? * share)?;
-    Ok((top + (&carrier - carrier.detach())?)?)
-}
-
-/// That these are tokens `(B, N, C)` on `grid`.
-pub(super) fn check_tokens(op: &'static str, tokens: &Tensor, grid: TokenGrid) -> Result<()> {
-    match *tokens.dims() {
-        [b, n, c] if b > 0 && c > 0 && n == grid.len() => Ok(()),
-        _ => {
-            let expected = format!(
-                "tokens (B, {}, C) of a {grid} grid without prefix tokens, none of them empty",
-                grid.len()
-            );
-            Err(Error::input(op, expected, format!("{:?}", tokens.dims())))
-        }
-    }
+    let carrier = sum(op, &carried)?;
+    // Where it is finite, a term of value 0 carries the gradient, so that the value is the maximum to the bit.
+    let finite = top.abs()?.lt(f64::INFINITY)?;
+    let exact = (top + (&carrier - carrier.detach())?)?;
+    Ok(finite.where_cond(&exact, &carrier)?)
 }

@@ -1,11 +1,13 @@
 //! The regular representation of a finite group on vectors.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 
 use super::{check_eps, check_pair, work_dtype};
 use crate::{
     Error, Result,
-    group::{D4, Representation, Subgroup},
+    fibre::FibreOperator,
+    group::{D4, Field, Subgroup},
+    loss,
 };
 
 /// How far apart two vectors are.
@@ -87,18 +89,13 @@ impl RegularRep {
             let expected = format!("one element, or one for each of {batch} vectors");
             return Err(Error::input(op, expected, elements.len()));
         }
-        let mut index = Vec::with_capacity(batch * width);
-        for &g in elements {
-            let Some(sources) = sources(self.group, g) else {
-                let expected = format!("elements of {:?}", self.group);
-                return Err(Error::input(op, expected, format!("{g:?}")));
-            };
-            let blocks = (0..width).step_by(order);
-            index.extend(blocks.flat_map(|start| sources.iter().map(move |h| (start + h) as u32)));
+        let group = self.group.elements();
+        if let Some(g) = elements.iter().find(|g| !group.contains(g)) {
+            let expected = format!("elements of {:?}", self.group);
+            return Err(Error::input(op, expected, format!("{g:?}")));
         }
-        let index = Tensor::from_vec(index, (elements.len(), width), z.device())?;
-        let index = index.broadcast_as((batch, width))?.contiguous()?;
-        Ok(z.contiguous()?.gather(&index, 1)?)
+        let rho = FibreOperator::new(&Field::regular(self.group, width)?, elements)?;
+        Ok(rho.apply(&z.unsqueeze(1)?)?.squeeze(1)?)
     }
 
     /// The mean distance between `ρ(g_b) z1_b` and `z2_b`, differentiable with respect to both.
@@ -116,28 +113,13 @@ impl RegularRep {
     ) -> Result<Tensor> {
         let op = "RegularRep::loss";
         check_pair(op, z1, z2)?;
-        let dtype = work_dtype(op, z1)?;
-        let (a, b) = (
-            self.act(elements, &z1.to_dtype(dtype)?)?,
-            z2.to_dtype(dtype)?,
-        );
+        let turned = self.act(elements, z1)?;
         match distance {
-            Distance::Mse => Ok((a - b)?.sqr()?.mean_all()?),
+            Distance::Mse => loss::mse(&turned, z2, None),
             Distance::Cosine { eps } => {
                 check_eps("Distance::Cosine::eps", eps)?;
-                let unit = |x: &Tensor| -> Result<Tensor> {
-                    let norm = (x.sqr()?.sum_keepdim(D::Minus1)? + eps)?.sqrt()?;
-                    Ok(x.broadcast_div(&norm)?)
-                };
-                let cos = (unit(&a)? * unit(&b)?)?.sum(D::Minus1)?;
-                Ok((1.0 - cos)?.mean_all()?)
+                loss::cosine(&turned, z2, eps, None)
             }
         }
     }
-}
-
-/// For every element `h` the place of `g⁻¹h` in the group; `None` if `g` is not in it.
-pub(super) fn sources(group: Subgroup, g: D4) -> Option<Vec<usize>> {
-    let sources = Representation::Regular(group).source_indices(g).ok()?;
-    Some(sources.into_iter().map(|h| h as usize).collect())
 }

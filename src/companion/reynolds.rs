@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::{check_eps, check_grid, regular::sources, turn, work_dtype};
+use super::{check_eps, check_grid, turn, work_dtype};
 use crate::{
     Error, Result, TokenGrid,
-    group::{D4, Subgroup},
+    group::{D4, Field, Subgroup},
 };
 
 /// How an element acts on the channels of one side of a kernel.
@@ -213,16 +213,8 @@ impl ReynoldsPenalty {
 
     /// The blocks of `|G|` channels along `axis`, permuted by `g`.
     fn permute(&self, g: D4, x: &Tensor, axis: usize) -> Result<Tensor> {
-        let Some(sources) = sources(self.group, g) else {
-            return Err(Error::input(
-                OP,
-                "an element of the group",
-                format!("{g:?}"),
-            ));
-        };
-        let blocks = (0..x.dim(axis)?).step_by(sources.len());
-        let index = blocks.flat_map(|start| sources.iter().map(move |h| (start + h) as u32));
-        let index = Tensor::from_iter(index, x.device())?;
+        let field = Field::regular(self.group, x.dim(axis)?)?;
+        let index = Tensor::new(field.source_indices(g)?.as_slice(), x.device())?;
         Ok(x.index_select(&index, axis)?)
     }
 }

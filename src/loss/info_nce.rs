@@ -51,7 +51,7 @@ impl InfoNce {
         if self.block_bytes == 0 {
             return Err(Error::config("block_bytes", "at least 1 byte", 0));
         }
-        check_eps(self.eps)
+        check_eps("eps", self.eps)
     }
 }
 

@@ -27,7 +27,7 @@ use candle_core::{DType, Tensor};
 use crate::{Error, Result};
 
 /// The type a loss is computed in: f64 for f64, f32 for the other floating point types.
-fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
+pub(crate) fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
     match x.dtype() {
         DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
         DType::F64 => Ok(DType::F64),
@@ -57,7 +57,7 @@ fn check_peer(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
 }
 
 /// That `a` and `b` are rows of tokens that correspond: same shape, type and device, at least one element.
-fn check_pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
+pub(crate) fn check_pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
     if a.dims() != b.dims() {
         return Err(Error::input(
             op,
@@ -98,12 +98,12 @@ fn shares(op: &'static str, weights: Option<&[f32]>, tokens: usize) -> Result<Ve
 }
 
 /// That the square-root guard of a norm is usable.
-fn check_eps(eps: f64) -> Result<()> {
+pub(crate) fn check_eps(field: &'static str, eps: f64) -> Result<()> {
     if eps.is_finite() && eps >= 0.0 {
         return Ok(());
     }
     Err(Error::config(
-        "eps",
+        field,
         "a finite value of at least 0 (1e-6 keeps zero tokens finite)",
         eps,
     ))

@@ -66,7 +66,7 @@ pub fn mse(a: &Tensor, b: &Tensor, weights: Option<&[f32]>) -> Result<Tensor> {
 /// # Errors
 /// See above.
 pub fn normalized_mse(a: &Tensor, b: &Tensor, eps: f64, weights: Option<&[f32]>) -> Result<Tensor> {
-    check_eps(eps)?;
+    check_eps("eps", eps)?;
     over_tokens("normalized_mse", a, b, weights, |a, b| {
         Ok((unit(a, eps)? - unit(b, eps)?)?.sqr()?.sum(D::Minus1)?)
     })
@@ -80,7 +80,7 @@ pub fn normalized_mse(a: &Tensor, b: &Tensor, eps: f64, weights: Option<&[f32]>)
 /// # Errors
 /// See above.
 pub fn cosine(a: &Tensor, b: &Tensor, eps: f64, weights: Option<&[f32]>) -> Result<Tensor> {
-    check_eps(eps)?;
+    check_eps("eps", eps)?;
     over_tokens("cosine", a, b, weights, |a, b| {
         let cos = (unit(a, eps)? * unit(b, eps)?)?.sum(D::Minus1)?;
         Ok((1.0 - cos)?)

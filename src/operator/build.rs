@@ -159,23 +159,15 @@ struct AxisAligned {
 }
 
 fn axis_aligned(map: &Affine) -> Option<AxisAligned> {
+    let turn = map.d4_part()?;
     let (a, b) = map.source_map();
-    let scale = a.iter().flatten().fold(0.0f64, |m, v| m.max(v.abs()));
-    D4::ALL.into_iter().find_map(|turn| {
-        // turned source = turn(source): the rows of `a` and `b` through the forward map of `turn`
-        let forward = |v| turn.inverse().source_centred(v);
-        let (u, v, shift) = (
-            forward([a[0][0], a[1][0]]),
-            forward([a[0][1], a[1][1]]),
-            forward(b),
-        );
-        let diagonal =
-            u[0] > 0.0 && v[1] > 0.0 && u[1].abs() <= ZERO * scale && v[0].abs() <= ZERO * scale;
-        diagonal.then_some(AxisAligned {
-            turn,
-            zoom: [u[0], v[1]],
-            shift,
-        })
+    // turned source = turn(source): the columns of `a`, and `b`, through the forward map of `turn`
+    let forward = |v| turn.inverse().source_centred(v);
+    let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
+    Some(AxisAligned {
+        turn,
+        zoom: [u[0], v[1]],
+        shift: forward(b),
     })
 }
 

@@ -224,7 +224,7 @@ mod tests {
             let n = rows * cols;
             let across = |i: u32| (i % rows) * cols + i / rows;
             let back = |i: u32| n - 1 - i;
-            let shift = |i: u32| if i % cols == 0 { NONE } else { i - 1 };
+            let shift = |i: u32| if i.is_multiple_of(cols) { NONE } else { i - 1 };
             let mut drawn: Vec<u32> = (0..n).collect();
             drawn.shuffle(rng);
             drawn

@@ -115,46 +115,59 @@ impl TokenWeights {
         self.own(image, cell) * soft.map_or(1.0, |&w| w)
     }
 
-    /// The weights of the chosen cells, the largest 1, and the share of their own weight that visibility left; `None`:
-    /// one each.
-    pub fn chosen(&self, cells: &[Vec<u32>]) -> Option<(Vec<f32>, f64)> {
+    /// The weights of the chosen cells, the largest 1; `None`: one each.
+    pub fn chosen(&self, cells: &[Vec<u32>]) -> Option<Vec<f32>> {
         if self.is_plain() {
             return None;
         }
-        let each = || {
-            let image = |(image, cells): (usize, &'_ Vec<u32>)| {
-                cells.clone().into_iter().map(move |cell| (image, cell))
-            };
-            cells.iter().enumerate().flat_map(image)
-        };
-        let all: Vec<f64> = each().map(|(image, cell)| self.of(image, cell)).collect();
-        let own: f64 = each().map(|(image, cell)| self.own(image, cell)).sum();
+        let all: Vec<f64> = each(cells)
+            .map(|(image, cell)| self.of(image, cell))
+            .collect();
         let top = all.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-        let kept = all.iter().sum::<f64>() / own;
-        Some((all.iter().map(|w| (w / top) as f32).collect(), kept))
+        Some(all.iter().map(|w| (w / top) as f32).collect())
+    }
+
+    /// The share of the own weight of these cells that visibility left. Of all valid ones, those that it left nothing of
+    /// among them: they count in `Σ 1`.
+    pub fn kept(&self, valid: &[Vec<u32>]) -> f64 {
+        let all: f64 = each(valid).map(|(image, cell)| self.of(image, cell)).sum();
+        let own: f64 = each(valid).map(|(image, cell)| self.own(image, cell)).sum();
+        all / own
     }
 }
 
-/// The cells of each image that count: the valid ones of a weight above 0, at most `max_tokens` over all images.
-///
-/// Images share that cap evenly; what one cannot use goes to the others. Cells are drawn without replacement and kept in
-/// order.
-pub(super) fn choose(
-    operator: &GridOperator,
-    images: usize,
-    weights: &TokenWeights,
-    config: &SerConfig,
-    rng: &mut StdRng,
-) -> Vec<Vec<u32>> {
+/// The image and the cell of each of `cells`.
+fn each(cells: &[Vec<u32>]) -> impl Iterator<Item = (usize, u32)> + '_ {
+    let image = |(image, cells): (usize, &'_ Vec<u32>)| {
+        cells.clone().into_iter().map(move |cell| (image, cell))
+    };
+    cells.iter().enumerate().flat_map(image)
+}
+
+/// The cells of each image that may count, whatever they weigh.
+pub(super) fn valid(operator: &GridOperator, images: usize, config: &SerConfig) -> Vec<Vec<u32>> {
     let n = operator.out_grid().len() as u32;
-    let mut cells: Vec<Vec<u32>> = (0..images)
+    (0..images)
         .map(|image| match operator.valid(image) {
             Some(valid) if config.validity == Validity::Mask => {
                 (0..n).filter(|&cell| valid[cell as usize]).collect()
             }
             _ => (0..n).collect(),
         })
-        .collect();
+        .collect()
+}
+
+/// The `valid` cells of each image that count: those of a weight above 0, at most `max_tokens` over all images.
+///
+/// Images share that cap evenly; what one cannot use goes to the others. Cells are drawn without replacement and kept in
+/// order.
+pub(super) fn choose(
+    valid: &[Vec<u32>],
+    weights: &TokenWeights,
+    config: &SerConfig,
+    rng: &mut StdRng,
+) -> Vec<Vec<u32>> {
+    let (mut cells, images) = (valid.to_vec(), valid.len());
     if !weights.is_plain() {
         for (image, own) in cells.iter_mut().enumerate() {
             own.retain(|&cell| weights.of(image, cell) > 0.0);

@@ -19,6 +19,9 @@ pub(super) struct Head {
 
 impl Head {
     pub fn new(config: Option<ProjectorConfig>, field: Field, vb: VarBuilder) -> Result<Self> {
+        if field.channels() == 0 {
+            return Err(Error::config("channels", "a width of at least 1", 0));
+        }
         let Some(config) = config else {
             return Ok(Self {
                 compared: field.clone(),
@@ -28,7 +31,6 @@ impl Head {
             });
         };
         let (group, blocks) = match field.parts() {
-            [] => (Subgroup::Trivial, 0),
             &[(Representation::Trivial, channels)] => (Subgroup::Trivial, channels),
             &[(Representation::Regular(group), blocks)] => {
                 if blocks == 1 && config.norm {

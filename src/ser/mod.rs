@@ -16,7 +16,7 @@ pub use layers::{Depth, LayerOutput, LayersOutput, SerLayers};
 pub use soft::{Scope, SoftWeight, pair_visibility, token_visibility};
 
 use self::config::check_lambda;
-use self::counted::{TokenWeights, choose};
+use self::counted::{TokenWeights, choose, valid};
 use self::head::Head;
 use crate::fibre::FibreOperator;
 use crate::group::Field;
@@ -176,8 +176,11 @@ impl SerLoss {
     /// Maps are (B, prefix + N, C), (B, C, H, W) or (B, H, W, C), as [`SerConfig::layout`] says.
     ///
     /// # Errors
-    /// If a map does not fit its grid, the maps differ in batch, type or device, the relative elements do not count 1 or B,
-    /// no token of the batch is seen in both views, or NT-Xent without same-image negatives gets fewer than two images.
+    /// If a map does not fit its grid, its channels or type do not fit the field or the projector, the maps differ in batch,
+    /// type or device, the relative elements do not count 1 or B, one has no [`d4_part`](GroupAction::d4_part) in the group
+    /// of each regular representation, [`SerConfig::resample`] does not go with them, or no token of the batch counts in
+    /// either direction: one that both views see, of a weight above 0, and for NT-Xent without same-image negatives such
+    /// tokens in two images at least.
     pub fn forward<G: GroupAction>(
         &self,
         map1: &Tensor,
@@ -254,8 +257,11 @@ impl SerLoss {
         if !self.head.is_peer(&key_side.head) {
             return Err(Error::input(
                 "SerLoss::forward_with_keys",
-                format!("a key side on the same field, {:?}", self.field()),
-                format!("{:?}", key_side.field()),
+                format!(
+                    "a key side on the same field as what is compared here, {:?}",
+                    self.head.compared()
+                ),
+                format!("{:?}", key_side.head.compared()),
             ));
         }
         let (from, to) = (relative.from_grid(), relative.to_grid());
@@ -316,13 +322,20 @@ impl SerLoss {
                 ) => ("", "no overlap in"),
                 _ => (", of a weight above 0", "none in"),
             };
+            let (images_needed, got) = match self.needs_two_images() {
+                true => (
+                    " in two images, since SameImage::Exclude has negatives in other images only",
+                    format!("{got} any of {images} samples, or in all but one"),
+                ),
+                false => ("", format!("{got} any of {images} samples")),
+            };
             return Err(Error::input(
                 "SerLoss",
                 format!(
-                    "at least one token of the batch that both views see{expected} (draw larger crops, smaller angles and shifts, \
-                     or set ViewConfig::min_overlap)"
+                    "at least one token of the batch that both views see{images_needed}{expected} (draw larger crops, smaller \
+                     angles and shifts, or set ViewConfig::min_overlap)"
                 ),
-                format!("{got} any of {images} samples"),
+                got,
             ));
         }
         let mean = |values: Vec<&Tensor>| -> Result<Tensor> {
@@ -350,17 +363,25 @@ impl SerLoss {
                 ));
             }
         }
-        match self.config.objective {
-            Objective::NtXent {
-                same_image: SameImage::Exclude,
-                ..
-            } if images < 2 => Err(Error::input(
+        if images < 2 && self.needs_two_images() {
+            return Err(Error::input(
                 "SerLoss",
                 "at least two images (NT-Xent with SameImage::Exclude has negatives in other images only)",
                 images,
-            )),
-            _ => Ok(()),
+            ));
         }
+        Ok(())
+    }
+
+    /// Whether one image alone has no loss.
+    fn needs_two_images(&self) -> bool {
+        matches!(
+            self.config.objective,
+            Objective::NtXent {
+                same_image: SameImage::Exclude,
+                ..
+            }
+        )
     }
 
     /// One direction: `keys` carried into the frame of `anchors`. `None` if no token counts.
@@ -381,9 +402,12 @@ impl SerLoss {
             keys = fibre.apply(&keys)?;
         }
         let (images, n, _) = anchors.dims3()?;
-        let chosen = choose(&frame.operator, images, &frame.weights, &self.config, rng);
+        let valid = valid(&frame.operator, images, &self.config);
+        let chosen = choose(&valid, &frame.weights, &self.config, rng);
         let tokens = chosen.iter().map(Vec::len).sum();
-        if tokens == 0 {
+        // Tokens of one image alone have no negatives: their loss is 0 whatever they are.
+        let seen = chosen.iter().filter(|cells| !cells.is_empty()).count();
+        if seen == 0 || seen < 2 && self.needs_two_images() {
             return Ok(None);
         }
         let ids: Vec<u32> = chosen
@@ -403,16 +427,9 @@ impl SerLoss {
             keys = keys.contiguous()?.index_select(&rows, 0)?;
         }
         let weights = frame.weights.chosen(&chosen);
-        let shares = weights.as_ref().map(|(weights, _)| weights.as_slice());
-        let (mut loss, accuracy) = self.objective(&anchors, &keys, &ids, shares)?;
-        if let (
-            Some((_, kept)),
-            Some(SoftWeight {
-                normalize: false, ..
-            }),
-        ) = (weights, self.config.soft)
-        {
-            loss = (loss * kept)?;
+        let (mut loss, accuracy) = self.objective(&anchors, &keys, &ids, weights.as_deref())?;
+        if self.config.soft.is_some_and(|soft| !soft.normalize) {
+            loss = (loss * frame.weights.kept(&valid))?;
         }
         Ok(Some(Direction {
             loss,

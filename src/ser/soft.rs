@@ -39,7 +39,8 @@ pub struct SoftWeight {
     /// Whether pairs, tokens or both are weighed.
     pub scope: Scope,
     /// Whether weights are shares: `Σ p·ℓ / Σ p`. Otherwise they also lower the loss of a batch that is seen in part, as in
-    /// the paper: `Σ p·ℓ / Σ 1`.
+    /// the paper: `Σ p·ℓ / Σ 1` over the valid tokens, those of `p = 0` among them (under
+    /// [`max_tokens`](super::SerConfig::max_tokens), `Σ p·ℓ / Σ p` of the drawn ones times `Σ p / Σ 1` of all).
     pub normalize: bool,
 }
 
