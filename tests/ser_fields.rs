@@ -434,7 +434,7 @@ fn what_makes_no_sense_is_refused() -> Done {
     let three = Relative::new(vec![D4::ROT90; 3], grid, grid)?;
     assert_says(
         ser.forward(&map, &map, &three),
-        &["a batch of 3 samples, one per element", "got 2"],
+        &["a batch of 3 samples, one per element", "got [2, 4, 10]"],
     );
     for projector in [None, head(true)] {
         let none = SerConfig {

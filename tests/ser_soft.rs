@@ -518,7 +518,7 @@ fn bad_weights_are_refused() -> Done {
 }
 
 #[test]
-fn one_image_left_has_nothing_to_contrast_with() -> Done {
+fn one_image_left_is_no_error_and_costs_nothing() -> Done {
     let exclude = |form| Objective::NtXent {
         form,
         same_image: SameImage::Exclude,
@@ -534,20 +534,17 @@ fn one_image_left_has_nothing_to_contrast_with() -> Done {
     };
     // by weights
     for form in [Form::Paper, Form::CrossView] {
-        assert_says(
-            build(plain(exclude(form)))?.forward_weighted(&map1, &map2, &relative, &weights),
-            &["in two images", "of a weight above 0", "2 samples"],
-        );
+        let ser = build(plain(exclude(form)))?;
+        let out = ser.forward_weighted(&map1, &map2, &relative, &weights)?;
+        assert_eq!((scalar(&out.loss), out.tokens), (0.0, 18));
     }
     // by masks
     let away = Element::from(Affine::translation(3.0, 0.0)?);
     let masked = vec![Element::from(D4::ROT90), away];
     let masked = Relative::new(masked, grid(3, 3), grid(3, 3))?;
     for form in [Form::Paper, Form::CrossView] {
-        assert_says(
-            build(plain(exclude(form)))?.forward(&map1, &map2, &masked),
-            &["both views see in two images", "all but one"],
-        );
+        let out = build(plain(exclude(form)))?.forward(&map1, &map2, &masked)?;
+        assert_eq!((scalar(&out.loss), out.tokens), (0.0, 18));
     }
     // objectives without negatives, or with those of the same image, go on
     let keep = Objective::NtXent {
@@ -564,23 +561,6 @@ fn one_image_left_has_nothing_to_contrast_with() -> Done {
         );
         assert!(scalar(&ser.forward(&map1, &map2, &masked)?.loss) > 0.0);
     }
-    // one direction of one image: the mean is over the other
-    let half = [[1f32; 9], [0.0; 9]].concat();
-    let first = Weights {
-        tokens: [Some(&half), None],
-        ..Default::default()
-    };
-    let objective = plain(exclude(Form::Paper));
-    let out = build(objective)?.forward_weighted(&map1, &map2, &relative, &first)?;
-    let one_way = build(SerConfig {
-        symmetric: false,
-        ..objective
-    })?;
-    let expected = one_way.forward(&map1, &map2, &relative)?;
-    assert_eq!(
-        (scalar(&out.loss), out.tokens),
-        (scalar(&expected.loss), 18)
-    );
     Ok(())
 }
 

@@ -179,8 +179,8 @@ impl SerLoss {
     /// If a map does not fit its grid, its channels or type do not fit the field or the projector, the maps differ in batch,
     /// type or device, the relative elements do not count 1 or B, one has no [`d4_part`](GroupAction::d4_part) in the group
     /// of each regular representation, [`SerConfig::resample`] does not go with them, or no token of the batch counts in
-    /// either direction: one that both views see, of a weight above 0, and for NT-Xent without same-image negatives such
-    /// tokens in two images at least.
+    /// either direction: one that both views see, of a weight above 0. Where masks or weights leave tokens of one image
+    /// only, NT-Xent without same-image negatives is 0 and no error.
     pub fn forward<G: GroupAction>(
         &self,
         map1: &Tensor,
@@ -322,20 +322,13 @@ impl SerLoss {
                 ) => ("", "no overlap in"),
                 _ => (", of a weight above 0", "none in"),
             };
-            let (images_needed, got) = match self.needs_two_images() {
-                true => (
-                    " in two images, since SameImage::Exclude has negatives in other images only",
-                    format!("{got} any of {images} samples, or in all but one"),
-                ),
-                false => ("", format!("{got} any of {images} samples")),
-            };
             return Err(Error::input(
                 "SerLoss",
                 format!(
-                    "at least one token of the batch that both views see{images_needed}{expected} (draw larger crops, smaller \
+                    "at least one token of the batch that both views see{expected} (draw larger crops, smaller \
                      angles and shifts, or set ViewConfig::min_overlap)"
                 ),
-                got,
+                format!("{got} any of {images} samples"),
             ));
         }
         let mean = |values: Vec<&Tensor>| -> Result<Tensor> {
@@ -363,7 +356,14 @@ impl SerLoss {
                 ));
             }
         }
-        if images < 2 && self.needs_two_images() {
+        let excludes = matches!(
+            self.config.objective,
+            Objective::NtXent {
+                same_image: SameImage::Exclude,
+                ..
+            }
+        );
+        if images < 2 && excludes {
             return Err(Error::input(
                 "SerLoss",
                 "at least two images (NT-Xent with SameImage::Exclude has negatives in other images only)",
@@ -371,17 +371,6 @@ impl SerLoss {
             ));
         }
         Ok(())
-    }
-
-    /// Whether one image alone has no loss.
-    fn needs_two_images(&self) -> bool {
-        matches!(
-            self.config.objective,
-            Objective::NtXent {
-                same_image: SameImage::Exclude,
-                ..
-            }
-        )
     }
 
     /// One direction: `keys` carried into the frame of `anchors`. `None` if no token counts.
@@ -405,9 +394,8 @@ impl SerLoss {
         let valid = valid(&frame.operator, images, &self.config);
         let chosen = choose(&valid, &frame.weights, &self.config, rng);
         let tokens = chosen.iter().map(Vec::len).sum();
-        // Tokens of one image alone have no negatives: their loss is 0 whatever they are.
-        let seen = chosen.iter().filter(|cells| !cells.is_empty()).count();
-        if seen == 0 || seen < 2 && self.needs_two_images() {
+        // Tokens of one image alone have no negatives: their loss is 0, and an unlucky draw ends no run.
+        if tokens == 0 {
             return Ok(None);
         }
         let ids: Vec<u32> = chosen
