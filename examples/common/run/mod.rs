@@ -260,7 +260,7 @@ impl Run {
         }))
     }
 
-    /// At a step in [`PROBE_EVERY`], times `loss`, the regularizer's, on copies of the maps of `posed`, once more and by
+    /// At a step in `PROBE_EVERY`, times `loss`, the regularizer's, on copies of the maps of `posed`, once more and by
     /// itself. Training goes on as if it had not been; neither does that time count as the step's.
     pub fn probe(
         &mut self,
