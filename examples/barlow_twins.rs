@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 use ser_reg_examples::{
+    balance::Balance,
     cli::Args,
     clip::clip_to,
     environment,
@@ -53,7 +54,8 @@ fn train() -> Result<()> {
     let encoder = Vit::new(&run.vit, vb.pp("encoder"))?;
     let project = Head::new(&base.projector, vb.pp("projector"))?;
     let ser_config = settings.ser.loss(run.vit.prefix(settings.ser.layer)); // SER
-    let ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let mut ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let balance = Balance::new(&settings.ser, &run.vit)?;
 
     let grid = TokenGrid::square(run.vit.grid())?; // SER
     let sampler = ViewSampler::new(settings.ser.views(), grid)?; // SER
@@ -65,7 +67,7 @@ fn train() -> Result<()> {
         optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
         online: online.clone(),
         momentum: None,
-        buffers: Vec::new(),
+        buffers: balance.buffers(),
     };
 
     run.begin(&encoder, &mut state)?;
@@ -91,10 +93,12 @@ fn train() -> Result<()> {
         let mut loss = invariance.clone();
         let mut seen = now;
         if let Some(posed) = encoded.posed {
+            ser.set_lambda(balance.lambda()?)?;
             let [first, second] = posed.maps(); // SER
             let out = ser.forward(first, second, &posed.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
-            seen = seen.regularized(&out, settings.ser.lambda)?;
+            seen = seen.regularized(&out, ser.config().lambda)?;
+            run.measure(&balance, &invariance, &out, &online.named())?;
             run.probe(&posed, |[first, second]| {
                 ser.forward(first, second, &posed.relative)
             })?;

@@ -20,6 +20,7 @@ use candle_core::{DType, Tensor, Var};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, schedule::Schedule, ser::SerLoss, view::ViewSampler};
 use ser_reg_examples::{
+    balance::Balance,
     cli::Args,
     clip::{clip_to, freeze},
     environment,
@@ -55,7 +56,8 @@ fn train() -> Result<()> {
     let head = |vb| DinoHead::new(&base.mlp, base.prototypes, base.learned_lengths, vb);
     let student = head(vb.pp("head"))?;
     let ser_config = settings.ser.loss(run.vit.prefix(settings.ser.layer)); // SER
-    let ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let mut ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let balance = Balance::new(&settings.ser, &run.vit)?;
 
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&run.device);
@@ -77,7 +79,7 @@ fn train() -> Result<()> {
         optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
         online: online.clone(),
         momentum: Some(momentum.clone()),
-        buffers: vec![("centre", centre.clone())],
+        buffers: [vec![("centre", centre.clone())], balance.buffers()].concat(),
     };
 
     run.begin(&encoder, &mut state)?;
@@ -108,9 +110,11 @@ fn train() -> Result<()> {
         let mut loss = invariance.clone();
         let mut seen = now;
         if let (Some(q), Some(k)) = (learned.posed, taught.posed) {
+            ser.set_lambda(balance.lambda()?)?;
             let out = ser.forward_with_keys(q.maps(), k.maps(), &teacher_ser, &q.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
-            seen = seen.regularized(&out, settings.ser.lambda)?;
+            seen = seen.regularized(&out, ser.config().lambda)?;
+            run.measure(&balance, &invariance, &out, &online.named())?;
             run.probe(&q, |maps| {
                 ser.forward_with_keys(maps, k.maps(), &teacher_ser, &q.relative)
             })?;

@@ -23,6 +23,7 @@ use clap::Parser;
 use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
 use ser_reg_examples::{
     addon::{self, AddOn},
+    balance::Balance,
     cli::Args,
     clip::clip_to,
     environment,
@@ -58,7 +59,8 @@ fn train() -> Result<()> {
     let project = projector(dim, base.widths, vb.pp("projector"))?;
     let predict = predictor(base.widths, vb.pp("predictor"))?;
     let ser_config = settings.ser.loss(run.vit.prefix(settings.ser.layer)); // SER
-    let ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let mut ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
+    let balance = Balance::new(&settings.ser, &run.vit)?;
     let addon = AddOn::new(&settings, &run.vit, run.augment(), vb.pp("addon"))?;
 
     let momentum = online.momentum_copy();
@@ -77,7 +79,7 @@ fn train() -> Result<()> {
         optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
         online: online.clone(),
         momentum: Some(momentum.clone()),
-        buffers: Vec::new(),
+        buffers: balance.buffers(),
     };
 
     run.begin(&encoder, &mut state)?;
@@ -120,9 +122,11 @@ fn train() -> Result<()> {
             }
         }
         if let (Some(q), Some(k)) = (queries.posed, keys.posed) {
+            ser.set_lambda(balance.lambda()?)?;
             let out = ser.forward_with_keys(q.maps(), k.maps(), &key_ser, &q.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
-            seen = seen.regularized(&out, settings.ser.lambda)?;
+            seen = seen.regularized(&out, ser.config().lambda)?;
+            run.measure(&balance, &invariance, &out, &online.named())?;
             run.probe(&q, |maps| {
                 ser.forward_with_keys(maps, k.maps(), &key_ser, &q.relative)
             })?;

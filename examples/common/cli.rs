@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
 
+use super::balance::BalanceRule;
 use super::settings::{Addon, AddonName, FilterName, FormName, Group, Preset, Ser, Settings};
 
 // Of an option that is given twice the last one counts, so that a command can be taken and changed.
@@ -82,6 +83,19 @@ pub struct Args {
     /// How scaled and cropped views and tokens are resampled.
     #[arg(long, value_enum, help_heading = "Regularizer")]
     pub filter: Option<FilterName>,
+    /// Steps between measurements of how the gradients of both losses compare, block by block: two more backward passes each
+    /// [default: none; with --balance-target 50].
+    #[arg(long, value_name = "STEPS", help_heading = "Regularizer")]
+    pub balance_every: Option<usize>,
+    /// Lets lambda follow them, from --lambda on, until the gradient of the equivariance loss is this fraction of the base
+    /// method's on the weights that both reach: 0.2.
+    #[arg(
+        long,
+        value_name = "RATIO",
+        allow_negative_numbers = true,
+        help_heading = "Regularizer"
+    )]
+    pub balance_target: Option<f64>,
 
     /// One more loss on the pictures that are not posed, of another method.
     #[arg(long, value_enum, help_heading = "Add-on (moco_v3)")]
@@ -167,6 +181,7 @@ impl Args {
             shear: self.shear.or(old.shear),
             min_overlap: self.min_overlap.or(old.min_overlap),
             filter: self.filter.unwrap_or(old.filter),
+            balance: BalanceRule::new(self.balance_every, self.balance_target).or(old.balance),
             ..*old
         };
         let addon = self.addon.map(|name| {

@@ -4,6 +4,7 @@
 
 pub mod addon;
 pub mod augment;
+pub mod balance;
 pub mod cli;
 pub mod clip;
 pub mod data;

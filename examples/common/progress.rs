@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::records::{Epoch, Step};
+use super::records::{Balanced, Epoch, Step};
 
 pub struct Progress {
     bar: ProgressBar,
@@ -107,6 +107,18 @@ impl Progress {
         say("images/s", Some(measured.images_per_s), 0);
         say("waiting %", Some(100.0 * measured.waiting), 1);
         self.say(&line);
+    }
+
+    /// Prints how the gradients of both losses compare on what both reach.
+    pub fn balance(&self, measured: &Balanced) {
+        let number = |v: Option<f64>| v.map_or("-".to_string(), |v| format!("{v:.3}"));
+        self.say(&format!(
+            "step {:>3}  gradients: equivariance/invariance {}  cosine {}  lambda {:.3}",
+            measured.step,
+            number(measured.shared.ratio()),
+            number(measured.shared.cosine),
+            measured.lambda
+        ));
     }
 
     /// Prints a line above the bar.

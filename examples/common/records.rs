@@ -1,4 +1,5 @@
-//! What a run writes down as it goes: one JSON object a line, `step` lines and `epoch` lines.
+//! What a run writes down as it goes: one JSON object a line, `step` lines, `epoch` lines and, where asked for, `balance`
+//! lines.
 
 use candle_core::{Result, Tensor};
 use ser_reg::ser::SerOutput;
@@ -15,6 +16,7 @@ pub fn finite(value: f64) -> Option<f64> {
 pub enum Record {
     Step(Step),
     Epoch(Epoch),
+    Balance(Balanced),
 }
 
 /// Values of one step.
@@ -55,6 +57,37 @@ impl Step {
             lambda,
             ..self
         })
+    }
+}
+
+/// How the gradients of both losses compared at one step, by [`ser_reg::companion::GradientBalance`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Balanced {
+    /// Steps finished before this one.
+    pub step: usize,
+    /// The weight of the equivariance loss from the next step on.
+    pub lambda: f64,
+    /// On the parameters that both losses reach.
+    pub shared: BalancedLayer,
+    /// On the patch embedding, if it learns, and on each block.
+    pub layers: Vec<BalancedLayer>,
+}
+
+/// The same on some parameters; `None` for what is not finite.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BalancedLayer {
+    pub name: String,
+    /// `‖∇L_inv‖`.
+    pub norm_inv: Option<f64>,
+    /// `‖∇L_equiv‖`, before λ.
+    pub norm_equiv: Option<f64>,
+    pub cosine: Option<f64>,
+}
+
+impl BalancedLayer {
+    /// `‖∇L_equiv‖ / ‖∇L_inv‖`, where it has a value.
+    pub fn ratio(&self) -> Option<f64> {
+        finite(self.norm_equiv? / self.norm_inv?)
     }
 }
 

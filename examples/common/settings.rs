@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     addon,
+    balance::BalanceRule,
     cli::Args,
     data::Images,
     method::{HeadConfig, barlow, dino::DinoHead, moco},
@@ -134,6 +135,9 @@ pub struct Ser {
     /// a tenth.
     pub min_overlap: Option<f64>,
     pub filter: FilterName,
+    /// Whether gradients of both losses are compared, and λ follows. Not written where not: older runs go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balance: Option<BalanceRule>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -379,6 +383,7 @@ impl Settings {
                 shear: None,
                 min_overlap: None,
                 filter: FilterName::Bicubic,
+                balance: None,
             },
             optimizer: Optimizer {
                 learning_rate: 2e-3,
@@ -460,6 +465,7 @@ impl Settings {
                 shear: None,
                 min_overlap: None,
                 filter: FilterName::Bicubic,
+                balance: None,
             },
             optimizer: Optimizer {
                 learning_rate: linear(match method {
@@ -522,6 +528,9 @@ impl Settings {
         self.partition()?;
         // Ranges and filter, said before pictures are read; the grid does not matter.
         ViewSampler::new(self.ser.views(), TokenGrid::square(1)?)?;
+        if let Some(balance) = &self.ser.balance {
+            balance.check(if self.baseline { 0.0 } else { self.ser.lambda })?;
+        }
         self.check_addon()
     }
 

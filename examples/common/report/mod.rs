@@ -18,7 +18,7 @@ use self::{
 };
 use super::{
     eval::POSES,
-    records::{Epoch, Record, Step},
+    records::{Balanced, BalancedLayer, Epoch, Record, Step},
 };
 
 /// What the page shows. A plot without values is left out.
@@ -35,7 +35,11 @@ pub struct Report<'a> {
 
 impl Report<'_> {
     pub fn html(&self) -> Result<String> {
-        let (steps, epochs) = sorted(self.records);
+        let Lines {
+            steps,
+            epochs,
+            balances,
+        } = Lines::of(self.records);
         let mut page = Page::new(self.title, &lead(&steps, &epochs));
         let table = |title, rows: &[(String, String)]| Table {
             title,
@@ -67,6 +71,14 @@ impl Report<'_> {
                  over a fiftieth of the run.",
             );
             page.figures(&losses(&steps)?);
+            if !balances.is_empty() {
+                page.section(
+                    "Balance of the gradients",
+                    "Of the equivariance loss, before lambda, and of the base method's, on the weights of each block. Blocks \
+                     after the tapped one have a gradient of the latter only.",
+                );
+                page.figures(&gradients(&balances)?);
+            }
             page.section("Schedules", "What was set at each step.");
             page.figures(&schedules(&steps)?);
         }
@@ -81,19 +93,31 @@ impl Report<'_> {
     }
 }
 
-/// Steps and epochs in order; of two lines on the same one the later holds, as after a run that was taken up again.
-fn sorted(records: &[Record]) -> (Vec<&Step>, Vec<&Epoch>) {
-    let (mut steps, mut epochs) = (BTreeMap::new(), BTreeMap::new());
-    for record in records {
-        match record {
-            Record::Step(step) => drop(steps.insert(step.step, step)),
-            Record::Epoch(epoch) => drop(epochs.insert(epoch.epoch, epoch)),
+/// Records by kind, in order.
+struct Lines<'a> {
+    steps: Vec<&'a Step>,
+    epochs: Vec<&'a Epoch>,
+    balances: Vec<&'a Balanced>,
+}
+
+impl<'a> Lines<'a> {
+    /// Of two lines on the same step or epoch the later holds, as after a run that was taken up again.
+    fn of(records: &'a [Record]) -> Self {
+        let (mut steps, mut epochs) = (BTreeMap::new(), BTreeMap::new());
+        let mut balances = BTreeMap::new();
+        for record in records {
+            match record {
+                Record::Step(step) => drop(steps.insert(step.step, step)),
+                Record::Epoch(epoch) => drop(epochs.insert(epoch.epoch, epoch)),
+                Record::Balance(balance) => drop(balances.insert(balance.step, balance)),
+            }
+        }
+        Self {
+            steps: steps.into_values().collect(),
+            epochs: epochs.into_values().collect(),
+            balances: balances.into_values().collect(),
         }
     }
-    (
-        steps.into_values().collect(),
-        epochs.into_values().collect(),
-    )
 }
 
 fn lead(steps: &[&Step], epochs: &[&Epoch]) -> String {
@@ -178,6 +202,44 @@ fn losses(steps: &[&Step]) -> Result<[Figure<'static>; 3]> {
                 },
                 &gradient,
             )?,
+            wide: false,
+        },
+    ])
+}
+
+/// A line for each part of the encoder.
+fn gradients(balances: &[&Balanced]) -> Result<[Figure<'static>; 2]> {
+    let depth = balances.iter().map(|b| b.layers.len()).max().unwrap_or(0);
+    let series = |value: fn(&BalancedLayer) -> Option<f64>| -> Vec<Line> {
+        let line = |k: usize| {
+            let layer = |b: &Balanced| b.layers.get(k).and_then(value);
+            let points = balances
+                .iter()
+                .map(|b| (b.step as f64, layer(b).unwrap_or(f64::NAN)));
+            let name = balances.iter().find_map(|b| b.layers.get(k));
+            let name = name.map_or("", |layer| layer.name.as_str());
+            Line::new(name, depth_colour(k, depth), points.collect())
+        };
+        (0..depth).map(line).collect()
+    };
+    let axes = |y, reference| Axes {
+        x: "step",
+        y,
+        include: &[0.0],
+        reference,
+        ..Default::default()
+    };
+    Ok([
+        Figure {
+            title: "Ratio of the gradients",
+            caption: "Norm of the equivariance loss's gradient over that of the base method's.",
+            svg: plots::lines(&axes("ratio", None), &series(BalancedLayer::ratio))?,
+            wide: false,
+        },
+        Figure {
+            title: "Angle of the gradients",
+            caption: "Cosine between both: above 0 they agree, below 0 they pull apart.",
+            svg: plots::lines(&axes("cosine", Some(0.0)), &series(|layer| layer.cosine))?,
             wide: false,
         },
     ])

@@ -131,7 +131,7 @@ impl Run {
             .iter()
             .filter_map(|r| match r {
                 Record::Step(step) => Some(step),
-                Record::Epoch(_) => None,
+                _ => None,
             })
             .collect();
         let eighth = steps.len().div_ceil(8);
@@ -190,7 +190,7 @@ impl Run {
         let timed: Vec<f64> = records
             .filter_map(|record| match record {
                 Record::Epoch(epoch) => epoch.regularizer,
-                Record::Step(_) => None,
+                _ => None,
             })
             .collect();
         let mean = timed.iter().sum::<f64>() / timed.len() as f64;

@@ -45,6 +45,7 @@ impl Log {
         let kept = kept.into_iter().filter(|record| match record {
             Record::Step(s) => s.step < step,
             Record::Epoch(e) => e.step <= step,
+            Record::Balance(b) => b.step < step,
         });
         self.rewrite(kept.collect())
     }

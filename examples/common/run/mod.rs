@@ -23,13 +23,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use ser_reg::ser::SerOutput;
 
 use self::{checkpoint::State, interrupt::Interrupt, log::Log, saved::Saved};
 use super::{
     addon,
     augment::Augment,
+    balance::Balance,
     cli::Args,
     data::{self, Data, Wanted},
     encoder::{self, Card},
@@ -272,6 +273,25 @@ impl Run {
             let start = Instant::now();
             self.probes.push(overhead::time(posed, loss, &self.device)?);
             self.progress.leave_out(start.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Compares the gradients of both losses if it is time, and writes the result down; `out` has the weight
+    /// that [`Balance::lambda`] gives.
+    pub fn measure(
+        &mut self,
+        balance: &Balance,
+        invariance: &Tensor,
+        out: &SerOutput,
+        vars: &[(String, Var)],
+    ) -> Result<()> {
+        let start = Instant::now();
+        let measured = balance.measure(self.step, invariance, out, vars)?;
+        self.progress.leave_out(start.elapsed());
+        if let Some(measured) = measured {
+            self.progress.balance(&measured);
+            self.log.write(Record::Balance(measured))?;
         }
         Ok(())
     }
