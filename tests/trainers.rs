@@ -17,7 +17,7 @@ use ser_reg_examples::{
     data, encoder,
     eval::Report,
     overhead,
-    records::Record,
+    records::{Balanced, Record},
     run::{file, finish::Outcome, log},
     settings::{Method, Settings},
     vit::Vit,
@@ -571,6 +571,23 @@ fn impossible_options_are_refused() {
         (vec!["--device", "abacus"], vec!["abacus"]),
         (vec!["--workers", "0"], vec!["worker"]),
         (vec!["--addon-layer", "1"], vec!["--addon"]),
+        (vec!["--balance-every", "0"], vec!["--balance-every"]),
+        (
+            vec!["--balance-target", "-1"],
+            vec!["--balance-target", "above 0"],
+        ),
+        (
+            vec!["--balance-target", "inf"],
+            vec!["--balance-target", "inf"],
+        ),
+        (
+            vec!["--balance-every", "2", "--baseline"],
+            vec!["--balance-every", "no second gradient"],
+        ),
+        (
+            vec!["--balance-target", "0.1", "--lambda", "0"],
+            vec!["--balance-target", "no second gradient"],
+        ),
         (
             vec!["--addon", "equimod", "--addon-layer", "5"],
             vec!["--addon-layer", "expected one of the 4 blocks, got block 5"],
@@ -631,7 +648,7 @@ fn every_add_on_trains_at_either_layer() {
             let records = traces(&out).1;
             let losses = records.iter().filter_map(|record| match record {
                 Record::Step(step) => Some(step.addon.expect("its loss")),
-                Record::Epoch(_) => None,
+                _ => None,
             });
             let losses: Vec<_> = losses.collect();
             assert!(!losses.is_empty() && losses.iter().all(|loss| loss.is_finite()));
@@ -698,6 +715,115 @@ fn a_run_with_an_add_on_goes_on_bit_for_bit() {
     let (expected, got) = (traces(&whole), traces(&killed));
     assert_eq!(expected.1, got.1, "metrics");
     assert!(expected.0 == got.0, "encoder");
+}
+
+fn balances(records: &[Record]) -> Vec<&Balanced> {
+    let balances = records.iter().filter_map(|record| match record {
+        Record::Balance(balance) => Some(balance),
+        _ => None,
+    });
+    balances.collect()
+}
+
+/// The second and third backward pass over the graph of a step leave its own gradients alone.
+#[test]
+fn comparing_gradients_changes_no_run() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for method in Method::ALL {
+        let [plain, measured] = ["plain", "measured"]
+            .map(|name| folder.path().join(format!("{}-{name}", method.name())));
+        succeeds(&run(&mut command(method, &data, &plain, &[])));
+        let every = ["--balance-every", "3"];
+        let said = succeeds(&run(&mut command(method, &data, &measured, &every)));
+        assert!(said.contains("equivariance/invariance"), "{said}");
+        let (expected, mut got) = (traces(&plain), traces(&measured));
+        assert!(expected.0 == got.0, "{}: encoder", method.name());
+        let found = balances(&got.1);
+        // Two blocks of four lie before the tap.
+        let steps: Vec<usize> = found.iter().map(|b| b.step).collect();
+        assert_eq!(steps, [0, 3, 6, 9]);
+        for balance in found {
+            assert_eq!(balance.lambda, 1.0);
+            let names: Vec<&str> = balance.layers.iter().map(|l| l.name.as_str()).collect();
+            assert_eq!(names, ["patch", "block1", "block2", "block3", "block4"]);
+            for (i, layer) in balance.layers.iter().enumerate() {
+                assert!(layer.norm_inv.unwrap() > 0.0, "{layer:?}");
+                assert_eq!(layer.norm_equiv.unwrap() > 0.0, i <= 2, "{layer:?}");
+                assert_eq!(layer.cosine.is_some(), i <= 2, "{layer:?}");
+            }
+            let squares = balance.layers[..3].iter();
+            let squares = squares.map(|l| l.norm_equiv.unwrap().powi(2));
+            // `shared` has the positional table besides, which is in no block.
+            let shared = balance.shared.norm_equiv.unwrap();
+            assert!(shared >= squares.sum::<f64>().sqrt() * (1.0 - 1e-9));
+        }
+        got.1.retain(|record| !matches!(record, Record::Balance(_)));
+        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
+        let page = fs::read_to_string(measured.join("report.html")).unwrap();
+        assert!(page.contains("Balance of the gradients"));
+        let page = fs::read_to_string(plain.join("report.html")).unwrap();
+        assert!(!page.contains("Balance of the gradients"));
+    }
+}
+
+/// λ is what the first measurement suggests, then its moving average; a run that was killed finds it again.
+#[test]
+fn lambda_follows_the_gradients() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let balance = [
+        "--balance-every",
+        "2",
+        "--balance-target",
+        "0.5",
+        "--lambda",
+        "3",
+    ];
+    for method in Method::ALL {
+        let whole = folder.path().join(format!("{}-whole", method.name()));
+        succeeds(&run(&mut command(method, &data, &whole, &balance)));
+        let expected = traces(&whole);
+        let found = balances(&expected.1);
+        let mut log_lambda = None;
+        for balance in &found {
+            let suggested = (0.5 / balance.shared.ratio().unwrap()).ln();
+            let next = log_lambda.map_or(suggested, |old: f64| 0.9 * old + 0.1 * suggested);
+            let error = (balance.lambda.ln() - next).abs();
+            assert!(error < 1e-9, "{balance:?}, expected {}", next.exp());
+            log_lambda = Some(next);
+        }
+        for record in &expected.1 {
+            if let Record::Step(step) = record {
+                // A measurement holds from the step after its own.
+                let last = found.iter().rev().find(|b| b.step < step.step);
+                assert_eq!(step.lambda, last.map_or(3.0, |b| b.lambda), "{}", step.step);
+            }
+        }
+
+        let killed = folder.path().join(format!("{}-killed", method.name()));
+        let more = [&balance[..], &["--checkpoint-every", "3", "--resume"]].concat();
+        let mut child = command(method, &data, &killed, &more)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_for_lines(&mut child, &killed, 9);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let other = ["--balance-target", "0.1", "--lambda", "3", "--resume"];
+        fails(
+            &run(&mut command(method, &data, &killed, &other)),
+            &[
+                "ser.balance.every: 2, now 50",
+                "ser.balance.target: 0.5, now 0.1",
+            ],
+        );
+        succeeds(&run(&mut command(method, &data, &killed, &more)));
+        let got = traces(&killed);
+        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
+        assert!(expected.0 == got.0, "{}: encoder", method.name());
+    }
 }
 
 /// What a run without add-on writes down says nothing of add-ons: folders of before there were any go on.
@@ -849,7 +975,7 @@ fn the_paper_preset_trains_on_a_folder() {
         .iter()
         .filter_map(|r| match r {
             Record::Step(step) => Some(step),
-            Record::Epoch(_) => None,
+            _ => None,
         })
         .collect();
     assert!(steps.len() >= 2 && steps.iter().all(|s| s.loss.is_finite()));
