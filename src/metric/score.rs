@@ -32,6 +32,10 @@ use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid};
 /// This is our estimator. The SER paper's "Rotation Equiv" (0.804 → 0.840) is not defined in its public code, and no
 /// figure of this module claims to reproduce it. Correlation: after Bruintjes et al., arXiv 2304.02628.
 ///
+/// Under a [`Scale`](crate::group::Scale) with [`Filter::Fourier`](crate::Filter::Fourier), the square of the relative error is
+/// the scale-equivariance error `E_s = ‖D_s F(x) − F(D_s x)‖² / ‖F(D_s x)‖²` of arXiv 2311.02922; `docs/symmetries.md` has an
+/// example.
+///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use rand::{SeedableRng, rngs::StdRng};
