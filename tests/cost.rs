@@ -2,7 +2,8 @@
 
 mod common;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
 use common::{cases, rng};
 use proptest::prelude::*;
 use rand::Rng;
@@ -10,7 +11,7 @@ use ser_reg::{
     cost::{self, Cost, Gather, Keys, Regularizer, Training, Vit},
     loss::{self, Form, NtXent, SameImage},
     projector::ProjectorConfig,
-    ser::{Objective, SerConfig, StopGradient},
+    ser::{Depth, Objective, SerConfig, SerLayers, SerLoss, StopGradient},
 };
 
 const FORMS: [Form; 2] = [Form::Paper, Form::CrossView];
@@ -1019,4 +1020,55 @@ fn bad_input_is_refused() {
         .unwrap()
         .is_finite()
     );
+}
+
+/// Each layer costs what it would by itself; views are made once, and a layer that weighs nothing costs nothing.
+#[test]
+fn a_loss_at_several_layers() {
+    let training = Training::paper().unwrap();
+    let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
+    let narrow = SerConfig {
+        projector: None,
+        symmetric: false,
+        ..Default::default()
+    };
+    let loss = |config, channels, name| SerLoss::new(config, channels, vb.pp(name)).unwrap();
+    let ser = SerLayers::from_losses([
+        ("early", 1.0, loss(SerConfig::default(), 384, "early")),
+        ("off", 0.0, loss(SerConfig::default(), 384, "off")),
+        ("late", 0.5, loss(narrow, 96, "late")),
+    ])
+    .unwrap();
+    let regularizer = Regularizer::default();
+    let costs = regularizer
+        .by_layer(&ser, &[196, 196, 49], &training)
+        .unwrap();
+    let names: Vec<&str> = costs.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["early", "off", "late"]);
+    assert_eq!(costs[0].1, regularizer.cost(&training).unwrap());
+    assert_eq!(costs[1].1.regularizer_macs(), 0.0);
+    let late = Regularizer {
+        tokens: 49,
+        channels: 96,
+        ser: narrow,
+        pixels: 0,
+        ..regularizer
+    };
+    assert_eq!(costs[2].1, late.cost(&training).unwrap());
+    assert!(costs[2].1.regularizer_macs() > 0.0);
+
+    let same = [("a", 384), ("b", 384)];
+    let same = SerLayers::new(SerConfig::default(), &same, Depth::Constant, vb.pp("same")).unwrap();
+    let costs = regularizer.by_layer(&same, &[196], &training).unwrap();
+    let views = costs[0].1.geometry.macs;
+    assert!(views > 0.0 && costs[1].1.geometry.macs == 0.0);
+    assert_eq!(
+        costs[0].1.regularizer_macs() - views,
+        costs[1].1.regularizer_macs()
+    );
+    let wrong = regularizer.by_layer(&ser, &[196, 49], &training);
+    let said = wrong.unwrap_err().to_string();
+    assert!(said.contains("tokens of 1 or 3 layers"), "{said}");
+    let none = regularizer.by_layer(&same, &[0], &training).unwrap_err();
+    assert!(none.to_string().contains("tokens"), "{none}");
 }

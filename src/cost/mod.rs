@@ -56,6 +56,7 @@
 
 mod contrast;
 mod encoder;
+mod layers;
 
 pub use contrast::{Contrast, Memory, nt_xent};
 pub use encoder::Vit;
