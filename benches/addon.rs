@@ -53,6 +53,48 @@ fn pair(
     group.finish();
 }
 
+/// STL in whole batches; the twin of the tests goes picture by picture.
+fn stl(w: &plain::Weights, [h1, h2]: [&Tensor; 2]) -> Result<Tensor> {
+    let (b, d) = h1.dims2()?;
+    let transformation =
+        |from, to| plain::mlp(w, "transformation", 2, &Tensor::cat(&[from, to], 1)?);
+    let (there, back) = (transformation(h1, h2)?, transformation(h2, h1)?);
+    let partners = Tensor::from_iter((0..b as u32).map(|i| i ^ 1), h1.device())?;
+    let hyper = w["hypernetwork.weight"].t()?;
+    let transform = |t: &Tensor, h: &Tensor| -> Result<Tensor> {
+        let maps = t.index_select(&partners, 0)?.matmul(&hyper)?;
+        maps.reshape((b, d, d))?
+            .matmul(&h.unsqueeze(2)?)?
+            .squeeze(2)
+    };
+    let all = Tensor::cat(&[&there, &back], 0)?;
+    let half = |first: u32| -> Result<Tensor> {
+        let rows = Tensor::from_iter((first..2 * b as u32).step_by(2), h1.device())?;
+        plain::mlp(w, "projected", 2, &all.index_select(&rows, 0)?)
+    };
+    let both = |name: &str, a: &Tensor, b: &Tensor| -> Result<[Tensor; 2]> {
+        Ok([plain::mlp(w, name, 2, a)?, plain::mlp(w, name, 2, b)?])
+    };
+    let seen = Tensor::cat(&both("equivariant", h1, h2)?, 0)?;
+    let moved = [transform(&back, h2)?, transform(&there, h1)?];
+    let predicted = Tensor::cat(&both("equivariant", &moved[0], &moved[1])?, 0)?;
+    let [z1, z2] = both("invariant", h1, h2)?;
+    let tau = 0.2;
+    let loss = (plain::nt_xent(&z1, &z2, tau)? + plain::nt_xent(&seen, &predicted, tau)?)?;
+    loss + (plain::nt_xent(&half(0)?, &half(1)?, tau)? * 0.1)?
+}
+
+/// CARE with all chunks in one product.
+fn care(views: [&Tensor; 2]) -> Result<Tensor> {
+    let [a, b] = views.map(|h| -> Result<Tensor> {
+        let z = plain::unit(h)?.reshape((8, BATCH / 8, ()))?;
+        z.matmul(&z.t()?)
+    });
+    let others = (1.0 - Tensor::eye(BATCH / 8, DType::F32, &Device::Cpu)?)?;
+    let difference = (a? - b?)?.broadcast_mul(&others)?;
+    difference.sqr()?.sum_all()? * (2.0 / BATCH as f64)
+}
+
 fn addons(c: &mut Criterion) {
     let rng = &mut StdRng::seed_from_u64(0);
     let mut input = |rows, width| {
@@ -100,15 +142,12 @@ fn addons(c: &mut Criterion) {
     let addon = Stl::new(StlConfig::default(), Reads::Final, 64, vb(&vars)).unwrap();
     let w = plain::weights(&vars);
     let ours = || Ok(addon.forward([&n1, &n2])?.unweighted);
-    let theirs = || {
-        let [inv, equi, trans] = plain::stl(&w, [&n1, &n2], 0.2)?;
-        (inv + equi)? + (trans * 0.1)?
-    };
+    let theirs = || stl(&w, [&n1, &n2]);
     pair(c, "STL", &ours, &theirs);
 
     let addon = Care::new(CareConfig::default(), Reads::Final, 384, vb(&map())).unwrap();
     let ours = || Ok(addon.forward([&x1, &x2])?.unweighted);
-    let theirs = || plain::care(&x1, &x2, BATCH / 8)? * (2.0 / BATCH as f64);
+    let theirs = || care([&x1, &x2]);
     pair(c, "CARE", &ours, &theirs);
 }
 
