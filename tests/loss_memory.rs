@@ -9,9 +9,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_nn::{VarBuilder, VarMap};
 use loss_common::{rng, tokens};
+use ser_reg::group::D4;
 use ser_reg::loss::{Form, InfoNce, NtXent, TokenSet, info_nce, nt_xent, nt_xent_ragged};
+use ser_reg::projector::ProjectorConfig;
+use ser_reg::view::Relative;
+use ser_reg::{SerConfig, SerLoss, TokenGrid};
 
 struct Counting;
 
@@ -163,6 +168,41 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     assert!(
         sets < pair + 0.1 * set,
         "{pair} MiB as a pair, {sets} MiB as sets"
+    );
+    Ok(())
+}
+
+/// The regularizer as a whole, projector and alignment included: linear in the tokens too.
+#[test]
+fn ser_loss_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<()> {
+    let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let config = SerConfig {
+        projector: Some(ProjectorConfig {
+            hidden: 32,
+            out: 32,
+            norm: true,
+        }),
+        block_bytes: 1 << 20,
+        ..Default::default()
+    };
+    let ser = SerLoss::new(config, 32, vb)?;
+    let grid = TokenGrid::square(8)?;
+    let peak = |images: usize| {
+        let (map1, map2) = pair((images, 64, 32))?;
+        let turns = D4::ALL.into_iter().cycle().take(images).collect();
+        let relative = Relative::new(turns, grid, grid)?;
+        least_peak_of(|| Ok(ser.forward(&map1, &map2, &relative)?.loss))
+    };
+    let (small, large) = (peak(16)?, peak(64)?);
+    println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");
+    // Four times the tokens.
+    assert!(large <= 4.5 * small, "{small} MiB, then {large} MiB");
+    let matrix = 4096.0 * 4096.0 * 4.0 / MIB;
+    assert!(
+        large < matrix,
+        "{large} MiB; one matrix of similarities has {matrix}"
     );
     Ok(())
 }
