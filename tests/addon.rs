@@ -581,6 +581,58 @@ fn a_blind_prediction_has_no_relative_equivariance() {
     assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
 }
 
+/// A description with each number less its mean, over its deviation; 0 where that is 0.
+fn scores(statistics: &ParameterStatistics, p: &AugmentationParameters) -> Vec<f64> {
+    let moments = statistics.mean.iter().zip(&statistics.std);
+    let vector = p.vector(true).unwrap();
+    let score = |(v, (mean, std)): (&f64, (&f64, &f64))| match *std {
+        0.0 => 0.0,
+        std => (v - mean) / std,
+    };
+    vector.iter().zip(moments).map(score).collect()
+}
+
+/// Cosines of views with predictions and with the pictures, and which prediction is the nearest, worked out row by row.
+#[test]
+fn the_diagnostics_of_equi_mod() {
+    for seed in 20..24 {
+        let (case, vars) = Case::new("equimod", Reads::Final, seed);
+        let Case::EquiMod(equi) = &case else {
+            unreachable!()
+        };
+        let x = plain_tensors(&case.inputs(Reads::Final, seed + 1));
+        let drawn = parameters(2);
+        let out = equi
+            .forward(&x[0], [&x[1], &x[2]], [&drawn[0], &drawn[1]])
+            .unwrap();
+        let statistics = equi_config().statistics.unwrap();
+        let numbers: Vec<Vec<f64>> = drawn
+            .concat()
+            .iter()
+            .map(|p| scores(&statistics, p))
+            .collect();
+        let w = plain::weights(&vars);
+        let [origin, seen, predicted] =
+            plain::equi_mod_embeddings(&w, [&x[0], &x[1], &x[2]], &numbers)
+                .unwrap()
+                .map(|t| t.to_vec2::<f64>().unwrap());
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let cosine = |a: &[f64], b: &[f64]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
+        let mean = |a: &[Vec<f64>], b: &[Vec<f64>]| {
+            a.iter().zip(b).map(|(a, b)| cosine(a, b)).sum::<f64>() / a.len() as f64
+        };
+        // The add-on has 1e-6 inside its roots: 1e-5 tells that from an error.
+        let (absolute, invariance) = (mean(&seen, &predicted), mean(&seen, &origin));
+        let figures: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
+        assert_close(
+            &figures[..3],
+            &[absolute, invariance, absolute - invariance],
+            1e-5,
+        );
+        assert!(absolute.abs() > 1e-3 && (absolute - invariance).abs() > 1e-3);
+    }
+}
+
 #[test]
 fn half_precision_is_read_in_f32() {
     for reads in [Reads::Final, CLS] {

@@ -120,16 +120,20 @@ impl Care {
         let chunks = self.config.ranges(batch)?;
         let (z1, z2) = (nn::unit(h1)?, nn::unit(h2)?);
         let (mut sums, mut pairs) = (Vec::with_capacity(chunks.len()), 0);
-        for chunk in chunks {
-            let n = chunk.len();
+        // Neighbours of one size, all of them as a rule, are one product.
+        for equal in chunks.chunk_by(|a, b| a.len() == b.len()) {
+            let Some(first) = equal.first() else { continue };
+            let (count, n) = (equal.len(), first.len());
             let gram = |z: &Tensor| -> candle_core::Result<Tensor> {
-                let z = z.narrow(0, chunk.start, n)?;
+                let z = z
+                    .narrow(0, first.start, count * n)?
+                    .reshape((count, n, ()))?;
                 z.matmul(&z.t()?)
             };
             let off_diagonal = nn::off_diagonal(n, z1.dtype(), z1.device())?;
-            let difference = ((gram(&z1)? - gram(&z2)?)? * off_diagonal)?;
+            let difference = (gram(&z1)? - gram(&z2)?)?.broadcast_mul(&off_diagonal)?;
             sums.push(difference.sqr()?.sum_all()?);
-            pairs += n * (n - 1);
+            pairs += count * n * (n - 1);
         }
         let sum = Tensor::stack(&sums, 0)?.sum_all()?;
         let mean = (&sum / pairs as f64)?;

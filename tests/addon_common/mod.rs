@@ -135,16 +135,26 @@ pub fn equi_mod(
     numbers: &[Vec<f64>],
     tau: f64,
 ) -> Result<Tensor> {
+    let [_, seen, predicted] = equi_mod_embeddings(w, views, numbers)?;
+    nt_xent(&seen, &predicted, tau)
+}
+
+/// Its embeddings of the pictures, of their views, and what it predicts for these; of both views each.
+pub fn equi_mod_embeddings(
+    w: &Weights,
+    views: [&Tensor; 3],
+    numbers: &[Vec<f64>],
+) -> Result<[Tensor; 3]> {
     let b = views[0].dim(0)?;
     let y = mlp(w, "project", 3, &Tensor::cat(&views, 0)?)?;
     let y = batch_norm(w, "project.none", &y)?;
     let y0 = y.narrow(0, 0, b)?;
-    let yt = y.narrow(0, b, 2 * b)?;
+    let origin = Tensor::cat(&[&y0, &y0], 0)?;
     let p = Tensor::new(numbers.to_vec(), &Device::Cpu)?.to_dtype(y.dtype())?;
     let phi = batch_norm(w, "describe.norm", &linear(w, "describe", &p)?)?;
-    let input = Tensor::cat(&[&Tensor::cat(&[&y0, &y0], 0)?, &phi], 1)?;
+    let input = Tensor::cat(&[&origin, &phi], 1)?;
     let predicted = batch_norm(w, "predict.none", &linear(w, "predict", &input)?)?;
-    nt_xent(&yt, &predicted, tau)
+    Ok([origin, y.narrow(0, b, 2 * b)?, predicted])
 }
 
 /// What view 1 has over view 2: the four numbers of the crop, of the colours; blur; threshold.
