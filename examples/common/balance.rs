@@ -114,7 +114,10 @@ impl Balance {
         let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
         let named = vars.iter().map(|(name, var)| (name, var));
         let balance = GradientBalance::of_losses(invariance, &equivariance, named, &prefixes)?;
-        if let Some(target_ratio) = rule.target {
+        // A measurement that suggests nothing must not pass for a first one.
+        if let Some(target_ratio) = rule.target
+            && balance.suggested_lambda(target_ratio)?.is_some()
+        {
             let config = LambdaConfig {
                 target_ratio,
                 initial: self.initial,
