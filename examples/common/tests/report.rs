@@ -11,7 +11,7 @@ use ser_reg::{GridOperator, Resample, TokenGrid};
 use ser_reg_examples::{
     data::Images,
     eval::POSES,
-    records::{Epoch, Record, Step},
+    records::{Balanced, BalancedLayer, Epoch, Record, Step},
     report::{
         Report,
         page::{Figure, Page, Table},
@@ -167,6 +167,7 @@ fn plots_without_values_are_left_out() {
                 equivariance: vec![],
                 ..epoch
             }),
+            Record::Balance(balance) => Record::Balance(balance),
         })
         .collect();
     let html = page(&records);
@@ -211,6 +212,7 @@ fn values_that_are_no_numbers_are_gaps() {
                     (e.images_per_s, e.waiting) = (bad, bad);
                     e.extra.insert("entropy".to_string(), bad);
                 }
+                Record::Balance(_) => {}
             }
         }
         assert_eq!(plots_of(&page(&records)), 13, "{bad}");
@@ -228,6 +230,36 @@ fn values_that_are_no_numbers_are_gaps() {
     };
     assert_eq!(lengths(&whole), [9]);
     assert_eq!(lengths(&broken), [4, 4]);
+}
+
+#[test]
+fn the_balance_of_gradients_is_drawn_where_it_was_measured() {
+    let layer = |name: &str, norm_equiv, cosine| BalancedLayer {
+        name: name.to_string(),
+        norm_inv: Some(2.0),
+        norm_equiv,
+        cosine,
+    };
+    for bad in [None, Some(f64::NAN), Some(f64::INFINITY), Some(1e300)] {
+        let balance = |step| {
+            Record::Balance(Balanced {
+                step,
+                lambda: 1.0,
+                shared: layer("shared", Some(1.0), Some(0.5)),
+                layers: vec![
+                    layer("block1", Some(1.0 + step as f64), Some(0.5)),
+                    layer("block2", Some(0.5), Some(-0.5)),
+                    layer("block3", bad, bad),
+                ],
+            })
+        };
+        let mut records = run(30, 1);
+        records.extend([0, 10, 20].map(balance));
+        let html = page(&records);
+        assert_eq!(plots_of(&html), 13 + 2, "{bad:?}");
+        assert!(html.contains("Balance of the gradients") && html.contains("block1"));
+    }
+    assert!(!page(&run(30, 1)).contains("Balance of the gradients"));
 }
 
 #[test]
