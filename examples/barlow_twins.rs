@@ -98,7 +98,7 @@ fn train() -> Result<()> {
             let out = ser.forward(first, second, &posed.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
             seen = seen.regularized(&out, ser.config().lambda)?;
-            run.measure(&balance, &invariance, &out, &online.named())?;
+            run.measure(&balance, &invariance, &out, &online)?;
             run.probe(&posed, |[first, second]| {
                 ser.forward(first, second, &posed.relative)
             })?;

@@ -126,7 +126,7 @@ fn train() -> Result<()> {
             let out = ser.forward_with_keys(q.maps(), k.maps(), &key_ser, &q.relative)?; // SER
             loss = (loss + &out.loss)?; // SER
             seen = seen.regularized(&out, ser.config().lambda)?;
-            run.measure(&balance, &invariance, &out, &online.named())?;
+            run.measure(&balance, &invariance, &out, &online)?;
             run.probe(&q, |maps| {
                 ser.forward_with_keys(maps, k.maps(), &key_ser, &q.relative)
             })?;

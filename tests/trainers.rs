@@ -132,6 +132,18 @@ fn wait_for_lines(child: &mut std::process::Child, out: &Path, lines: usize) {
     }
 }
 
+/// Runs it until it has written `lines` lines of metrics.
+fn kill_after(lines: usize, mut command: Command, out: &Path) {
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_lines(&mut child, out, lines);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_killed_run_goes_on_bit_for_bit() {
     let folder = TempDir::new().unwrap();
@@ -143,14 +155,7 @@ fn a_killed_run_goes_on_bit_for_bit() {
         let more = ["--checkpoint-every", "2", "--resume"];
         // At a few moments: before the first checkpoint, between two, in the middle of whatever it does.
         for lines in [1, 5, 9] {
-            let mut child = command(method, &data, &killed, &more)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap();
-            wait_for_lines(&mut child, &killed, lines);
-            child.kill().unwrap();
-            child.wait().unwrap();
+            kill_after(lines, command(method, &data, &killed, &more), &killed);
         }
         succeeds(&run(&mut command(method, &data, &killed, &more)));
         let (expected, got) = (traces(&whole), traces(&killed));
@@ -681,14 +686,7 @@ fn a_run_with_an_add_on_goes_on_bit_for_bit() {
     succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &addon)));
     let killed = folder.path().join("killed");
     let more = [&addon[..], &["--checkpoint-every", "2", "--resume"]].concat();
-    let mut child = command(Method::MocoV3, &data, &killed, &more)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    wait_for_lines(&mut child, &killed, 5);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    kill_after(5, command(Method::MocoV3, &data, &killed, &more), &killed);
     // Another add-on, another layer, another weight or none: not this run.
     for (options, parts) in [
         (
@@ -803,14 +801,7 @@ fn lambda_follows_the_gradients() {
 
         let killed = folder.path().join(format!("{}-killed", method.name()));
         let more = [&balance[..], &["--checkpoint-every", "3", "--resume"]].concat();
-        let mut child = command(method, &data, &killed, &more)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        wait_for_lines(&mut child, &killed, 9);
-        child.kill().unwrap();
-        child.wait().unwrap();
+        kill_after(9, command(method, &data, &killed, &more), &killed);
         let other = ["--balance-target", "0.1", "--lambda", "3", "--resume"];
         fails(
             &run(&mut command(method, &data, &killed, &other)),

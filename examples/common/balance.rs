@@ -12,6 +12,7 @@ use super::{
     records::{Balanced, BalancedLayer, finite},
     settings::Ser,
     vit::VitConfig,
+    weights::Weights,
 };
 
 /// Steps between measurements, if λ is to follow them and nothing is said.
@@ -97,14 +98,14 @@ impl Balance {
         }
     }
 
-    /// At a step in so many, compares both gradients on the parameters `vars`, and moves λ for the steps to come. The graph
+    /// At a step in so many, compares both gradients on the parameters `online`, and moves λ for the steps to come. The graph
     /// of both losses stays as it was.
     pub fn measure(
         &self,
         step: usize,
         invariance: &Tensor,
         out: &SerOutput,
-        vars: &[(String, Var)],
+        online: &Weights,
     ) -> Result<Option<Balanced>> {
         let Some(rule) = self.rule.filter(|rule| step.is_multiple_of(rule.every)) else {
             return Ok(None);
@@ -112,8 +113,8 @@ impl Balance {
         let lambda = self.lambda()?;
         let equivariance = (&out.loss / lambda)?;
         let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
-        let named = vars.iter().map(|(name, var)| (name, var));
-        let balance = GradientBalance::of_losses(invariance, &equivariance, named, &prefixes)?;
+        let balance =
+            GradientBalance::of_losses(invariance, &equivariance, online.named(), &prefixes)?;
         // A measurement that suggests nothing must not pass for a first one.
         if let Some(target_ratio) = rule.target
             && balance.suggested_lambda(target_ratio)?.is_some()

@@ -84,7 +84,7 @@ impl Reader {
                 // a class token that is cut out of a map is not contiguous, which products on CUDA ask for
                 &[b, d] if b > 0 && d == c => Ok(x.to_dtype(own)?.contiguous()?),
                 _ => fail(format!(
-                    "final embeddings (B, {c}) (Reads::Tokens takes the tokens of a layer)"
+                    "final embeddings (B, {c}) of at least one sample (Reads::Tokens takes the tokens of a layer)"
                 )),
             };
         };
@@ -95,7 +95,7 @@ impl Reader {
         };
         if tokens == 0 || width != c || x.dim(0)? == 0 {
             return fail(format!(
-                "tokens (B, {} + N, {c}) or a map of {c} channels, with at least one token (Reads::Final takes embeddings)",
+                "tokens (B, {} + N, {c}) or a map of {c} channels, with at least one token and sample (Reads::Final takes embeddings)",
                 layout.prefix
             ));
         }

@@ -8,8 +8,9 @@ impl Regularizer {
     /// What each layer of `ser` adds to `training`, by name, in the order of [`SerLayers::names`].
     ///
     /// `tokens` are those of an image at each layer; a single number is for all. They, the channels and the settings of the
-    /// loss take the place of `self`'s; a layer of weight 0 adds nothing. All layers share the views, which the first one
-    /// has in its [`geometry`](Cost::geometry). The whole is the sum over layers:
+    /// loss take the place of `self`'s; the loss of a layer of weight 0 is not computed and costs nothing. All layers share the
+    /// views, which the first one, whatever its weight, has in its [`geometry`](Cost::geometry). The whole is the sum over
+    /// layers:
     ///
     /// ```
     /// use candle_core::{DType, Device};
@@ -36,17 +37,16 @@ impl Regularizer {
         tokens: &[usize],
         training: &Training,
     ) -> Result<Vec<(String, Cost)>> {
-        let names = ser.names();
-        if tokens.len() != 1 && tokens.len() != names.len() {
+        let count = ser.iter().count();
+        if tokens.len() != 1 && tokens.len() != count {
             return Err(Error::input(
                 "Regularizer::by_layer",
-                format!("tokens of 1 or {} layers", names.len()),
+                format!("tokens of 1 or {count} layers"),
                 format!("{tokens:?}"),
             ));
         }
-        let losses = names.iter().filter_map(|name| ser.get(name));
-        let layers = losses.zip(ser.weights()).zip(tokens.iter().cycle());
-        let costs = layers.enumerate().map(|(i, ((loss, weight), tokens))| {
+        let layers = ser.iter().zip(tokens.iter().cycle()).enumerate();
+        let costs = layers.map(|(i, ((name, weight, loss), tokens))| {
             let config = *loss.config();
             let alone = Self {
                 tokens: *tokens,
@@ -58,11 +58,8 @@ impl Regularizer {
                 pixels: if i == 0 { self.pixels } else { 0 },
                 ..*self
             };
-            alone.cost(training)
+            Ok((name.to_string(), alone.cost(training)?))
         });
-        let named = names.iter().zip(costs);
-        named
-            .map(|(name, cost)| Ok((name.to_string(), cost?)))
-            .collect()
+        costs.collect()
     }
 }

@@ -231,6 +231,13 @@ impl SerLayers {
         self.layers.iter().map(|l| l.weight).collect()
     }
 
+    /// Name, weight and loss of each layer.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, f64, &SerLoss)> {
+        self.layers
+            .iter()
+            .map(|l| (l.name.as_str(), l.weight, &l.loss))
+    }
+
     /// The loss of a layer, if there is one of that name.
     pub fn get(&self, name: &str) -> Option<&SerLoss> {
         let layer = self.layers.iter().find(|l| l.name == name);

@@ -23,7 +23,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use ser_reg::ser::SerOutput;
 
 use self::{checkpoint::State, interrupt::Interrupt, log::Log, saved::Saved};
@@ -43,6 +43,7 @@ use super::{
     settings::{Method, Preset, Settings},
     views::Posed,
     vit::{Vit, VitConfig},
+    weights::Weights,
 };
 
 /// Pictures of the evaluations between epochs: neighbours are looked for among so many, for so many.
@@ -284,10 +285,10 @@ impl Run {
         balance: &Balance,
         invariance: &Tensor,
         out: &SerOutput,
-        vars: &[(String, Var)],
+        online: &Weights,
     ) -> Result<()> {
         let start = Instant::now();
-        let measured = balance.measure(self.step, invariance, out, vars)?;
+        let measured = balance.measure(self.step, invariance, out, online)?;
         self.progress.leave_out(start.elapsed());
         if let Some(measured) = measured {
             self.progress.balance(&measured);

@@ -167,7 +167,7 @@ fn plots_without_values_are_left_out() {
                 equivariance: vec![],
                 ..epoch
             }),
-            Record::Balance(balance) => Record::Balance(balance),
+            other => other,
         })
         .collect();
     let html = page(&records);
