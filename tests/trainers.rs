@@ -756,6 +756,15 @@ fn comparing_gradients_changes_no_run() {
             let shared = balance.shared.norm_equiv.unwrap();
             assert!(shared >= squares.sum::<f64>().sqrt() * (1.0 - 1e-9));
         }
+        // The equivariance loss is measured before its weight.
+        let heavy = folder.path().join(format!("{}-heavy", method.name()));
+        let options = [&every[..], &["--lambda", "3", "--epochs", "1"]].concat();
+        succeeds(&run(&mut command(method, &data, &heavy, &options)));
+        let heavy = traces(&heavy).1;
+        let (one, three) = (&balances(&got.1)[0].shared, &balances(&heavy)[0].shared);
+        assert_eq!(one.norm_inv, three.norm_inv);
+        let (one, three) = (one.norm_equiv.unwrap(), three.norm_equiv.unwrap());
+        assert!((one - three).abs() < 1e-4 * one, "{one}, {three}");
         got.1.retain(|record| !matches!(record, Record::Balance(_)));
         assert_eq!(expected.1, got.1, "{}: metrics", method.name());
         let page = fs::read_to_string(measured.join("report.html")).unwrap();
@@ -796,6 +805,10 @@ fn lambda_follows_the_gradients() {
                 // A measurement holds from the step after its own.
                 let last = found.iter().rev().find(|b| b.step < step.step);
                 assert_eq!(step.lambda, last.map_or(3.0, |b| b.lambda), "{}", step.step);
+                let parts = f64::from(step.invariance)
+                    + step.lambda * f64::from(step.equivariance.unwrap());
+                let error = (f64::from(step.loss) - parts).abs();
+                assert!(error < 1e-5 * parts, "{step:?}, expected {parts}");
             }
         }
 
