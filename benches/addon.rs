@@ -14,7 +14,7 @@ use candle_nn::{VarBuilder, VarMap};
 use criterion::{Criterion, criterion_group, criterion_main};
 use plain::drawn;
 use rand::{SeedableRng, rngs::StdRng};
-use ser_reg::addon::{
+use ser_reg::contrib::addon::{
     AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod, EquiModConfig, Reads, Stl,
     StlConfig,
 };

@@ -184,9 +184,9 @@ fn companions(c: &mut Criterion) {
     let plain = || {
         let mut means = Vec::new();
         for x in copies(&planes()?)? {
-            let neighbours = (x.narrow(3, 0, 13)? * x.narrow(3, 1, 13)?)?;
+            let neighbors = (x.narrow(3, 0, 13)? * x.narrow(3, 1, 13)?)?;
             means.push(Tensor::stack(
-                &[x.sqr()?.mean((2, 3))?, neighbours.mean((2, 3))?],
+                &[x.sqr()?.mean((2, 3))?, neighbors.mean((2, 3))?],
                 1,
             )?);
         }

@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
     fibre::FibreOperator,
-    group::{D4, Field, Subgroup},
+    group::{D4, FieldType, Subgroup},
 };
 
 fn random(shape: (usize, usize, usize), rng: &mut StdRng) -> Tensor {
@@ -53,7 +53,7 @@ fn fields(c: &mut Criterion) {
         let elements: Vec<D4> = (0..b)
             .map(|_| D4::from_index(rng.random_range(0..8)).unwrap())
             .collect();
-        let field = Field::regular(Subgroup::D4, channels).unwrap();
+        let field = FieldType::regular(Subgroup::D4, channels).unwrap();
         let sources: Vec<Vec<u32>> = elements
             .iter()
             .map(|g| field.source_indices(*g).unwrap())

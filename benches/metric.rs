@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::{SeedableRng, rngs::StdRng};
 use ser_reg::metric::{Hsic, Seis, cka};
-use ser_reg_examples::knn::Bank;
+use ser_reg_trainers::knn::Bank;
 
 fn metric(c: &mut Criterion) {
     let mut group = c.benchmark_group("metric 512x49x128");
@@ -26,7 +26,7 @@ fn metric(c: &mut Criterion) {
     group.finish();
 }
 
-fn neighbours(c: &mut Criterion) {
+fn neighbors(c: &mut Criterion) {
     let mut group = c.benchmark_group("20-NN of 10000 among 10000");
     group.sample_size(10);
     for width in [64, 384] {
@@ -39,5 +39,5 @@ fn neighbours(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, metric, neighbours);
+criterion_group!(benches, metric, neighbors);
 criterion_main!(benches);

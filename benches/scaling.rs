@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Var};
 use candle_nn::VarBuilder;
 use rand::{SeedableRng, rngs::StdRng};
 use ser_reg::{SerConfig, SerLoss, TokenGrid, ViewConfig, ViewSampler, projector::ProjectorConfig};
-use ser_reg_examples::weights::Weights;
+use ser_reg_trainers::weights::Weights;
 use workload::random;
 
 const ROUNDS: usize = 7;
@@ -50,7 +50,7 @@ fn step(
         aspect: (1.0, 1.0),
         ..Default::default()
     };
-    let sampler = ViewSampler::new(views, grid).unwrap();
+    let sampler = ViewSampler::new(grid, views).unwrap();
     let views = sampler.sample_pair(&mut StdRng::seed_from_u64(0), images);
     let relative = views.unwrap().relative();
     let map = |seed| Var::from_tensor(&random(&[images, grid.len(), 384], seed)).unwrap();

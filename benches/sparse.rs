@@ -33,7 +33,7 @@ fn taps(turns: &[Affine], grid: TokenGrid) -> Vec<(Tensor, Tensor)> {
     let mut taps = vec![(Vec::new(), Vec::new()); 4];
     for (b, turn) in turns.iter().enumerate() {
         for i in 0..cells {
-            let [y, x] = turn.source(grid.centre(i / n, i % n));
+            let [y, x] = turn.source(grid.center(i / n, i % n));
             let ((top, bottom, v), (left, right, u)) = (split(y), split(x));
             let four = [
                 (top, left, (1.0 - v) * (1.0 - u)),

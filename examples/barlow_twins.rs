@@ -19,7 +19,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
-use ser_reg_examples::{
+use ser_reg_trainers::{
     balance::Balance,
     cli::Args,
     clip::clip_to,
@@ -58,7 +58,7 @@ fn train() -> Result<()> {
     let balance = Balance::new(&settings.ser, &run.vit)?;
 
     let grid = TokenGrid::square(run.vit.grid())?; // SER
-    let sampler = ViewSampler::new(settings.ser.views(), grid)?; // SER
+    let sampler = ViewSampler::new(grid, settings.ser.views())?; // SER
     let part = settings.partition()?; // SER
     let block = format!("block{}", settings.ser.layer);
 

@@ -129,7 +129,7 @@ fn main() -> Result<()> {
             let z = net.embedding(&x.narrow(0, 0, 32)?)?;
             Ok(z.broadcast_div(&(z.sqr()?.sum_keepdim(1)? + 1e-6)?.sqrt()?)?)
         };
-        let scores = unit(&upright)?.matmul(&rep.act(&[D4::ROT270], &unit(&turned)?)?.t()?)?;
+        let scores = unit(&upright)?.matmul(&rep.apply(&[D4::ROT270], &unit(&turned)?)?.t()?)?;
         number(&EqSim::default().forward(&scores)?.loss)
     })?;
 
@@ -145,7 +145,7 @@ fn main() -> Result<()> {
         let invariants = integration.forward(&map, TokenGrid::square(2)?)?;
         let invariants = invariants.flatten_all()?.to_vec1::<f32>()?;
         println!(
-            "{name}  mean {:.2}  neighbours {:.2}",
+            "{name}  mean {:.2}  neighbors {:.2}",
             invariants[0], invariants[1]
         );
     }
@@ -153,7 +153,7 @@ fn main() -> Result<()> {
 }
 
 /// Trains on upright gratings; with the penalty, its weight follows the balance of gradients.
-fn train(args: &Args, penalised: bool) -> Result<(Net, ReynoldsPenalty)> {
+fn train(args: &Args, penalized: bool) -> Result<(Net, ReynoldsPenalty)> {
     let mut rng = StdRng::seed_from_u64(args.seed);
     let vars = VarMap::new();
     let net = Net::new(VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
@@ -177,7 +177,7 @@ fn train(args: &Args, penalised: bool) -> Result<(Net, ReynoldsPenalty)> {
         let task = loss::cross_entropy(&net.logits(&x)?, &y)?;
         let share = penalty.forward(net.embed.weight())?;
         let last = step + 1 == args.steps;
-        if penalised && (step % 10 == 0 || last) {
+        if penalized && (step % 10 == 0 || last) {
             let named = grad::named(&vars, "");
             let balance = GradientBalance::of_losses(&task, &share, named, &["embed", "head"])?;
             balancer.update(&balance);
@@ -185,7 +185,7 @@ fn train(args: &Args, penalised: bool) -> Result<(Net, ReynoldsPenalty)> {
                 println!("{balance}");
             }
         }
-        let lambda = if penalised { balancer.lambda() } else { 0. };
+        let lambda = if penalized { balancer.lambda() } else { 0. };
         adam.backward_step(&(&task + (&share * lambda)?)?)?;
         if step % (args.steps / 4).max(1) == 0 || last {
             let (task, share) = (number(&task)?, number(&share)?);

@@ -89,7 +89,7 @@ fn main() -> Result<()> {
         ..Default::default()
     };
     let ser = SerLoss::new(config, WIDTH, vb.pp("ser"))?;
-    let sampler = ViewSampler::new(ViewConfig::default(), grid)?;
+    let sampler = ViewSampler::new(grid, ViewConfig::default())?;
     seed_weights(&vars, &mut rng)?;
     let mut adam = AdamW::new_lr(vars.all_vars(), 3e-3)?;
 
@@ -101,16 +101,16 @@ fn main() -> Result<()> {
         let score = EqScore::new(grid)
             .measure(&held_out, &D4::ALL[1..], shuffle, map)?
             .mean;
-        let null = score.shuffled_positions.map_or(f64::NAN, |s| s.centred);
+        let null = score.shuffled_positions.map_or(f64::NAN, |s| s.centered);
         let hits = net
             .forward(&held_out)?
             .argmax(1)?
             .eq(&labels)?
             .to_dtype(DType::F32)?;
         println!(
-            "{when}: accuracy {:.2}, centred equivariance score {:.3} (positions shuffled: {null:.3})",
+            "{when}: accuracy {:.2}, centered equivariance score {:.3} (positions shuffled: {null:.3})",
             hits.mean_all()?.to_scalar::<f32>()?,
-            score.score.centred,
+            score.score.centered,
         );
         Ok(())
     };
@@ -119,7 +119,7 @@ fn main() -> Result<()> {
     for step in 0..args.steps {
         let (x, y) = textures(16, &mut rng)?;
         let views = sampler.sample_pair(&mut rng, 16)?;
-        let (x1, x2) = (views.first.act(&x)?, views.second.act(&x)?);
+        let (x1, x2) = (views.first.apply(&x)?, views.second.apply(&x)?);
         let (logits, map1) = tap::capture("stage2", || net.forward(&x1))?;
         let (_, map2) = tap::capture("stage2", || net.forward(&x2))?;
         let out = ser.forward(&map1, &map2, &views.relative())?;

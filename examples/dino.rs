@@ -9,7 +9,7 @@
 //! Lines marked `SER` are what the regularizer adds to the base method; the model has one more, its tap, and its CLS token
 //! joins after the tapped block.
 //!
-//! What the small preset changes, and why: the head has batch normalisation, without which it learned nothing in a
+//! What the small preset changes, and why: the head has batch normalization, without which it learned nothing in a
 //! thousand steps; it is 256 wide with 256 prototypes instead of 65,536, for ten classes, of length 1 and never frozen; the
 //! teacher's temperature and the weight decay are constant, the momentum starts at 0.97, a memory of thirty steps, and
 //! gradients are clipped at 1 all together: a run has a thousand steps. There are no local crops, as in SER's own runs. The
@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, schedule::Schedule, ser::SerLoss, view::ViewSampler};
-use ser_reg_examples::{
+use ser_reg_trainers::{
     balance::Balance,
     cli::Args,
     clip::{clip_to, freeze},
@@ -64,10 +64,10 @@ fn train() -> Result<()> {
     let teacher_encoder = Vit::new(&run.vit, vb.pp("encoder"))?;
     let teacher = head(vb.pp("head"))?;
     let teacher_ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
-    let centre = Var::zeros((1, base.prototypes), DType::F32, &run.device)?;
+    let center = Var::zeros((1, base.prototypes), DType::F32, &run.device)?;
 
     let grid = TokenGrid::square(run.vit.grid())?; // SER
-    let sampler = ViewSampler::new(settings.ser.views(), grid)?; // SER
+    let sampler = ViewSampler::new(grid, settings.ser.views())?; // SER
     let part = settings.partition()?; // SER
     let block = format!("block{}", settings.ser.layer);
 
@@ -79,7 +79,7 @@ fn train() -> Result<()> {
         optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
         online: online.clone(),
         momentum: Some(momentum.clone()),
-        buffers: [vec![("centre", centre.clone())], balance.buffers()].concat(),
+        buffers: [vec![("center", center.clone())], balance.buffers()].concat(),
     };
 
     run.begin(&encoder, &mut state)?;
@@ -103,7 +103,7 @@ fn train() -> Result<()> {
         let [t1, t2] = taught.features.map(|x| teacher.forward(&x));
         let [s1, s2] = learned.features.map(|x| student.forward(&x));
         let (t1, t2) = (t1?, t2?);
-        let target = |scores| dino::targets(scores, &centre, sharpness.at(step));
+        let target = |scores| dino::targets(scores, &center, sharpness.at(step));
         let targets = [target(&t1)?, target(&t2)?];
         let invariance = dino::loss(&[s1?, s2?], &targets, base.student_temperature)?;
 
@@ -142,12 +142,12 @@ fn train() -> Result<()> {
         state
             .optimizer
             .step(&grads, now.learning_rate, now.weight_decay)?;
-        // The centre of this step is for the next one, and the teacher follows the student's new weights.
+        // The center of this step is for the next one, and the teacher follows the student's new weights.
         let scores = Tensor::cat(&[&t1, &t2], 0)?;
-        centre.set(&dino::updated_centre(
-            &centre,
+        center.set(&dino::updated_center(
+            &center,
             &scores,
-            base.centre_momentum,
+            base.center_momentum,
         )?)?;
         momentum.follow(&online, now.momentum.context("DINO has a momentum")?)?;
 

@@ -1,4 +1,4 @@
-//! What a trained encoder is worth: a linear probe, nearest neighbours, robustness to poses, corruptions and perturbations, and
+//! What a trained encoder is worth: a linear probe, nearest neighbors, robustness to poses, corruptions and perturbations, and
 //! what its tokens say about objects.
 //!
 //! ```text
@@ -17,7 +17,7 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use ser_reg_examples::{
+use ser_reg_trainers::{
     cli,
     data::{self, Wanted},
     environment,

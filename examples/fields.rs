@@ -12,7 +12,7 @@ use candle_nn::VarBuilder;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
     GridOperator, Resample, TokenGrid,
-    group::{Field, Subgroup},
+    group::{FieldType, Subgroup},
     metric::EqScore,
     ser::{Objective, SerConfig, SerLoss},
     view::{Pairing, ViewConfig, ViewSampler},
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     let kernels = random(rng, &[KERNELS, 3, 3, 3])?;
     let grid = TokenGrid::square(SIDE)?;
 
-    println!("mean squared error and centred equivariance score of a lifting convolution");
+    println!("mean squared error and centered equivariance score of a lifting convolution");
     println!("group  representation of the channels  loss       score");
     for group in [Subgroup::C2, Subgroup::C4, Subgroup::D4] {
         let kernels = poses(group, &kernels)?;
@@ -53,20 +53,20 @@ fn main() -> Result<()> {
 
         // Turns and flips of the group; no scales, which no finite grid shows exactly.
         let config = ViewConfig {
-            pairing: Pairing::Free(group),
+            pairing: Pairing::Independent(group),
             area: (1., 1.),
             aspect: (1., 1.),
             ..Default::default()
         };
-        let views = ViewSampler::new(config, grid)?.sample_pair(rng, 16)?;
-        let map1 = layer(&views.first.act(&images)?)?;
-        let map2 = layer(&views.second.act(&images)?)?;
+        let views = ViewSampler::new(grid, config)?.sample_pair(rng, 16)?;
+        let map1 = layer(&views.first.apply(&images)?)?;
+        let map2 = layer(&views.second.apply(&images)?)?;
 
         let channels = KERNELS * group.order();
         let mut losses = Vec::new();
         for (name, field) in [
-            ("trivial", Field::trivial(channels)),
-            ("regular", Field::regular(group, channels)?),
+            ("trivial", FieldType::trivial(channels)),
+            ("regular", FieldType::regular(group, channels)?),
         ] {
             let score = EqScore {
                 field: Some(field.clone()),
@@ -77,7 +77,7 @@ fn main() -> Result<()> {
                 .measure(&images, others, rng, layer)?
                 .mean
                 .score
-                .centred;
+                .centered;
             let config = SerConfig {
                 objective: Objective::Mse,
                 projector: None,

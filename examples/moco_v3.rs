@@ -12,8 +12,8 @@
 //!
 //! What the small preset does not reproduce: the figures of the papers. The encoder has 0.14 million parameters instead of
 //! 22 million, pictures have 28 pixels, hidden layers of heads are an eighth as wide, batches have 64 pictures instead of
-//! thousands; the patch embedding is trained; brightness and contrast vary, but pictures are grey and neither blurred nor
-//! solarised. The momentum starts at 0.95, a
+//! thousands; the patch embedding is trained; brightness and contrast vary, but pictures are gray and neither blurred nor
+//! solarized. The momentum starts at 0.95, a
 //! memory of twenty steps: a run has a thousand, not a hundred thousand. The equivariant part is an eighth of a batch
 //! instead of a hundredth (it takes two pictures at least), and its views differ by turns and flips, not in scale.
 //! `--preset imagenet-vit-s16 --data FOLDER` has the paper's values.
@@ -21,7 +21,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use ser_reg::{TokenGrid, grad, ser::SerLoss, view::ViewSampler};
-use ser_reg_examples::{
+use ser_reg_trainers::{
     addon::{self, AddOn},
     balance::Balance,
     cli::Args,
@@ -70,7 +70,7 @@ fn train() -> Result<()> {
     let key_ser = SerLoss::new(ser_config, dim, vb.pp("ser"))?; // SER
 
     let grid = TokenGrid::square(run.vit.grid())?; // SER
-    let sampler = ViewSampler::new(settings.ser.views(), grid)?; // SER
+    let sampler = ViewSampler::new(grid, settings.ser.views())?; // SER
     let part = settings.partition()?; // SER
     let block = format!("block{}", settings.ser.layer);
 

@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use ser_reg_examples::{
+use ser_reg_trainers::{
     environment,
     eval::Report,
     run::{file, finish::Outcome},

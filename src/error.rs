@@ -55,7 +55,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn config(field: &'static str, expected: impl Display, got: impl Display) -> Self {
+    pub fn config(field: &'static str, expected: impl Display, got: impl Display) -> Self {
         Self::Config {
             field,
             expected: expected.to_string(),
@@ -63,7 +63,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn input(op: &'static str, expected: impl Display, got: impl Display) -> Self {
+    pub fn input(op: &'static str, expected: impl Display, got: impl Display) -> Self {
         Self::Input {
             op,
             expected: expected.to_string(),

@@ -1,4 +1,4 @@
-//! Channels that turn with the grid: the operator by which group elements act on the fibres of a [`Field`].
+//! Channels that turn with the grid: the operator by which group elements act on the fibres of a [`FieldType`].
 //!
 //! A [`GridOperator`](crate::GridOperator) moves tokens and leaves their channels alone; a [`FibreOperator`] permutes the
 //! channels of every token and leaves the tokens where they are. The two commute, and together they are the action on a
@@ -6,9 +6,9 @@
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
-//! use ser_reg::{GridOperator, Resample, TokenGrid, fibre::FibreOperator, group::{D4, Field, Subgroup}};
+//! use ser_reg::{GridOperator, Resample, TokenGrid, fibre::FibreOperator, group::{D4, FieldType, Subgroup}};
 //! let grid = TokenGrid::square(4)?;
-//! let field = Field::regular(Subgroup::C4, 8)?; // two blocks of four channels
+//! let field = FieldType::regular(Subgroup::C4, 8)?; // two blocks of four channels
 //! let elements = [D4::ROT90, D4::ROT180]; // one per sample
 //! let tokens = Tensor::zeros((2, grid.len(), 8), DType::F32, &Device::Cpu)?;
 //! let moved = GridOperator::new(&elements, grid, &Resample::default())?.apply(&tokens)?;
@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    group::{Field, GroupAction},
+    group::{FieldType, GroupAction},
 };
 
 /// A permutation of the channels of every token: one for the whole batch, or one per sample.
@@ -33,8 +33,8 @@ use crate::{
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use ser_reg::{fibre::FibreOperator, group::{D4, Field, Subgroup}};
-/// let field = Field::regular(Subgroup::C4, 4)?;
+/// use ser_reg::{fibre::FibreOperator, group::{D4, FieldType, Subgroup}};
+/// let field = FieldType::regular(Subgroup::C4, 4)?;
 /// let token = Tensor::new(&[[[0f32, 1., 2., 3.]]], &Device::Cpu)?;
 /// let turned = FibreOperator::new(&field, &[D4::ROT90])?.apply(&token)?;
 /// assert_eq!(turned.flatten_all()?.to_vec1::<f32>()?, [3., 0., 1., 2.]);
@@ -59,7 +59,7 @@ impl FibreOperator {
     /// # Errors
     /// If there is no element or no channel, or an element has no D4 part, or its D4 part is not in the group of every
     /// regular representation.
-    pub fn new<G: GroupAction>(field: &Field, elements: &[G]) -> Result<Self> {
+    pub fn new<G: GroupAction>(field: &FieldType, elements: &[G]) -> Result<Self> {
         let op = "FibreOperator::new";
         let channels = field.channels();
         if elements.is_empty() || channels == 0 {

@@ -6,14 +6,14 @@ use crate::{Error, Result};
 
 /// A grid of `rows × cols` cells over the unit square, y down, x right, row-major.
 ///
-/// Cell `(i, j)` has the index `n = i·cols + j` and its centre at `((i+½)/rows, (j+½)/cols)`. The cells are tokens of a
+/// Cell `(i, j)` has the index `n = i·cols + j` and its center at `((i+½)/rows, (j+½)/cols)`. The cells are tokens of a
 /// feature map or pixels of an image.
 ///
 /// ```
 /// use ser_reg::TokenGrid;
 /// let grid = TokenGrid::new(7, 9)?;
 /// assert_eq!((grid.rows(), grid.cols(), grid.len()), (7, 9, 63));
-/// assert_eq!(grid.centre(3, 4), [0.5, 0.5]);
+/// assert_eq!(grid.center(3, 4), [0.5, 0.5]);
 /// assert!(TokenGrid::new(0, 9).is_err());
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
@@ -69,8 +69,8 @@ impl TokenGrid {
         self.rows * self.cols
     }
 
-    /// The centre `(y, x)` of the cell `(row, col)`, in units of the image's sides.
-    pub fn centre(&self, row: usize, col: usize) -> [f64; 2] {
+    /// The center `(y, x)` of the cell `(row, col)`, in units of the image's sides.
+    pub fn center(&self, row: usize, col: usize) -> [f64; 2] {
         [
             (row as f64 + 0.5) / self.rows as f64,
             (col as f64 + 0.5) / self.cols as f64,

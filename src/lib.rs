@@ -20,11 +20,8 @@
 //! | [`view`], [`partition`], [`schedule`] | sampling pairs of views, cutting the batch, values over time |
 //! | [`tap`] | reaching an intermediate layer of any model |
 //! | [`loss`], [`projector`], [`ser`] | token objectives; the head; [`SerLoss`], which puts them together |
-//! | [`addon`] | EquiMod, AugSelf, E-SSL, STL and CARE, each with the layer it reads |
 //! | [`grad`] | does the gradient arrive? |
 //! | [`metric`] | how equivariant is a model? |
-//! | [`cost`] | what will it cost? |
-//! | [`companion`] | penalties on weights, vectors, predictions and scores; orbit pooling; balance of gradients |
 //! | `testing` | the law suite for your own actions (feature `testing`) |
 //!
 //! # A training step
@@ -40,12 +37,12 @@
 //! let patch = candle_nn::Conv2dConfig { stride: 4, ..Default::default() };
 //! let stem = tap::Tapped::new("stem", candle_nn::conv2d(3, 16, 4, patch, vb.pp("stem"))?);
 //! let ser = SerLoss::new(SerConfig::default(), 16, vb.pp("ser"))?;
-//! let sampler = ViewSampler::new(ViewConfig::default(), TokenGrid::square(6)?)?;
+//! let sampler = ViewSampler::new(TokenGrid::square(6)?, ViewConfig::default())?;
 //!
 //! let images = Tensor::randn(0f32, 1., (4, 3, 24, 24), &Device::Cpu)?;
 //! let views = sampler.sample_pair(&mut StdRng::seed_from_u64(0), 4)?;
-//! let (_, map1) = tap::capture("stem", || stem.forward(&views.first.act(&images)?))?;
-//! let (_, map2) = tap::capture("stem", || stem.forward(&views.second.act(&images)?))?;
+//! let (_, map1) = tap::capture("stem", || stem.forward(&views.first.apply(&images)?))?;
+//! let (_, map2) = tap::capture("stem", || stem.forward(&views.second.apply(&images)?))?;
 //! let out = ser.forward(&map1, &map2, &views.relative())?;
 //! grad::assert_reaches(&out.loss, grad::named(&vars, ""))?;
 //! # Ok::<(), ser_reg::Error>(())
@@ -58,9 +55,8 @@
 mod error;
 mod grid;
 
-pub mod addon;
-pub mod companion;
-pub mod cost;
+#[cfg(feature = "contrib")]
+pub mod contrib;
 pub mod fibre;
 pub mod grad;
 pub mod group;

@@ -38,7 +38,7 @@ impl Default for ProjectorConfig {
 /// use ser_reg::projector::{Projector, ProjectorConfig};
 /// let vars = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-/// let head = Projector::new(ProjectorConfig::default(), 384, vb)?;
+/// let head = Projector::new(384, ProjectorConfig::default(), vb)?;
 /// let tokens = Tensor::zeros((2, 49, 384), DType::F32, &Device::Cpu)?;
 /// assert_eq!(head.forward(&tokens)?.dims(), [2, 49, 512]);
 /// # Ok::<(), ser_reg::Error>(())
@@ -56,7 +56,7 @@ impl Projector {
     ///
     /// # Errors
     /// If a width is 0, or `vb` cannot hand out the variables.
-    pub fn new(config: ProjectorConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(channels: usize, config: ProjectorConfig, vb: VarBuilder) -> Result<Self> {
         for (field, width) in [
             ("channels", channels),
             ("ProjectorConfig::hidden", config.hidden),

@@ -70,7 +70,7 @@ pub enum Law {
     PerSample,
     /// Tokens and maps are acted on alike
     Map,
-    /// A cell is valid if and only if its centre comes from within the image
+    /// A cell is valid if and only if its center comes from within the image
     Mask,
     /// Constant maps stay constant where valid
     Constant,
@@ -461,7 +461,7 @@ fn check_operator<G: GroupAction>(
         format!("g = {g:?}: error {gap:e}")
     })?;
     for i in 0..m {
-        let source = g.source(out.centre(i / out.cols(), i % out.cols()));
+        let source = g.source(out.center(i / out.cols(), i % out.cols()));
         // Within rounding of the border either answer is right.
         let depth = source
             .iter()
@@ -570,7 +570,7 @@ fn random(shape: &[usize], rng: &mut impl Rng) -> Result<Tensor, Violation> {
 }
 
 /// A periodic map `(1, N, 2)` of random waves with at most `band` whole periods along rows and columns, `[vertical,
-/// horizontal]`, sampled at the centres of the cells; values within `[−1, 1]`, `f64`.
+/// horizontal]`, sampled at the centers of the cells; values within `[−1, 1]`, `f64`.
 ///
 /// [`Filter::Fourier`](crate::Filter::Fourier) represents scales and cyclic shifts of it exactly wherever an axis has more
 /// than `2·band` cells.
@@ -591,7 +591,7 @@ pub fn band_limited(
     }
     let mut values = Vec::with_capacity(2 * grid.len());
     for i in 0..grid.len() {
-        let [y, x] = grid.centre(i / grid.cols(), i % grid.cols());
+        let [y, x] = grid.center(i / grid.cols(), i % grid.cols());
         for waves in waves.chunks_exact(WAVES) {
             let wave =
                 |[v, u, phase]: &[f64; 3]| (std::f64::consts::TAU * (v * y + u * x + phase)).sin();

@@ -16,7 +16,7 @@ const TRIES: usize = 20;
 pub enum Pairing {
     /// Each view of each sample draws uniformly from the subgroup, so that the relative element is uniform over it too.
     /// On a non-square grid all samples of a view share the parity of their quarter turns.
-    Free(Subgroup),
+    Independent(Subgroup),
     /// As in the authors' code: flip and half turn per sample, the second view taking the complement of the first;
     /// quarter turns shared by the batch. The relative element is then always one of the four reflections, and the same
     /// for the whole batch.
@@ -42,7 +42,7 @@ impl Default for CropRange {
     }
 }
 
-/// Ranges of a continuous pose about the centre of the view, all uniform; `(0, 0)`, the default, leaves a motion out.
+/// Ranges of a continuous pose about the center of the view, all uniform; `(0, 0)`, the default, leaves a motion out.
 ///
 /// The motions act in this order: shear, rotation (rigid in cells), translation. Masks drop tokens that have no counterpart
 /// in the other view. Beyond the border of the source both views show what the padding continues it with.
@@ -89,7 +89,7 @@ pub struct ViewConfig {
 impl Default for ViewConfig {
     fn default() -> Self {
         Self {
-            pairing: Pairing::Free(Subgroup::D4),
+            pairing: Pairing::Independent(Subgroup::D4),
             area: (0.7, 1.3),
             aspect: (3.0 / 4.0, 4.0 / 3.0),
             crop: None,
@@ -117,10 +117,10 @@ impl ViewConfig {
 /// use rand::{SeedableRng, rngs::StdRng};
 /// use ser_reg::{TokenGrid, view::{ViewConfig, ViewSampler}};
 ///
-/// let sampler = ViewSampler::new(ViewConfig::default(), TokenGrid::square(7)?)?; // 28 px, patches of 4
+/// let sampler = ViewSampler::new(TokenGrid::square(7)?, ViewConfig::default())?; // 28 px, patches of 4
 /// let views = sampler.sample_pair(&mut StdRng::seed_from_u64(0), 2)?;
 /// let images = Tensor::zeros((2, 3, 28, 28), DType::F32, &Device::Cpu)?;
-/// let view = views.first.act(&images)?;
+/// let view = views.first.apply(&images)?;
 /// assert_eq!(view.dims()[2], 4 * views.first.grid().rows());
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
@@ -137,7 +137,7 @@ impl ViewSampler {
     /// If a range is reversed or not finite, a scale or crop is not positive, a crop's area exceeds 1, a pose lies beyond the
     /// bounds of [`AffineRange`], `min_overlap` is no fraction, or crops or poses are to be resampled by
     /// [`Filter::Fourier`].
-    pub fn new(config: ViewConfig, base: TokenGrid) -> Result<Self> {
+    pub fn new(base: TokenGrid, config: ViewConfig) -> Result<Self> {
         check_range("ViewConfig::area", config.area, f64::MAX)?;
         check_range("ViewConfig::aspect", config.aspect, f64::MAX)?;
         if let Some(crop) = config.crop {
@@ -187,7 +187,7 @@ impl ViewSampler {
             ));
         }
         let (mut first, mut second) = match self.config.pairing {
-            Pairing::Free(group) => (
+            Pairing::Independent(group) => (
                 self.sample_free(rng, group, batch)?,
                 self.sample_free(rng, group, batch)?,
             ),
@@ -379,7 +379,7 @@ impl View {
     /// # Errors
     /// If the tensor is no image, its sides are no multiples of the base grid's, its batch differs from the view's, or a
     /// quarter turn meets patches that are not square.
-    pub fn act(&self, images: &Tensor) -> Result<Tensor> {
+    pub fn apply(&self, images: &Tensor) -> Result<Tensor> {
         let (rows, cols) = (self.base.rows(), self.base.cols());
         let pixels = match *images.dims() {
             [_, _, h, w] if h > 0 && w > 0 && h % rows == 0 && w % cols == 0 => {
@@ -387,7 +387,7 @@ impl View {
             }
             _ => {
                 return Err(Error::input(
-                    "View::act",
+                    "View::apply",
                     format!(
                         "images (B, C, H, W) with H a multiple of {rows} and W of {cols}, the base token grid"
                     ),
@@ -399,7 +399,7 @@ impl View {
         if batch != drawn {
             // An operator of one element would serve any batch; a view of one sample must not.
             return Err(Error::input(
-                "View::act",
+                "View::apply",
                 format!("a batch of {drawn} samples, as many as were drawn"),
                 format!("{:?}", images.dims()),
             ));
@@ -409,7 +409,7 @@ impl View {
         let own = TokenGrid::new(self.grid.rows() * height, self.grid.cols() * width)?;
         if operator.out_grid() != own {
             return Err(Error::input(
-                "View::act",
+                "View::apply",
                 "images of square patches, since a quarter turn swaps the sides of a patch too",
                 format!(
                     "{:?}, patches of {height}x{width} pixels on the base token grid {}",
@@ -560,7 +560,7 @@ impl<G: GroupAction> Relative<G> {
     ///
     /// # Errors
     /// If `resample` has [`Filter::Fourier`] and an element or the padding breaks the period.
-    pub fn forward(&self, resample: &Resample) -> Result<GridOperator> {
+    pub fn to_second(&self, resample: &Resample) -> Result<GridOperator> {
         GridOperator::between(&self.elements, self.from, self.to, resample)
     }
 
@@ -568,7 +568,7 @@ impl<G: GroupAction> Relative<G> {
     ///
     /// # Errors
     /// If `resample` has [`Filter::Fourier`] and an element or the padding breaks the period.
-    pub fn reverse(&self, resample: &Resample) -> Result<GridOperator> {
+    pub fn to_first(&self, resample: &Resample) -> Result<GridOperator> {
         let inverse: Vec<G> = self.elements.iter().map(G::inverse).collect();
         GridOperator::between(&inverse, self.to, self.from, resample)
     }
@@ -622,7 +622,7 @@ fn log_uniform<R: Rng + ?Sized>(rng: &mut R, (lo, hi): (f64, f64)) -> f64 {
 }
 
 /// A random window of the given area and aspect within the unit square; a fitting one is tried ten times, then the
-/// largest whose aspect is allowed is centred, as torchvision's `RandomResizedCrop` does.
+/// largest whose aspect is allowed is centered, as torchvision's `RandomResizedCrop` does.
 fn sample_window<R: Rng + ?Sized>(rng: &mut R, range: CropRange) -> Result<Window> {
     for _ in 0..10 {
         let area = rng.random_range(range.area.0..=range.area.1);

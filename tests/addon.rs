@@ -49,7 +49,7 @@ fn equi_config() -> EquiModConfig {
         hidden: 5,
         out: 4,
         lambda: 0.7,
-        solarise: true,
+        solarize: true,
         statistics: Some(ParameterStatistics::of(&seen, true).unwrap()),
         ..EquiModConfig::default()
     }
@@ -59,12 +59,12 @@ fn aug_config() -> AugSelfConfig {
     AugSelfConfig {
         hidden: 5,
         crop: 0.5,
-        colour: 0.25,
+        color: 0.25,
         flip: 0.3,
         blur: 0.2,
-        solarise: 0.4,
+        solarize: 0.4,
         rotation: 0.6,
-        colour_widths: WIDTHS,
+        color_widths: WIDTHS,
         lambda: 0.7,
     }
 }
@@ -247,7 +247,7 @@ fn losses_match_their_plain_twins() {
     }
 }
 
-/// Features that are all alike are all nothing after a batch normalisation: every similarity is 0.
+/// Features that are all alike are all nothing after a batch normalization: every similarity is 0.
 #[test]
 fn equal_features_give_the_logarithm_of_the_choices() {
     let (case, _) = Case::new("equimod", Reads::Final, 1);
@@ -268,7 +268,7 @@ fn equal_features_give_the_logarithm_of_the_choices() {
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
     let terms: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
-    // Their hidden layers are alike, not nothing: after the shift of the normalisation all rows are one vector, and each of
+    // Their hidden layers are alike, not nothing: after the shift of the normalization all rows are one vector, and each of
     // the others is as good as the partner.
     assert_close(&terms, &[7f64.ln(), 15f64.ln(), 7f64.ln()], 1e-9);
 }
@@ -332,25 +332,25 @@ fn silent_heads_guess() {
         .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
         .unwrap();
     let figure = |name: &str| scalar(&out.figures.iter().find(|(n, _)| *n == name).unwrap().1);
-    // Centres (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign of one difference, no square.
+    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign of one difference, no square.
     let crop = ((1.0 / 8.0f64).powi(2) + 0.25 + 1.0 / 16.0) / 4.0;
     assert_close(&[figure("crop")], &[crop], 1e-7);
-    let colour = ((0.25f64 / 0.8).powi(2) + (0.125f64 / 0.2).powi(2)) / 4.0;
-    assert_close(&[figure("colour")], &[colour], 1e-7);
-    assert_close(&[figure("blur"), figure("solarise")], &[0.25, 0.0], 1e-12);
+    let color = ((0.25f64 / 0.8).powi(2) + (0.125f64 / 0.2).powi(2)) / 4.0;
+    assert_close(&[figure("color")], &[color], 1e-7);
+    assert_close(&[figure("blur"), figure("solarize")], &[0.25, 0.0], 1e-12);
     assert_close(&[figure("flip")], &[2f64.ln()], 1e-12);
     assert_close(&[figure("rotation")], &[4f64.ln()], 1e-12);
 }
 
 /// A bias that says `x` of the horizontal difference is right for the mirrored order and wrong for the other.
 #[test]
-fn centres_are_mirrored_with_the_first_view() {
+fn centers_are_mirrored_with_the_first_view() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
     let config = AugSelfConfig {
         hidden: 5,
         crop: 1.0,
-        colour: 0.0,
+        color: 0.0,
         ..AugSelfConfig::default()
     };
     let aug = AugSelf::new(config, Reads::Final, CHANNELS, vb).unwrap();
@@ -568,7 +568,7 @@ fn a_blind_prediction_has_no_relative_equivariance() {
     let Case::EquiMod(equi) = &case else {
         unreachable!()
     };
-    // u = [identity, 0]: ŷ is y₀, normalised once more.
+    // u = [identity, 0]: ŷ is y₀, normalized once more.
     let weight = grad::named(&vars, "predict")[0].1.clone();
     let identity: Vec<f64> = (0..4 * 8).map(|at| f64::from(at % 8 == at / 8)).collect();
     weight
@@ -580,7 +580,7 @@ fn a_blind_prediction_has_no_relative_equivariance() {
     let figures: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
     let names: Vec<&str> = out.figures.iter().map(|(n, _)| *n).collect();
     assert_eq!(names, ["absolute", "invariance", "relative", "matched"]);
-    // Three equal thirds: y has the statistics of y₀, so that the normalisation changes a few parts in 1e-5 only.
+    // Three equal thirds: y has the statistics of y₀, so that the normalization changes a few parts in 1e-5 only.
     assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
 }
 
@@ -783,11 +783,11 @@ fn turns_are_those_of_the_group() {
 #[test]
 fn descriptions_are_scaled_by_what_was_seen() {
     let seen = parameters(22).concat();
-    for solarise in [false, true] {
-        let statistics = ParameterStatistics::of(&seen, solarise).unwrap();
-        assert_eq!(statistics.mean.len(), 17 + usize::from(solarise));
+    for solarize in [false, true] {
+        let statistics = ParameterStatistics::of(&seen, solarize).unwrap();
+        assert_eq!(statistics.mean.len(), 17 + usize::from(solarize));
         for k in 0..statistics.mean.len() {
-            let value = |p: &AugmentationParameters| p.vector(solarise).unwrap()[k];
+            let value = |p: &AugmentationParameters| p.vector(solarize).unwrap()[k];
             let mean = seen.iter().map(value).sum::<f64>() / seen.len() as f64;
             assert!((statistics.mean[k] - mean).abs() < 1e-12);
         }
@@ -804,7 +804,7 @@ fn descriptions_are_scaled_by_what_was_seen() {
         jitter: Some(jitter),
         grayscale: Some(true),
         blur: Some(0.75),
-        solarise: Some(0.5),
+        solarize: Some(0.5),
         ..AugmentationParameters::untouched()
     };
     assert_eq!(
@@ -837,7 +837,7 @@ fn bad_input_is_refused() {
         ("jitter", |p| p.jitter = None),
         ("grayscale", |p| p.grayscale = None),
         ("blur", |p| p.blur = None),
-        ("solarise", |p| p.solarise = None),
+        ("solarize", |p| p.solarize = None),
     ];
     for (name, change) in changes {
         let field = format!("AugmentationParameters::{name}");
@@ -861,7 +861,7 @@ fn bad_input_is_refused() {
     );
     // What no task asks for may be missing.
     let crop_only = AugSelfConfig {
-        colour: 0.0,
+        color: 0.0,
         ..AugSelfConfig::default()
     };
     let crop_only = AugSelf::new(crop_only, Reads::Final, CHANNELS, vb()).unwrap();
@@ -942,7 +942,7 @@ fn bad_input_is_refused() {
     let aug = |config| AugSelf::new(config, CLS, CHANNELS, vb());
     let zero = AugSelfConfig {
         crop: 0.0,
-        colour: 0.0,
+        color: 0.0,
         ..AugSelfConfig::default()
     };
     assert_says(aug(zero), &["at least one weight above 0", "all 0"]);
@@ -996,7 +996,7 @@ fn bad_input_is_refused() {
     let equi = |config| EquiMod::new(config, CLS, CHANNELS, vb());
     assert_says(
         equi(EquiModConfig {
-            solarise: false,
+            solarize: false,
             ..equi_config()
         }),
         &["17", "18 and 18"],

@@ -9,8 +9,8 @@ use common::{cases, random};
 use loss_common::{assert_close, assert_says, flat};
 use proptest::prelude::*;
 use ser_reg::{
-    companion::{GradientBalance, LambdaBalancer, LambdaConfig},
     grad,
+    grad::{GradientBalance, LambdaBalancer, LambdaConfig},
 };
 
 const CPU: &Device = &Device::Cpu;

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{cases, random};
 use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
-use ser_reg::companion::{EqSim, Margin};
+use ser_reg::contrib::companion::{EqSim, Margin};
 
 const CPU: &Device = &Device::Cpu;
 
@@ -44,9 +44,9 @@ fn twin(config: EqSim, n: usize, s: &[f64]) -> f64 {
                 .map(|k| (s[k] - s[k % n * n + k / n]).powi(2))
                 .collect();
             let diagonal: Vec<f64> = (0..n).map(|i| s[i * n + i]).collect();
-            let centre = mean(&diagonal);
+            let center = mean(&diagonal);
             let variance =
-                diagonal.iter().map(|d| (d - centre).powi(2)).sum::<f64>() / (n - 1) as f64;
+                diagonal.iter().map(|d| (d - center).powi(2)).sum::<f64>() / (n - 1) as f64;
             mean(&off) + config.diagonal * variance
         }
     }

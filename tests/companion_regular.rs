@@ -55,13 +55,13 @@ proptest! {
         let (z, y) = (random(&shape, seed), random(&shape, seed ^ 1));
         let ab: Vec<D4> = a.iter().zip(&b).map(|(a, b)| a.compose(b)).collect();
         let inverse: Vec<D4> = a.iter().map(D4::inverse).collect();
-        let stepwise = rep.act(&a, &rep.act(&b, &z).unwrap()).unwrap();
-        prop_assert_eq!(max_gap(&stepwise, &rep.act(&ab, &z).unwrap()), 0.);
-        prop_assert_eq!(max_gap(&rep.act(&inverse, &rep.act(&a, &z).unwrap()).unwrap(), &z), 0.);
+        let stepwise = rep.apply(&a, &rep.apply(&b, &z).unwrap()).unwrap();
+        prop_assert_eq!(max_gap(&stepwise, &rep.apply(&ab, &z).unwrap()), 0.);
+        prop_assert_eq!(max_gap(&rep.apply(&inverse, &rep.apply(&a, &z).unwrap()).unwrap(), &z), 0.);
         let inner = |x: &Tensor, y: &Tensor| scalar(&(x * y).unwrap().sum_all().unwrap());
-        let (left, right) = (inner(&rep.act(&a, &z).unwrap(), &y), inner(&z, &rep.act(&inverse, &y).unwrap()));
+        let (left, right) = (inner(&rep.apply(&a, &z).unwrap(), &y), inner(&z, &rep.apply(&inverse, &y).unwrap()));
         prop_assert!((left - right).abs() < 1e-12);
-        prop_assert_eq!(max_gap(&rep.act(&[D4::IDENTITY], &z).unwrap(), &z), 0.);
+        prop_assert_eq!(max_gap(&rep.apply(&[D4::IDENTITY], &z).unwrap(), &z), 0.);
         // An element on one side is its inverse on the other.
         for distance in [Distance::Mse, COSINE] {
             let there = scalar(&rep.loss(&a, &z, &y, distance).unwrap());
@@ -75,9 +75,9 @@ proptest! {
         let z = random(&[5, 2 * group.order()], seed);
         let rep = RegularRep::new(group);
         let rows: Vec<f64> = flat(&z).chunks(2 * group.order()).zip(&a).flat_map(|(z, &g)| twin(group, g, z)).collect();
-        prop_assert_eq!(flat(&rep.act(&a, &z).unwrap()), rows);
+        prop_assert_eq!(flat(&rep.apply(&a, &z).unwrap()), rows);
         // One element for all is that element for each.
-        let (one, each) = (rep.act(&a[..1], &z).unwrap(), rep.act(&[a[0]; 5], &z).unwrap());
+        let (one, each) = (rep.apply(&a[..1], &z).unwrap(), rep.apply(&[a[0]; 5], &z).unwrap());
         prop_assert_eq!(max_gap(&one, &each), 0.);
     }
 }
@@ -171,7 +171,7 @@ fn zero_vectors_and_half_precision() -> Result<()> {
             Var::zeros((2, 8), dtype, CPU)?,
             Var::from_tensor(&(random(&[2, 8], 1) * 300.)?.to_dtype(dtype)?)?,
         );
-        assert_eq!(rep.act(&[D4::ROT90], &z)?.dtype(), dtype);
+        assert_eq!(rep.apply(&[D4::ROT90], &z)?.dtype(), dtype);
         for distance in [Distance::Mse, COSINE] {
             for (a, b) in [(&zero, &zero), (&zero, &z), (&z, &zero)] {
                 let loss = rep.loss(&[D4::ROT90], a, b, distance)?;
@@ -206,7 +206,7 @@ fn bad_input_is_named() -> Result<()> {
     let z = random(&[3, 8], 1);
     let g = [D4::ROT90];
     let act = |rep: RegularRep, g: &[D4], z: &Tensor, parts: &[&str]| {
-        assert_says(rep.act(g, z), &[&["RegularRep"], parts].concat());
+        assert_says(rep.apply(g, z), &[&["RegularRep"], parts].concat());
         assert_says(
             rep.loss(g, z, z, Distance::Mse),
             &[&["RegularRep"], parts].concat(),

@@ -78,9 +78,9 @@ proptest! {
         prop_assert!(scalar(&penalty.forward(&pw).unwrap()) < entry * entry * w.elem_count() as f64);
         if matches!(penalty.space, WeightSpace::Kernel { .. }) {
             let relative = ReynoldsPenalty { relative: true, eps: 0., ..penalty };
-            let share = scalar(&relative.forward(&w).unwrap());
+            let share = scalar(&relative.to_second(&w).unwrap());
             prop_assert!((share - loss / inner(&w, &w)).abs() < 1e-12 && (0.0..=1.0 + 1e-12).contains(&share));
-            let scaled = scalar(&relative.forward(&(&w * 1e3).unwrap()).unwrap());
+            let scaled = scalar(&relative.to_second(&(&w * 1e3).unwrap()).unwrap());
             prop_assert!((scaled - share).abs() < 1e-12, "the size of the weight does not matter");
         }
     }
@@ -117,12 +117,12 @@ fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
         }
     };
     let cell = |g: D4, rows: usize, cols: usize, i: usize, j: usize| {
-        // The result at a cell comes from the source of its centre.
-        let centre = [
+        // The result at a cell comes from the source of its center.
+        let center = [
             (i as f64 + 0.5) / rows as f64,
             (j as f64 + 0.5) / cols as f64,
         ];
-        let [y, x] = g.source(centre);
+        let [y, x] = g.source(center);
         (
             (y * rows as f64).floor() as usize,
             (x * cols as f64).floor() as usize,
@@ -204,7 +204,7 @@ fn act(g: D4, group: Subgroup, fibre: Fibre, x: &Tensor) -> Result<Tensor> {
     }
     let (h, w) = (x.dim(2)?, x.dim(3)?);
     let rows = x.permute((0, 2, 3, 1))?.reshape((b * h * w, c))?;
-    let rows = RegularRep::new(group).act(&[g], &rows)?;
+    let rows = RegularRep::new(group).apply(&[g], &rows)?;
     rows.reshape((b, h, w, c))?.permute((0, 3, 1, 2))
 }
 

@@ -9,16 +9,16 @@ use rand::Rng;
 use ser_reg::{
     GridOperator, GroupAction, Resample, TokenGrid,
     fibre::FibreOperator,
-    group::{Affine, D4, Element, Field, Representation, Subgroup},
+    group::{Affine, D4, Element, FieldType, Representation, Subgroup},
 };
 
 type Done = ser_reg::Result<()>;
 
 /// 3 trivial channels, two blocks of the group, one trivial channel more.
-fn mixed(group: Subgroup) -> Field {
-    Field::trivial(3)
-        .and(Field::regular(group, 2 * group.order()).unwrap())
-        .and(Field::trivial(1))
+fn mixed(group: Subgroup) -> FieldType {
+    FieldType::trivial(3)
+        .and(FieldType::regular(group, 2 * group.order()).unwrap())
+        .and(FieldType::trivial(1))
 }
 
 fn says<T: std::fmt::Debug>(result: ser_reg::Result<T>, parts: &[&str]) {
@@ -135,7 +135,7 @@ fn every_sample_is_permuted_by_its_own_element() -> Done {
 
 #[test]
 fn values_of_every_type_keep_their_bits() -> Done {
-    let field = Field::regular(Subgroup::C4, 8)?;
+    let field = FieldType::regular(Subgroup::C4, 8)?;
     let operator = FibreOperator::new(&field, &[D4::ROT270])?;
     let x = (random(&[3, 2, 8], 4) * 100.0)?;
     let expected = values(&operator.apply(&x)?);
@@ -277,20 +277,20 @@ impl GroupAction for Wave {
 #[test]
 fn what_makes_no_sense_is_refused() -> Done {
     says(
-        Field::regular(Subgroup::D4, 20),
-        &["8, the order of D4", "got 20", "Field::trivial"],
+        FieldType::regular(Subgroup::D4, 20),
+        &["8, the order of D4", "got 20", "FieldType::trivial"],
     );
     says(
-        Field::regular(Subgroup::C4, 0),
+        FieldType::regular(Subgroup::C4, 0),
         &["4, the order of C4", "got 0"],
     );
     let field = mixed(Subgroup::C4);
     assert_eq!(field.channels(), 12);
     assert_eq!(field.parts().len(), 3);
-    assert!(!field.is_trivial() && Field::trivial(3).is_trivial());
-    // neighbours of one kind are one part
-    let joined = Field::regular(Subgroup::C4, 4)?.and(Field::regular(Subgroup::C4, 8)?);
-    assert_eq!(joined, Field::regular(Subgroup::C4, 12)?);
+    assert!(!field.is_trivial() && FieldType::trivial(3).is_trivial());
+    // neighbors of one kind are one part
+    let joined = FieldType::regular(Subgroup::C4, 4)?.and(FieldType::regular(Subgroup::C4, 8)?);
+    assert_eq!(joined, FieldType::regular(Subgroup::C4, 12)?);
 
     says(
         FibreOperator::new(&field, &[D4::ROT90, D4::HFLIP]),
@@ -309,13 +309,13 @@ fn what_makes_no_sense_is_refused() -> Done {
         1
     );
     // a trivial field asks nothing of its elements
-    assert!(FibreOperator::new(&Field::trivial(4), &[Affine::rotation(30.0)?])?.is_identity());
+    assert!(FibreOperator::new(&FieldType::trivial(4), &[Affine::rotation(30.0)?])?.is_identity());
     says(
         FibreOperator::new::<D4>(&field, &[]),
         &["one element", "0 elements"],
     );
     says(
-        FibreOperator::new(&Field::trivial(0), &[D4::ROT90]),
+        FibreOperator::new(&FieldType::trivial(0), &[D4::ROT90]),
         &["0 channels"],
     );
 
@@ -332,7 +332,7 @@ fn what_makes_no_sense_is_refused() -> Done {
             &["tokens (2, N, 12)", "map (2, 12, H, W)"],
         );
     }
-    let other = FibreOperator::new(&Field::regular(Subgroup::C4, 8)?, &[D4::ROT90])?;
+    let other = FibreOperator::new(&FieldType::regular(Subgroup::C4, 8)?, &[D4::ROT90])?;
     says(operator.compose(&other), &["12 channels", "8 channels"]);
     Ok(())
 }

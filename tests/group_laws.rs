@@ -61,7 +61,7 @@ fn d4_acts_exactly_on_every_grid_with_every_filter() {
 
 #[test]
 fn whole_cell_crops_and_cyclic_shifts_are_permutations() {
-    use ser_reg::{GridOperator, operator::Form};
+    use ser_reg::{GridOperator, operator::OperatorKind};
     let grid = TokenGrid::new(5, 7).unwrap();
     let crop = Window::from_cells(1, 2, 3, 4, grid).unwrap();
     for filter in [
@@ -73,7 +73,7 @@ fn whole_cell_crops_and_cyclic_shifts_are_permutations() {
     ] {
         for g in [Element::from(crop), Element::from(crop).then(D4::ROT90)] {
             let operator = GridOperator::new(&[g], grid, &filter.into()).unwrap();
-            assert_eq!(operator.form(), Form::Permutation, "{filter:?}");
+            assert_eq!(operator.kind(), OperatorKind::Permutation, "{filter:?}");
         }
     }
     // A rotation by 90 degrees built from its angle is a permutation too, also through sines and cosines.

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use loss_common::{rng, tokens};
 use ser_reg::group::D4;
-use ser_reg::loss::{Form, InfoNce, NtXent, TokenSet, info_nce, nt_xent, nt_xent_ragged};
+use ser_reg::loss::{InfoNce, Negatives, NtXent, TokenSet, info_nce, nt_xent, nt_xent_ragged};
 use ser_reg::projector::ProjectorConfig;
 use ser_reg::view::Relative;
 use ser_reg::{SerConfig, SerLoss, TokenGrid};
@@ -111,7 +111,7 @@ fn memory_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<(
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let config = NtXent {
         block_bytes: 1 << 20,
-        form: Form::Paper,
+        form: Negatives::BothViews,
         ..Default::default()
     };
     let peak = |images: usize| {
@@ -156,7 +156,7 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     let groups: Vec<u32> = (0..1024).map(|i| i / 128).collect();
     let [anchors, keys] = [&a, &p].map(|tokens| TokenSet {
         tokens,
-        groups: &groups,
+        labels: &groups,
     });
     let pair = least_peak_of(|| Ok(nt_xent_ragged(&a, &p, &groups, None, &config)?.loss))?;
     let config = InfoNce {

@@ -9,15 +9,15 @@ use loss_common::{
 use proptest::prelude::*;
 use rand::Rng;
 use ser_reg::loss::{
-    Contrast, Form, InfoNce, NtXent, SameImage, TokenSet, info_nce, nt_xent, nt_xent_portable,
-    nt_xent_ragged,
+    ContrastiveOutput, InfoNce, Negatives, NtXent, SameImage, TokenSet, info_nce, nt_xent,
+    nt_xent_portable, nt_xent_ragged,
 };
 
-const FORMS: [(Form, SameImage); 4] = [
-    (Form::Paper, SameImage::Exclude),
-    (Form::Paper, SameImage::Keep),
-    (Form::CrossView, SameImage::Exclude),
-    (Form::CrossView, SameImage::Keep),
+const FORMS: [(Negatives, SameImage); 4] = [
+    (Negatives::BothViews, SameImage::Exclude),
+    (Negatives::BothViews, SameImage::Keep),
+    (Negatives::OtherView, SameImage::Exclude),
+    (Negatives::OtherView, SameImage::Keep),
 ];
 
 /// The slow, obvious twin: (loss, accuracy) of rows of width `d`.
@@ -81,15 +81,15 @@ proptest! {
         let weights = weighted.then_some(&weights[..]);
         let extra: Vec<(Var, Vec<u32>)> =
             extra.iter().map(|&n| Ok((tokens(rng, (n, d), DType::F64)?, groups(n, rng)))).collect::<Result<_>>()?;
-        let mut sets: Vec<TokenSet> = extra.iter().map(|(t, g)| TokenSet { tokens: t, groups: g }).collect();
+        let mut sets: Vec<TokenSet> = extra.iter().map(|(t, g)| TokenSet { tokens: t, labels: g }).collect();
         if with_own || sets.is_empty() {
-            sets.push(TokenSet { tokens: &z, groups: &own });
-            sets.push(TokenSet { tokens: &zp, groups: &own });
+            sets.push(TokenSet { tokens: &z, labels: &own });
+            sets.push(TokenSet { tokens: &zp, labels: &own });
         }
         let config = InfoNce { temperature, eps: 1e-6, block_bytes };
-        let Contrast { loss, accuracy } = info_nce(TokenSet { tokens: &z, groups: &own }, &zp, &sets, weights, &config)?;
+        let ContrastiveOutput { loss, accuracy } = info_nce(TokenSet { tokens: &z, labels: &own }, &zp, &sets, weights, &config)?;
 
-        let candidate_groups: Vec<&[u32]> = sets.iter().map(|s| s.groups).collect();
+        let candidate_groups: Vec<&[u32]> = sets.iter().map(|s| s.labels).collect();
         let twin = Loops { d, groups: &own, candidate_groups: &candidate_groups, weights, temperature, eps: 1e-6 };
         // One flat vector of all distinct tensors, so that a tensor in several parts moves in all of them.
         let mut vars = vec![&z, &zp];
@@ -139,7 +139,7 @@ proptest! {
         };
         let (z, zp) = (flat(&z), flat(&zp));
         let one_way = |z: &[f64], zp: &[f64]| {
-            let candidates = if form == Form::Paper { vec![z, zp] } else { vec![zp] };
+            let candidates = if form == Negatives::BothViews { vec![z, zp] } else { vec![zp] };
             twin.info_nce(z, zp, &candidates)
         };
         let (there, back) = (one_way(&z, &zp), one_way(&zp, &z));
@@ -283,7 +283,7 @@ fn accuracy_counts_the_matched_anchors() -> Result<()> {
     let zp = Tensor::new(&[[1f32, 0., 0.], [0., 1., 0.], [0., 1., 0.1]], &Device::Cpu)?;
     let config = NtXent {
         symmetric: false,
-        form: Form::CrossView,
+        form: Negatives::OtherView,
         ..Default::default()
     };
     let accuracy = |weights| {
@@ -351,7 +351,7 @@ fn opposite_tokens_at_the_coldest_common_temperature_are_finite() -> Result<()> 
             let z = Var::ones((2, 1, d), DType::F32, &Device::Cpu)?;
             let zp = Var::from_tensor(&z.neg()?)?;
             let config = NtXent {
-                form: Form::CrossView,
+                form: Negatives::OtherView,
                 temperature,
                 ..Default::default()
             };
@@ -467,7 +467,7 @@ fn gradient_stops_where_a_side_is_detached() -> Result<()> {
     let (z, zp) = pair(9, (3, 4, 8), DType::F64)?;
     let config = NtXent {
         symmetric: false,
-        form: Form::CrossView,
+        form: Negatives::OtherView,
         ..Default::default()
     };
     let (_, both_z, both_zp) = evaluate(&z, &zp, &config)?;

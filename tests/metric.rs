@@ -25,7 +25,7 @@ fn grid(rows: usize, cols: usize) -> TokenGrid {
 }
 
 /// The mean of a kernel `(.., P, P)` over its eight poses.
-fn symmetrised(kernel: &Tensor) -> Tensor {
+fn symmetrized(kernel: &Tensor) -> Tensor {
     let flip = |k: &Tensor| k.contiguous().unwrap().flip(&[3]).unwrap();
     let turn = |k: &Tensor| flip(&k.transpose(2, 3).unwrap());
     let mut poses = vec![kernel.clone(), flip(kernel)];
@@ -40,7 +40,7 @@ fn symmetrised(kernel: &Tensor) -> Tensor {
 }
 
 fn assert_exact(s: &Scores, what: impl std::fmt::Debug) {
-    for one in [s.cosine, s.centred, s.correlation] {
+    for one in [s.cosine, s.centered, s.correlation] {
         assert!((one - 1.).abs() < 1e-12, "{what:?}: {s:?}");
     }
     assert!(
@@ -64,7 +64,7 @@ fn between(a: &Tensor, v: &Tensor) -> Comparison {
 
 #[test]
 fn a_symmetric_convolution_scores_one_under_all_of_d4() {
-    let kernel = symmetrised(&random(&[5, 3, 3, 3], 1));
+    let kernel = symmetrized(&random(&[5, 3, 3, 3], 1));
     let images = random(&[6, 3, 8, 12], 2);
     // ReLU: zero tokens and dead channels among them must not spoil it.
     let net = |x: &Tensor| x.conv2d(&kernel, 1, 1, 1, 1)?.relu()?.avg_pool2d(2);
@@ -79,7 +79,7 @@ fn a_symmetric_convolution_scores_one_under_all_of_d4() {
         assert_exact(&c.score, g);
         for null in [c.shuffled_positions.unwrap(), c.shuffled_images.unwrap()] {
             assert!(
-                null.centred < 0.3 && null.correlation < 0.3,
+                null.centered < 0.3 && null.correlation < 0.3,
                 "{g:?}: {null:?}"
             );
             assert!(
@@ -104,7 +104,7 @@ fn an_asymmetric_kernel_does_not_and_symmetry_is_all_it_lacks() {
             assert_exact(&c.score, g);
         } else {
             assert!(
-                c.score.centred < 0.9 && c.score.relative_error > 0.1,
+                c.score.centered < 0.9 && c.score.relative_error > 0.1,
                 "{g:?}: {c:?}"
             );
         }
@@ -160,15 +160,15 @@ impl Vit {
 #[test]
 fn an_untrained_vit_without_positions_and_with_a_symmetric_patch_kernel_scores_one() {
     let kernel = random(&[Vit::DIM, 1, 4, 4], 1);
-    let mut vit = Vit::new(symmetrised(&kernel), 0.);
+    let mut vit = Vit::new(symmetrized(&kernel), 0.);
     assert_exact(&vit.score(), "none");
     vit.cls = true;
     assert_exact(&vit.score(), "none, with CLS");
 
-    let positions = Vit::new(symmetrised(&kernel), 0.5).score();
-    assert!(positions.centred < 0.9, "{positions:?}");
+    let positions = Vit::new(symmetrized(&kernel), 0.5).score();
+    assert!(positions.centered < 0.9, "{positions:?}");
     let plain_kernel = Vit::new(kernel, 0.).score();
-    assert!(plain_kernel.centred < 0.9, "{plain_kernel:?}");
+    assert!(plain_kernel.centered < 0.9, "{plain_kernel:?}");
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn scores_equal_a_slow_twin() -> Result<()> {
     let error = d.sqr()?.sum_all()?.to_scalar::<f64>()? / v.sqr()?.sum_all()?.to_scalar::<f64>()?;
     for (got, expected) in [
         (scores.cosine, cosine(&a, &v, 1)?),
-        (scores.centred, cosine(&a0, &v0, 1)?),
+        (scores.centered, cosine(&a0, &v0, 1)?),
         (scores.correlation, cosine(&a0, &v0, 0)?),
         (scores.relative_error, error.sqrt()),
         (scores.max_abs, d.abs()?.max_all()?.to_scalar()?),
@@ -206,7 +206,7 @@ fn offset_and_scale_cost_the_plain_cosine_and_the_error_only() {
     let a = random(&[3, 4, 5], 1);
     let offset = random(&[1, 1, 5], 2);
     let s = between(&a, &(&a * 2.).unwrap().broadcast_add(&offset).unwrap()).score;
-    approx::assert_relative_eq!(s.centred, 1., max_relative = 1e-12);
+    approx::assert_relative_eq!(s.centered, 1., max_relative = 1e-12);
     approx::assert_relative_eq!(s.correlation, 1., max_relative = 1e-12);
     assert!(s.cosine < 0.99 && s.relative_error > 0.1, "{s:?}");
 }
@@ -223,7 +223,7 @@ fn with_two_of_a_kind_the_null_is_the_other_one() {
     // Nothing stays in its place, so nothing of the score is left. (Less the mean, unequal ones have cosine -1/3.)
     for null in [c.shuffled_positions.unwrap(), c.shuffled_images.unwrap()] {
         assert_eq!(null.cosine, 0.);
-        approx::assert_relative_eq!(null.centred, -1. / 3., max_relative = 1e-12);
+        approx::assert_relative_eq!(null.centered, -1. / 3., max_relative = 1e-12);
         approx::assert_relative_eq!(null.relative_error, 2f64.sqrt(), max_relative = 1e-12);
     }
     // Positions are shuffled within the image: where its tokens are equal, that null keeps the whole score.
@@ -256,7 +256,7 @@ fn what_is_undefined_is_left_out_and_nan_is_not_hidden() {
     let constant = Tensor::full(0.1f64, (3, 7, 2), CPU).unwrap();
     let s = between(&constant, &constant).score;
     approx::assert_relative_eq!(s.cosine, 1., max_relative = 1e-12);
-    assert!(s.centred.is_nan() && s.correlation.is_nan(), "{s:?}");
+    assert!(s.centered.is_nan() && s.correlation.is_nan(), "{s:?}");
     // One NaN in a map is a NaN in every score.
     let mut values = vec![1f64; 8];
     values[3] = f64::NAN;
@@ -265,7 +265,7 @@ fn what_is_undefined_is_left_out_and_nan_is_not_hidden() {
     for s in [c.score, c.shuffled_positions.unwrap()] {
         for score in [
             s.cosine,
-            s.centred,
+            s.centered,
             s.correlation,
             s.relative_error,
             s.max_abs,
@@ -360,12 +360,12 @@ fn the_chunk_changes_nothing_but_the_calls() {
     assert_eq!(calls, [2, 2, 1].repeat(3));
     assert_eq!(whole, chunked);
 
-    let centred: Vec<f64> = whole
+    let centered: Vec<f64> = whole
         .elements
         .iter()
-        .map(|(_, c)| c.score.centred)
+        .map(|(_, c)| c.score.centered)
         .collect();
-    approx::assert_relative_eq!(whole.mean.score.centred, (centred[0] + centred[1]) / 2.);
+    approx::assert_relative_eq!(whole.mean.score.centered, (centered[0] + centered[1]) / 2.);
     let max_abs = whole.elements.iter().map(|(_, c)| c.score.max_abs);
     assert_eq!(whole.mean.score.max_abs, max_abs.fold(0., f64::max));
 }
@@ -384,7 +384,7 @@ fn every_float_type_is_scored_in_f64() {
         let report = EqScore::new(grid(4, 4)).measure(&images, &[D4::HFLIP], &mut rng(), net);
         let score = report.unwrap().mean.score;
         assert!(
-            (score.centred - 1.).abs() < tolerance,
+            (score.centered - 1.).abs() < tolerance,
             "{dtype:?}: {score:?}"
         );
     }
@@ -474,7 +474,7 @@ fn channels_may_come_last() {
 
 #[test]
 fn a_field_says_how_channels_turn() {
-    use ser_reg::group::{Field, Subgroup};
+    use ser_reg::group::{FieldType, Subgroup};
     // The lifting of an image to C4: one channel per quarter turn, each the image differentiated that way.
     let images = random(&[6, 1, 6, 6], 41);
     let grid = TokenGrid::square(6).unwrap();
@@ -486,7 +486,7 @@ fn a_field_says_how_channels_turn() {
     });
     let kernels = Tensor::cat(&poses.collect::<Vec<_>>(), 0).unwrap();
     let layer = |x: &Tensor| x.conv2d(&kernels, 1, 1, 1, 1);
-    let score = |field: Option<Field>| {
+    let score = |field: Option<FieldType>| {
         let score = EqScore {
             field,
             ..EqScore::new(grid)
@@ -494,12 +494,12 @@ fn a_field_says_how_channels_turn() {
         let turns = &Subgroup::C4.elements()[1..];
         score.measure(&images, turns, &mut StdRng::seed_from_u64(0), layer)
     };
-    let regular = score(Some(Field::regular(Subgroup::C4, 4).unwrap())).unwrap();
+    let regular = score(Some(FieldType::regular(Subgroup::C4, 4).unwrap())).unwrap();
     assert!((regular.mean.score.cosine - 1.0).abs() < 1e-12);
     assert!(regular.mean.score.relative_error < 1e-12);
     let plain = score(None).unwrap();
-    assert!(plain.mean.score.centred < 0.6, "{plain:?}");
-    assert_eq!(score(Some(Field::trivial(4))).unwrap(), plain);
-    let message = score(Some(Field::trivial(5))).unwrap_err().to_string();
+    assert!(plain.mean.score.centered < 0.6, "{plain:?}");
+    assert_eq!(score(Some(FieldType::trivial(4))).unwrap(), plain);
+    let message = score(Some(FieldType::trivial(5))).unwrap_err().to_string();
     assert!(message.contains("(B, N, 5)"), "{message}");
 }

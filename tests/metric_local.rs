@@ -23,7 +23,7 @@ fn grid(rows: usize, cols: usize) -> TokenGrid {
     TokenGrid::new(rows, cols).unwrap()
 }
 
-/// One image `(1, 1, rows, cols)` of a function of the offset `(y, x)` from the centre, in pixels.
+/// One image `(1, 1, rows, cols)` of a function of the offset `(y, x)` from the center, in pixels.
 fn picture(rows: usize, cols: usize, f: impl Fn(f64, f64) -> f64) -> Tensor {
     let offset = |i: usize, n: usize| i as f64 + 0.5 - n as f64 / 2.;
     let at = |i: usize| f(offset(i / cols, rows), offset(i % cols, cols));
@@ -148,7 +148,7 @@ fn the_derivative_of_a_linear_picture_has_its_closed_form() {
     }
 }
 
-/// At a pixel's centre bilinear interpolation has a kink, and the central difference takes the mean of both sides. At
+/// At a pixel's center bilinear interpolation has a kink, and the central difference takes the mean of both sides. At
 /// the border the picture is mirrored.
 #[test]
 fn the_derivative_of_any_row_is_its_central_difference() {
@@ -573,9 +573,9 @@ fn ridge_by_inverse(x: &Tensor, y: &Tensor, lambda: f64, at: &Tensor) -> DMatrix
         at.column_mut(j).apply(|v| *v = (*v - mean) / std);
     }
     let mean = y.row_mean();
-    let centred = DMatrix::from_fn(y.nrows(), y.ncols(), |i, j| y[(i, j)] - mean[j]);
+    let centered = DMatrix::from_fn(y.nrows(), y.ncols(), |i, j| y[(i, j)] - mean[j]);
     let gram = x.transpose() * &x + DMatrix::identity(x.ncols(), x.ncols()) * (lambda * n);
-    let mut out = at * gram.try_inverse().unwrap() * x.transpose() * centred;
+    let mut out = at * gram.try_inverse().unwrap() * x.transpose() * centered;
     for mut row in out.row_iter_mut() {
         row += &mean;
     }

@@ -315,19 +315,19 @@ impl Rows for Tensor {
     }
 }
 
-/// CKA by its definition: centred kernels, or the textbook's U-statistic over pairs, triples and quadruples.
+/// CKA by its definition: centered kernels, or the textbook's U-statistic over pairs, triples and quadruples.
 fn cka_of_kernels(x: &Tensor, y: &Tensor, debiased: bool) -> f64 {
     let n = x.dims()[0];
     let kernel =
         |x: &Tensor| -> Vec<Vec<f64>> { x.matmul(&x.t().unwrap()).unwrap().to_vec2().unwrap() };
     let (k, l) = (kernel(x), kernel(y));
-    let centred = |k: &[Vec<f64>]| -> DMatrix<f64> {
+    let centered = |k: &[Vec<f64>]| -> DMatrix<f64> {
         let h = DMatrix::identity(n, n).add_scalar(-1. / n as f64);
         &h * DMatrix::from_fn(n, n, |i, j| k[i][j]) * &h
     };
     let hsic = |k: &[Vec<f64>], l: &[Vec<f64>]| -> f64 {
         if !debiased {
-            return (centred(k) * centred(l)).trace();
+            return (centered(k) * centered(l)).trace();
         }
         // Sums over distinct indices, each divided by how many there are.
         let (mut pairs, mut triples, mut quadruples) = (0., 0., 0.);
@@ -350,7 +350,7 @@ fn cka_of_kernels(x: &Tensor, y: &Tensor, debiased: bool) -> f64 {
 
 #[test]
 fn cka_equals_its_definition_by_kernels() {
-    // More rows than features, fewer, in between; an offset that a mistake in centring would show.
+    // More rows than features, fewer, in between; an offset that a mistake in centering would show.
     for (n, d, e) in [(12, 3, 5), (8, 20, 30), (9, 4, 20), (4, 2, 2), (5, 1, 1)] {
         let x = (normal(&[n, d], 1) + 3.).unwrap();
         let mixed = x.matmul(&normal(&[d, e], 2)).unwrap();
@@ -394,8 +394,8 @@ fn cka_does_not_change_under_orthogonal_maps_scale_and_offset() {
 fn many_rows_equal_plain_products() {
     let x = normal(&[2500, 3], 1);
     let y = (x.matmul(&normal(&[3, 4], 2)).unwrap() + normal(&[2500, 4], 3)).unwrap();
-    let centred = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
-    let (x0, y0) = (centred(&x), centred(&y));
+    let centered = |x: &Tensor| x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
+    let (x0, y0) = (centered(&x), centered(&y));
     let norm = |a: &Tensor, b: &Tensor| {
         let product = a.t().unwrap().matmul(b).unwrap();
         product

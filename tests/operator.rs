@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use ser_reg::{
     Channels, Filter, GridOperator, GroupAction, Layout, Padding, Resample, TokenGrid,
     group::{Affine, D4, Element, Scale, Window},
-    operator::Form,
+    operator::OperatorKind,
     testing,
 };
 
@@ -54,7 +54,7 @@ fn slow_twin(
     let mut out = Vec::new();
     for i in 0..to.rows() {
         for j in 0..to.cols() {
-            let [y, x_] = g.source(to.centre(i, j));
+            let [y, x_] = g.source(to.center(i, j));
             let (v, u) = (y * from.rows() as f64 - 0.5, x_ * from.cols() as f64 - 0.5);
             let mut sum = 0.0;
             for a in v.floor() as i64 - 3..=v.floor() as i64 + 3 {
@@ -161,7 +161,7 @@ fn every_filter_has_the_gradient_of_central_differences() {
 fn permutations_keep_every_type_to_the_bit() {
     let grid = TokenGrid::new(3, 4).unwrap();
     let operator = GridOperator::new(&D4::ALL[..1], grid, &Resample::default()).unwrap();
-    assert_eq!(operator.form(), Form::Permutation);
+    assert_eq!(operator.kind(), OperatorKind::Permutation);
     let square = TokenGrid::square(3).unwrap();
     let turns = GridOperator::new(&D4::ALL, square, &Resample::default()).unwrap();
     let labels: Vec<i64> = (0..8 * 9).collect();
@@ -473,7 +473,7 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
         crop: Some(CropRange::default()),
         ..ViewConfig::default()
     };
-    let sampler = ViewSampler::new(config, TokenGrid::square(12).unwrap()).unwrap();
+    let sampler = ViewSampler::new(TokenGrid::square(12).unwrap(), config).unwrap();
     let views = sampler.sample_pair(&mut rng(7), 4).unwrap();
     // a smooth picture: both views of it agree where they overlap
     let picture = Tensor::from_vec(
@@ -485,8 +485,8 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
     )
     .unwrap();
     let (a, b) = (
-        views.first.act(&picture).unwrap(),
-        views.second.act(&picture).unwrap(),
+        views.first.apply(&picture).unwrap(),
+        views.second.apply(&picture).unwrap(),
     );
     let pixels = |x: &Tensor| TokenGrid::new(x.dims()[2], x.dims()[3]).unwrap();
     let relative = views.relative();

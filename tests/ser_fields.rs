@@ -6,8 +6,8 @@ use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
 use ser_reg::fibre::FibreOperator;
-use ser_reg::group::{Affine, D4, Element, Field, Scale, Subgroup, Window};
-use ser_reg::loss::{Form, NtXent, SameImage, nt_xent_ragged};
+use ser_reg::group::{Affine, D4, Element, FieldType, Scale, Subgroup, Window};
+use ser_reg::loss::{Negatives, NtXent, SameImage, nt_xent_ragged};
 use ser_reg::projector::{Projector, ProjectorConfig};
 use ser_reg::ser::{Objective, SerConfig, SerLoss};
 use ser_reg::view::{Pairing, Relative, ViewConfig, ViewSampler};
@@ -26,7 +26,7 @@ fn config(objective: Objective) -> SerConfig {
 }
 
 /// A loss in f64 with seeded variables.
-fn build(config: SerConfig, field: Field, seed: u64) -> ser_reg::Result<(SerLoss, VarMap)> {
+fn build(config: SerConfig, field: FieldType, seed: u64) -> ser_reg::Result<(SerLoss, VarMap)> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
     let ser = SerLoss::with_field(config, field, vb)?;
@@ -73,14 +73,14 @@ fn views(
     seed: u64,
 ) -> ser_reg::Result<(Tensor, Tensor, Relative<Element>)> {
     let config = ViewConfig {
-        pairing: Pairing::Free(group),
+        pairing: Pairing::Independent(group),
         area: (1.0, 1.0),
         aspect: (1.0, 1.0),
         ..Default::default()
     };
-    let sampler = ViewSampler::new(config, TokenGrid::square(x.dims()[2])?)?;
+    let sampler = ViewSampler::new(TokenGrid::square(x.dims()[2])?, config)?;
     let pair = sampler.sample_pair(&mut rng(seed), x.dims()[0])?;
-    Ok((pair.first.act(x)?, pair.second.act(x)?, pair.relative()))
+    Ok((pair.first.apply(x)?, pair.second.apply(x)?, pair.relative()))
 }
 
 #[test]
@@ -95,8 +95,8 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
                 eps: 0.0,
                 ..config(objective)
             };
-            let (regular, _) = build(eps, Field::regular(group, channels)?, 1)?;
-            let (trivial, _) = build(eps, Field::trivial(channels), 1)?;
+            let (regular, _) = build(eps, FieldType::regular(group, channels)?, 1)?;
+            let (trivial, _) = build(eps, FieldType::trivial(channels), 1)?;
             let regular = scalar(&regular.forward(&map1, &map2, &relative)?.loss);
             let trivial = scalar(&trivial.forward(&map1, &map2, &relative)?.loss);
             println!("{group:?} {objective:?}: regular {regular:e}, trivial {trivial}");
@@ -111,7 +111,7 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
             temperature: 0.05,
             ..config(Objective::default())
         };
-        let (ser, _) = build(sharp, Field::regular(group, channels)?, 1)?;
+        let (ser, _) = build(sharp, FieldType::regular(group, channels)?, 1)?;
         let out = ser.forward(&map1, &map2, &relative)?;
         assert_close(&[scalar(&out.accuracy.expect("NT-Xent"))], &[1.0], 1e-12);
 
@@ -120,7 +120,7 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
             let mean = map.reshape((8, 3, group.order(), 6, 6))?.mean(2)?;
             Tensor::cat(&[&mean, map], 1)
         };
-        let field = Field::trivial(3).and(Field::regular(group, channels)?);
+        let field = FieldType::trivial(3).and(FieldType::regular(group, channels)?);
         let (mixed, _) = build(config(Objective::Mse), field, 1)?;
         let out = mixed.forward(&invariant(&map1)?, &invariant(&map2)?, &relative)?;
         assert!(scalar(&out.loss) < 1e-26);
@@ -135,7 +135,7 @@ fn a_layer_without_the_symmetry_has_a_loss_under_both() -> Done {
     let layer = Lifting {
         kernel: kernel.as_tensor().clone(),
     };
-    for field in [Field::trivial(8), Field::regular(Subgroup::D4, 8)?] {
+    for field in [FieldType::trivial(8), FieldType::regular(Subgroup::D4, 8)?] {
         let (ser, _) = build(config(Objective::Mse), field, 1)?;
         let out = ser.forward(&layer.forward(&x1)?, &layer.forward(&x2)?, &relative)?;
         assert!(scalar(&out.loss) > 0.05);
@@ -159,14 +159,14 @@ fn a_head_on_each_group_element_keeps_the_field() -> Done {
             ..config(Objective::Mse)
         };
         let channels = 3 * group.order();
-        let (ser, vars) = build(config, Field::regular(group, channels)?, 5)?;
+        let (ser, vars) = build(config, FieldType::regular(group, channels)?, 5)?;
         assert_eq!(vars.data().lock().unwrap()["hidden.weight"].dims(), [5, 3]);
         let out = ser.forward(&map1, &map2, &relative)?;
         assert!(scalar(&out.loss) < 1e-24, "{group:?}: {}", out.loss);
         let projected = ser.project(&map1, relative.from_grid())?;
         assert_eq!(projected.dims(), [6, 36, 4 * group.order()]);
         // and the head does not make everything equal
-        let (trivial, _) = build(config, Field::trivial(channels), 5)?;
+        let (trivial, _) = build(config, FieldType::trivial(channels), 5)?;
         assert!(scalar(&trivial.forward(&map1, &map2, &relative)?.loss) > 0.01);
     }
     Ok(())
@@ -182,10 +182,10 @@ fn both_directions_undo_each_other_on_scales_and_crops() -> Done {
         window.then(D4::ANTI_TRANSPOSE).then(Scale::new(2.0, 1.0)?),
     ];
     assert_eq!(elements[0].out_grid(grid)?, grid);
-    let field = Field::trivial(1).and(Field::regular(Subgroup::D4, 8)?);
+    let field = FieldType::trivial(1).and(FieldType::regular(Subgroup::D4, 8)?);
     let relative = Relative::new(elements.to_vec(), grid, grid)?;
     let map = tokens(&mut rng(6), (2, 16, 9), DType::F64)?;
-    let moved = relative.forward(&Resample::default())?.apply(&map)?;
+    let moved = relative.to_second(&Resample::default())?.apply(&map)?;
     let moved = FibreOperator::new(&field, &[D4::ROT90, D4::ANTI_TRANSPOSE])?.apply(&moved)?;
     let one_way = SerConfig {
         symmetric: false,
@@ -222,25 +222,25 @@ fn gradients_match_differences() -> Done {
         norm: true,
     };
     let cross = Objective::NtXent {
-        form: Form::CrossView,
+        form: Negatives::OtherView,
         same_image: SameImage::Exclude,
     };
     for (objective, projector, field) in [
         (
             Objective::Mse,
             None,
-            Field::trivial(2).and(Field::regular(Subgroup::D4, 8)?),
+            FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?),
         ),
         (
             Objective::default(),
             None,
-            Field::trivial(2).and(Field::regular(Subgroup::D4, 8)?),
+            FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?),
         ),
-        (cross, Some(head), Field::regular(Subgroup::D4, 24)?),
+        (cross, Some(head), FieldType::regular(Subgroup::D4, 24)?),
         (
             Objective::Cosine,
             Some(head),
-            Field::regular(Subgroup::D4, 24)?,
+            FieldType::regular(Subgroup::D4, 24)?,
         ),
     ] {
         let shape = (3, 4, field.channels());
@@ -289,10 +289,10 @@ fn a_trivial_field_is_what_it_always_was() -> Done {
             projector,
             ..Default::default()
         };
-        let (ser, vars) = build(config, Field::trivial(2), 1)?;
+        let (ser, vars) = build(config, FieldType::trivial(2), 1)?;
         let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
         let head = projector
-            .map(|head| Projector::new(head, 2, vb))
+            .map(|head| Projector::new(2, head, vb))
             .transpose()?;
         let project = |x: &Tensor| -> ser_reg::Result<Tensor> {
             let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
@@ -334,10 +334,10 @@ fn keys_of_a_momentum_encoder_turn_too() -> Done {
     let layer = Lifting::new(group, 2, 2, 1)?;
     let (x1, x2, relative) = views(group, &images(5, 4, 2)?, 3)?;
     let (map1, map2) = (layer.forward(&x1)?, layer.forward(&x2)?);
-    let (ser, _) = build(config(Objective::Mse), Field::regular(group, 16)?, 1)?;
+    let (ser, _) = build(config(Objective::Mse), FieldType::regular(group, 16)?, 1)?;
     let out = ser.forward_with_keys([&map1, &map2], [&map1, &map2], &ser, &relative)?;
     assert!(scalar(&out.loss) < 1e-26);
-    let (other, _) = build(config(Objective::Mse), Field::trivial(16), 1)?;
+    let (other, _) = build(config(Objective::Mse), FieldType::trivial(16), 1)?;
     assert_says(
         ser.forward_with_keys([&map1, &map2], [&map1, &map2], &other, &relative),
         &["key side on the same field", "Regular(D4)", "Trivial"],
@@ -353,7 +353,7 @@ fn keys_of_a_momentum_encoder_turn_too() -> Done {
             projector: Some(head),
             ..config(Objective::Mse)
         };
-        build(config, Field::regular(group, 16).unwrap(), 1).unwrap()
+        build(config, FieldType::regular(group, 16).unwrap(), 1).unwrap()
     });
     assert_says(
         ser.forward_with_keys([&map1, &map2], [&map1, &map2], &other, &relative),
@@ -376,7 +376,7 @@ fn what_makes_no_sense_is_refused() -> Done {
             norm,
         })
     };
-    let mixed = Field::trivial(2).and(Field::regular(Subgroup::C4, 8)?);
+    let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::C4, 8)?);
     assert_says(
         build(
             SerConfig {
@@ -388,7 +388,7 @@ fn what_makes_no_sense_is_refused() -> Done {
         ),
         &["SerConfig::projector", "None for a mixed field"],
     );
-    let single = Field::regular(Subgroup::C4, 4)?;
+    let single = FieldType::regular(Subgroup::C4, 4)?;
     assert_says(
         build(
             SerConfig {
@@ -442,7 +442,7 @@ fn what_makes_no_sense_is_refused() -> Done {
             ..Default::default()
         };
         assert_says(
-            build(none, Field::trivial(0), 1),
+            build(none, FieldType::trivial(0), 1),
             &["channels", "width of at least 1", "0"],
         );
     }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor, Var, backprop::GradStore};
 use candle_nn::{VarBuilder, VarMap};
 use loss_common::{assert_close, assert_says, flat, rng, scalar, tokens};
 use ser_reg::grad::{self, named};
-use ser_reg::group::{D4, Element, Field, Subgroup};
+use ser_reg::group::{D4, Element, FieldType, Subgroup};
 use ser_reg::projector::ProjectorConfig;
 use ser_reg::ser::{Depth, Objective, SerConfig, SerLayers, SerLoss};
 use ser_reg::view::Relative;
@@ -231,7 +231,7 @@ fn layers_may_differ_in_grid_field_and_settings() -> Done {
         objective: Objective::Mse,
         ..Default::default()
     };
-    let regular = Field::regular(Subgroup::D4, 8)?;
+    let regular = FieldType::regular(Subgroup::D4, 8)?;
     let layers = SerLayers::from_losses([
         ("early", 2.0, SerLoss::new(bare, 3, vb.clone())?),
         ("late", 1.0, SerLoss::with_field(bare, regular, vb)?),

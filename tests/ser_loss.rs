@@ -7,7 +7,7 @@ use candle_nn::{VarBuilder, VarMap};
 use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
 use rand::Rng;
 use ser_reg::group::{D4, Element, Scale, Window};
-use ser_reg::loss::{Form, NtXent, SameImage, nt_xent, nt_xent_ragged};
+use ser_reg::loss::{Negatives, NtXent, SameImage, nt_xent, nt_xent_ragged};
 use ser_reg::projector::{Projector, ProjectorConfig};
 use ser_reg::ser::{Objective, SerConfig, SerLoss, StopGradient, Validity};
 use ser_reg::view::Relative;
@@ -104,11 +104,11 @@ fn no_overlap() -> Relative<Element> {
 
 const OBJECTIVES: [Objective; 7] = [
     Objective::NtXent {
-        form: Form::Paper,
+        form: Negatives::BothViews,
         same_image: SameImage::Exclude,
     },
     Objective::NtXent {
-        form: Form::CrossView,
+        form: Negatives::OtherView,
         same_image: SameImage::Keep,
     },
     Objective::Mse,
@@ -122,7 +122,7 @@ const OBJECTIVES: [Objective; 7] = [
 fn an_equivariant_map_costs_nothing_and_matches_everywhere() -> Done {
     let relative = turns();
     let (map, _) = maps(1, 3, &relative);
-    let moved = relative.forward(&Resample::default())?.apply(&map)?;
+    let moved = relative.to_second(&Resample::default())?.apply(&map)?;
     for objective in OBJECTIVES {
         let (ser, _) = build(
             SerConfig {
@@ -161,8 +161,8 @@ fn the_loss_is_the_mean_over_both_frames() -> Done {
     let out = ser.forward_with_keys([&q.0, &q.1], [&k.0, &k.1], &ser, &relative)?;
 
     let (there, back) = (
-        relative.forward(&config.resample)?,
-        relative.reverse(&config.resample)?,
+        relative.to_second(&config.resample)?,
+        relative.to_first(&config.resample)?,
     );
     let one_way = NtXent {
         temperature: 0.2,
@@ -246,7 +246,7 @@ fn masked_tokens_get_no_gradient_and_count_nothing() -> Done {
         let out = ser.forward(&map1, &map2, &relative)?;
         let grads = out.loss.backward()?;
         let grad = grads.get(&map2).expect("a gradient");
-        let operator = relative.forward(&config.resample)?;
+        let operator = relative.to_second(&config.resample)?;
         let mut counted = 0;
         for b in 0..3 {
             let valid = operator.valid(b).expect("crops have masks");
@@ -620,7 +620,7 @@ fn the_projector_is_what_it_says() -> Result<()> {
 fn the_projector_starts_xavier_uniform() -> Result<()> {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    Projector::new(ProjectorConfig::default(), 384, vb)?;
+    Projector::new(384, ProjectorConfig::default(), vb)?;
     let vars = vars.data().lock().unwrap();
     for (name, inputs) in [("hidden.weight", 384), ("out.weight", 512)] {
         let w = flat(&vars[name]);
@@ -649,7 +649,7 @@ fn the_projector_commutes_with_permutations() -> Done {
         },
         4,
     );
-    let turn = relative.forward(&Resample::default())?;
+    let turn = relative.to_second(&Resample::default())?;
     let before = ser.project(&turn.apply(&map)?, grid(3, 3))?;
     let after = turn.apply(&ser.project(&map, grid(3, 3))?)?;
     assert_close(&flat(&before), &flat(&after), 1e-13);
@@ -684,7 +684,7 @@ fn dropped_tokens_leave_a_ragged_batch() -> Done {
         1,
     );
     let out = ser.forward(&map1, &map2, &relative)?;
-    let operator = relative.forward(&Resample::default())?;
+    let operator = relative.to_second(&Resample::default())?;
     let (mut rows, mut ids) = (Vec::new(), Vec::new());
     for b in 0..3u32 {
         for cell in 0..12u32 {
@@ -836,7 +836,7 @@ fn bad_input_is_named() -> Done {
         &["at least two images", "SameImage::Exclude", "got 1"],
     );
     let keep = Objective::NtXent {
-        form: Form::Paper,
+        form: Negatives::BothViews,
         same_image: SameImage::Keep,
     };
     for objective in [keep, Objective::Mse] {
@@ -865,7 +865,7 @@ fn bad_input_is_named() -> Done {
         head.forward(&single(&map1)?, &single(&map2)?, &relative),
         &["Projector", "f64", "f32"],
     );
-    let projector = Projector::new(small_head(), 7, VarBuilder::zeros(DType::F64, &Device::Cpu))?;
+    let projector = Projector::new(7, small_head(), VarBuilder::zeros(DType::F64, &Device::Cpu))?;
     assert_says(
         projector.forward(&map1).map_err(Into::into),
         &["Projector", "(…, 7)", "[3, 9, 5]"],

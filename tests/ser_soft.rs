@@ -7,7 +7,7 @@ use candle_nn::VarBuilder;
 use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
 use rand::Rng;
 use ser_reg::group::{Affine, D4, Element, Window};
-use ser_reg::loss::{Form, SameImage};
+use ser_reg::loss::{Negatives, SameImage};
 use ser_reg::ser::{
     Objective, Scope, SerConfig, SerLoss, SoftWeight, Validity, Weights, pair_visibility,
     token_visibility,
@@ -21,11 +21,11 @@ const CHANNELS: usize = 4;
 
 const OBJECTIVES: [Objective; 7] = [
     Objective::NtXent {
-        form: Form::Paper,
+        form: Negatives::BothViews,
         same_image: SameImage::Exclude,
     },
     Objective::NtXent {
-        form: Form::CrossView,
+        form: Negatives::OtherView,
         same_image: SameImage::Keep,
     },
     Objective::Mse,
@@ -186,8 +186,8 @@ fn weights_weigh_the_anchors_of_their_own_view() -> Done {
     let ser = build(plain(Objective::Mse))?;
     let out = ser.forward_weighted(&map1, &map2, &relative, &weights)?;
     let (there, back) = (
-        relative.forward(&Resample::default())?,
-        relative.reverse(&Resample::default())?,
+        relative.to_second(&Resample::default())?,
+        relative.to_first(&Resample::default())?,
     );
     let second = loss::mse(&map2, &there.apply(&map1)?, Some(&product(&w2)))?;
     let first = loss::mse(&map1, &back.apply(&map2)?, Some(&product(&w1)))?;
@@ -268,7 +268,7 @@ fn a_token_of_weight_zero_is_dropped() -> Done {
         ..Default::default()
     };
     let out = ser.forward_weighted(&map1, &map2, &all, &first)?;
-    let back = all.reverse(&Resample::default())?;
+    let back = all.to_first(&Resample::default())?;
     let mask = back
         .mask(DType::F32, &Device::Cpu)?
         .expect("crops have masks");
@@ -356,7 +356,7 @@ fn without_normalisation_a_batch_seen_in_part_counts_less() -> Done {
     };
     let out = ser.forward_weighted(&map1, &map2, &relative, &weights)?;
     // Σ w p ℓ / Σ w over the valid tokens of the second view
-    let operator = relative.forward(&Resample::default())?;
+    let operator = relative.to_second(&Resample::default())?;
     let keys = operator.apply(&map1)?;
     let each = (map2.as_tensor() - keys)?
         .sqr()?
@@ -533,7 +533,7 @@ fn one_image_left_is_no_error_and_costs_nothing() -> Done {
         ..Default::default()
     };
     // by weights
-    for form in [Form::Paper, Form::CrossView] {
+    for form in [Negatives::BothViews, Negatives::OtherView] {
         let ser = build(plain(exclude(form)))?;
         let out = ser.forward_weighted(&map1, &map2, &relative, &weights)?;
         assert_eq!((scalar(&out.loss), out.tokens), (0.0, 18));
@@ -542,13 +542,13 @@ fn one_image_left_is_no_error_and_costs_nothing() -> Done {
     let away = Element::from(Affine::translation(3.0, 0.0)?);
     let masked = vec![Element::from(D4::ROT90), away];
     let masked = Relative::new(masked, grid(3, 3), grid(3, 3))?;
-    for form in [Form::Paper, Form::CrossView] {
+    for form in [Negatives::BothViews, Negatives::OtherView] {
         let out = build(plain(exclude(form)))?.forward(&map1, &map2, &masked)?;
         assert_eq!((scalar(&out.loss), out.tokens), (0.0, 18));
     }
     // objectives without negatives, or with those of the same image, go on
     let keep = Objective::NtXent {
-        form: Form::Paper,
+        form: Negatives::BothViews,
         same_image: SameImage::Keep,
     };
     for objective in [keep, Objective::Mse] {
@@ -598,7 +598,7 @@ fn without_normalisation_the_least_weight_may_be_zero() -> Done {
         let (zero, soft) = value(0.0)?;
         assert_close(&[zero], &[value(1e-9)?.0], 1e-7);
         // and both are the formula
-        let keys = relative.forward(&Resample::default())?.apply(&map1)?;
+        let keys = relative.to_second(&Resample::default())?.apply(&map1)?;
         let each = (map2.as_tensor() - keys)?.sqr()?.mean(2)?;
         let (mut sum, mut total) = (0.0, 0.0);
         for (i, value) in flat(&each).into_iter().enumerate() {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use ser_reg::{
     Filter, GridOperator, GroupAction, Padding, Resample, SerConfig, SerLoss, TokenGrid,
     group::{Affine, D4, Element, Point, Roll, Scale, Window},
-    operator::Form,
+    operator::OperatorKind,
     testing::{self, EXACT, POINTS},
     view::Relative,
 };
@@ -26,16 +26,16 @@ fn between(from: TokenGrid, to: TokenGrid) -> GridOperator {
     GridOperator::new(&[Scale::to_grid(from, to)], from, &fourier()).unwrap()
 }
 
-/// The definition through the discrete Fourier transform, one axis: coefficients of cells at half-cell centres, those
-/// beyond the band dropped, the sum of what is left at the target's centres. At an even band the Nyquist coefficient is
+/// The definition through the discrete Fourier transform, one axis: coefficients of cells at half-cell centers, those
+/// beyond the band dropped, the sum of what is left at the target's centers. At an even band the Nyquist coefficient is
 /// split between both signs where cells are added, and both signs are kept where they are taken away.
 fn slow_fourier(x: &[f64], m: usize, shift: f64) -> Vec<f64> {
     use std::f64::consts::TAU;
     let n = x.len();
     let band = n.min(m);
-    let centre = |i: usize, n: usize| (i as f64 + 0.5) / n as f64;
+    let center = |i: usize, n: usize| (i as f64 + 0.5) / n as f64;
     let coefficient = |k: i64| {
-        let angle = |j| -TAU * k as f64 * centre(j, n);
+        let angle = |j| -TAU * k as f64 * center(j, n);
         let sum = |f: fn(f64) -> f64| -> f64 { (0..n).map(|j| x[j] * f(angle(j))).sum() };
         (sum(f64::cos) / n as f64, sum(f64::sin) / n as f64)
     };
@@ -48,7 +48,7 @@ fn slow_fourier(x: &[f64], m: usize, shift: f64) -> Vec<f64> {
     let value = |i| {
         let terms = (-(n as i64)..=n as i64).filter(|&k| weight(k) > 0.0);
         let term = |k: i64| {
-            let ((re, im), angle) = (coefficient(k), TAU * k as f64 * (centre(i, m) - shift));
+            let ((re, im), angle) = (coefficient(k), TAU * k as f64 * (center(i, m) - shift));
             weight(k) * (re * angle.cos() - im * angle.sin())
         };
         terms.map(term).sum()
@@ -327,7 +327,7 @@ fn rolls_by_fractions_are_separable_and_wrap_around() {
             padding: Padding::Periodic,
         };
         let operator = GridOperator::new(&[roll], grid, &resample).unwrap();
-        assert_eq!(operator.form(), Form::Separable);
+        assert_eq!(operator.kind(), OperatorKind::Separable);
         assert!(operator.valid(0).is_none());
         // A convolution on the torus: it commutes with shifts by whole cells, across the seam too.
         let whole = Roll::from_cells(2, 3, grid).unwrap();
@@ -369,7 +369,7 @@ proptest! {
             .compose(&Affine::shear(shear, 0.0).unwrap());
         let operator = GridOperator::new(&[g], grid, &Resample::default()).unwrap();
         for i in 0..grid.len() {
-            let [y, x] = g.source(grid.centre(i / 12, i % 12));
+            let [y, x] = g.source(grid.center(i / 12, i % 12));
             let inside = (0.0..=1.0).contains(&y) && (0.0..=1.0).contains(&x);
             prop_assert_eq!(operator.valid(0).is_none_or(|v| v[i]), inside);
         }

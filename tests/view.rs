@@ -38,17 +38,17 @@ proptest! {
         rows in 2usize..=8, cols in 2usize..=8, complement: bool, batch in 1usize..=5, seed: u64,
     ) {
         let base = TokenGrid::new(rows, cols).unwrap();
-        let pairing = if complement { Pairing::Complement } else { Pairing::Free(Subgroup::D4) };
-        let views = ViewSampler::new(unscaled(pairing), base).unwrap().sample_pair(&mut rng(seed), batch).unwrap();
+        let pairing = if complement { Pairing::Complement } else { Pairing::Independent(Subgroup::D4) };
+        let views = ViewSampler::new(base, unscaled(pairing)).unwrap().sample_pair(&mut rng(seed), batch).unwrap();
         let relative = views.relative();
         prop_assert_eq!(relative.from_grid(), views.first.grid());
         prop_assert_eq!(relative.to_grid(), views.second.grid());
         let x = common::random(&[batch, 2, 3 * rows, 3 * cols], seed);
         // Without scaling everything is a permutation, of tokens and of pixels. A map is pooled from pixels by patches.
         let pool = |x: &Tensor| x.avg_pool2d(3).unwrap();
-        let (a, b) = (views.first.act(&x).unwrap(), views.second.act(&x).unwrap());
-        let forward = relative.forward(&Resample::default()).unwrap();
-        let reverse = relative.reverse(&Resample::default()).unwrap();
+        let (a, b) = (views.first.apply(&x).unwrap(), views.second.apply(&x).unwrap());
+        let forward = relative.to_second(&Resample::default()).unwrap();
+        let reverse = relative.to_first(&Resample::default()).unwrap();
         prop_assert!(max_gap(&forward.apply(&pool(&a)).unwrap(), &pool(&b)) < 1e-12);
         prop_assert!(max_gap(&reverse.apply(&pool(&b)).unwrap(), &pool(&a)) < 1e-12);
     }
@@ -56,12 +56,12 @@ proptest! {
     #[test]
     fn scaled_views_have_whole_tokens_within_the_ranges(complement: bool, seed: u64, rows in 4usize..=16, cols in 4usize..=16) {
         let base = TokenGrid::new(rows, cols).unwrap();
-        let pairing = if complement { Pairing::Complement } else { Pairing::Free(Subgroup::D4) };
-        let views = ViewSampler::new(config(pairing), base).unwrap().sample_pair(&mut rng(seed), 3).unwrap();
+        let pairing = if complement { Pairing::Complement } else { Pairing::Independent(Subgroup::D4) };
+        let views = ViewSampler::new(base, config(pairing)).unwrap().sample_pair(&mut rng(seed), 3).unwrap();
         let images = Tensor::zeros((3, 1, 4 * rows, 4 * cols), DType::F32, &Device::Cpu).unwrap();
         for view in [&views.first, &views.second] {
             let grid = view.grid();
-            let acted = view.act(&images).unwrap();
+            let acted = view.apply(&images).unwrap();
             prop_assert_eq!(acted.dims(), &[3, 1, 4 * grid.rows(), 4 * grid.cols()]);
             // rounding moves each side by at most half a token
             let (lo, hi) = ((rows as f64 * cols as f64 * 0.7).sqrt(), (rows as f64 * cols as f64 * 1.3).sqrt());
@@ -76,7 +76,7 @@ proptest! {
     #[test]
     fn the_same_seed_draws_the_same_views(seed: u64, crop: bool) {
         let config = ViewConfig { crop: crop.then(CropRange::default), ..ViewConfig::default() };
-        let sampler = ViewSampler::new(config, TokenGrid::square(7).unwrap()).unwrap();
+        let sampler = ViewSampler::new(TokenGrid::square(7).unwrap(), config).unwrap();
         let draw = |seed| {
             let views = sampler.sample_pair(&mut rng(seed), 4).unwrap();
             (views.first.elements().to_vec(), views.second.elements().to_vec(), views.relative().seed())
@@ -88,8 +88,8 @@ proptest! {
     #[test]
     fn crops_stay_within_the_image_and_their_area(seed: u64) {
         let crop = CropRange { area: (0.2, 0.6), aspect: (0.5, 2.0) };
-        let config = ViewConfig { crop: Some(crop), ..unscaled(Pairing::Free(Subgroup::Trivial)) };
-        let sampler = ViewSampler::new(config, TokenGrid::square(8).unwrap()).unwrap();
+        let config = ViewConfig { crop: Some(crop), ..unscaled(Pairing::Independent(Subgroup::Trivial)) };
+        let sampler = ViewSampler::new(TokenGrid::square(8).unwrap(), config).unwrap();
         for g in sampler.sample_pair(&mut rng(seed), 8).unwrap().first.elements() {
             let ([t, l], [b, r]) = (g.source([0.0, 0.0]), g.source([1.0, 1.0]));
             prop_assert!(t >= -1e-9 && l >= -1e-9 && b <= 1.0 + 1e-9 && r <= 1.0 + 1e-9);
@@ -115,8 +115,8 @@ proptest! {
 #[test]
 fn free_pairing_draws_all_relative_elements_alike() {
     let sampler = ViewSampler::new(
-        unscaled(Pairing::Free(Subgroup::D4)),
         TokenGrid::square(4).unwrap(),
+        unscaled(Pairing::Independent(Subgroup::D4)),
     )
     .unwrap();
     let views = sampler.sample_pair(&mut rng(1), 8000).unwrap();
@@ -140,7 +140,7 @@ fn free_pairing_draws_all_relative_elements_alike() {
 #[test]
 fn complement_pairing_shares_one_reflection() {
     let sampler =
-        ViewSampler::new(unscaled(Pairing::Complement), TokenGrid::square(4).unwrap()).unwrap();
+        ViewSampler::new(TokenGrid::square(4).unwrap(), unscaled(Pairing::Complement)).unwrap();
     let mut seen = [false; 8];
     for seed in 0..64 {
         let views = sampler.sample_pair(&mut rng(seed), 6).unwrap();
@@ -161,8 +161,8 @@ fn complement_pairing_shares_one_reflection() {
 #[test]
 fn a_non_square_base_keeps_one_parity_per_view() {
     let sampler = ViewSampler::new(
-        unscaled(Pairing::Free(Subgroup::D4)),
         TokenGrid::new(3, 5).unwrap(),
+        unscaled(Pairing::Independent(Subgroup::D4)),
     )
     .unwrap();
     let mut turned = 0;
@@ -183,7 +183,7 @@ fn a_non_square_base_keeps_one_parity_per_view() {
 fn bad_input_is_named() {
     let base = TokenGrid::square(4).unwrap();
     let fails = |config: ViewConfig, parts: &[&str]| {
-        let message = ViewSampler::new(config, base).unwrap_err().to_string();
+        let message = ViewSampler::new(base, config).unwrap_err().to_string();
         for part in parts {
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }
@@ -287,27 +287,27 @@ fn bad_input_is_named() {
         resample: fourier,
         ..default
     };
-    assert!(ViewSampler::new(whole, base).is_ok());
+    assert!(ViewSampler::new(base, whole).is_ok());
 
-    let sampler = ViewSampler::new(default, base).unwrap();
+    let sampler = ViewSampler::new(base, default).unwrap();
     let empty = sampler.sample_pair(&mut rng(0), 0).unwrap_err().to_string();
     assert!(empty.contains("at least one sample"), "{empty}");
     let views = sampler.sample_pair(&mut rng(0), 2).unwrap();
     let odd = Tensor::zeros((2, 3, 30, 32), DType::F32, &Device::Cpu).unwrap();
-    let message = views.first.act(&odd).unwrap_err().to_string();
+    let message = views.first.apply(&odd).unwrap_err().to_string();
     assert!(
         message.contains("multiple of 4") && message.contains("30"),
         "{message}"
     );
     let batch = Tensor::zeros((3, 3, 32, 32), DType::F32, &Device::Cpu).unwrap();
-    let message = views.first.act(&batch).unwrap_err().to_string();
+    let message = views.first.apply(&batch).unwrap_err().to_string();
     assert!(
         message.contains("a batch of 2") && message.contains("[3, 3, 32, 32]"),
         "{message}"
     );
     // a view of one sample is no view of three
     let single = sampler.sample_pair(&mut rng(0), 1).unwrap();
-    let message = single.first.act(&batch).unwrap_err().to_string();
+    let message = single.first.apply(&batch).unwrap_err().to_string();
     assert!(
         message.contains("a batch of 1 ") && message.contains("[3, 3, 32, 32]"),
         "{message}"
@@ -357,9 +357,9 @@ fn turned_views_want_square_patches() {
     let base = TokenGrid::new(4, 2).unwrap();
     let images = Tensor::zeros((16, 1, 8, 8), DType::F32, &Device::Cpu).unwrap();
     let act = |subgroup| {
-        let sampler = ViewSampler::new(unscaled(Pairing::Free(subgroup)), base).unwrap();
+        let sampler = ViewSampler::new(base, unscaled(Pairing::Independent(subgroup))).unwrap();
         let views = (0..4).map(|seed| sampler.sample_pair(&mut rng(seed), 16).unwrap());
-        let results: Vec<_> = views.map(|v| v.first.act(&images)).collect();
+        let results: Vec<_> = views.map(|v| v.first.apply(&images)).collect();
         results.into_iter().collect::<Result<Vec<_>, _>>()
     };
     assert!(act(Subgroup::Flips).is_ok());
@@ -376,9 +376,9 @@ fn a_crop_that_fits_nowhere_is_the_largest_of_the_nearest_aspect() {
         let crop = Some(CropRange { area, aspect });
         let config = ViewConfig {
             crop,
-            ..unscaled(Pairing::Free(Subgroup::Trivial))
+            ..unscaled(Pairing::Independent(Subgroup::Trivial))
         };
-        let sampler = ViewSampler::new(config, TokenGrid::square(8).unwrap()).unwrap();
+        let sampler = ViewSampler::new(TokenGrid::square(8).unwrap(), config).unwrap();
         let view = sampler.sample_pair(&mut rng(3), 1).unwrap().first;
         let ([t, l], [b, r]) = {
             let g = view.elements()[0];
@@ -417,7 +417,7 @@ fn the_stream_of_older_configurations_stays() {
             0xeb2d_1e1e_1a86_9f37,
         ),
         (
-            config(Pairing::Free(Subgroup::Flips)),
+            config(Pairing::Independent(Subgroup::Flips)),
             0x70fe_a95b_5f51_a562,
             0x41fb_dd28_9a72_c803,
         ),
@@ -426,7 +426,7 @@ fn the_stream_of_older_configurations_stays() {
         let mut seen = 0u64;
         let mut mix = |x: u64| seen = (seen ^ x).wrapping_mul(0x100_0000_01b3).rotate_left(23);
         for base in [TokenGrid::square(7), TokenGrid::new(4, 6)] {
-            let sampler = ViewSampler::new(config, base.unwrap()).unwrap();
+            let sampler = ViewSampler::new(base.unwrap(), config).unwrap();
             for _ in 0..20 {
                 let pair = sampler.sample_pair(rng, 5).unwrap();
                 for view in [&pair.first, &pair.second] {
@@ -451,10 +451,10 @@ fn poses_are_rigid_in_cells_and_within_their_ranges() {
     let base = TokenGrid::new(4, 6).unwrap();
     let only = |range| ViewConfig {
         affine: Some(range),
-        ..unscaled(Pairing::Free(Subgroup::Trivial))
+        ..unscaled(Pairing::Independent(Subgroup::Trivial))
     };
     let draw = |range| {
-        let sampler = ViewSampler::new(only(range), base).unwrap();
+        let sampler = ViewSampler::new(base, only(range)).unwrap();
         let views = sampler.sample_pair(&mut rng(5), 200).unwrap();
         views.first.elements().to_vec()
     };
@@ -504,7 +504,7 @@ fn poses_are_rigid_in_cells_and_within_their_ranges() {
     let (mut y, mut x) = (Vec::new(), Vec::new());
     let shear = (0.0, 0.4);
     for g in draw(AffineRange { shear, ..none }) {
-        // the view's point `A·p`, of p = (½, 0) and (0, ½) from the centre
+        // the view's point `A·p`, of p = (½, 0) and (0, ½) from the center
         let back = g.inverse();
         y.push(2.0 * (back.source([0.5, 1.0])[0] - 0.5));
         x.push(2.0 * (back.source([1.0, 0.5])[1] - 0.5));
@@ -529,7 +529,7 @@ fn posed_crops_of_a_smooth_image_align() {
         min_overlap: 0.2,
         ..ViewConfig::default()
     };
-    let sampler = ViewSampler::new(config, base).unwrap();
+    let sampler = ViewSampler::new(base, config).unwrap();
     let mut compared = 0;
     for seed in 0..6 {
         let one = testing::smooth(base, &mut rng(seed)).unwrap();
@@ -541,18 +541,18 @@ fn posed_crops_of_a_smooth_image_align() {
         let images = Tensor::cat(&[&image, &image, &image], 0).unwrap();
         let views = sampler.sample_pair(&mut rng(seed), 3).unwrap();
         let relative = views.relative();
-        let forward = relative.forward(&Resample::default()).unwrap();
-        let carried = forward.apply(&views.first.act(&images).unwrap()).unwrap();
-        let want = views.second.act(&images).unwrap();
+        let forward = relative.to_second(&Resample::default()).unwrap();
+        let carried = forward.apply(&views.first.apply(&images).unwrap()).unwrap();
+        let want = views.second.apply(&images).unwrap();
         let to = relative.to_grid();
         let gaps = values(&(carried - want).unwrap().abs().unwrap());
         for (at, gap) in gaps.iter().enumerate() {
             let (sample, cell) = (at / (2 * to.len()), at % to.len());
-            let centre = to.centre(cell / to.cols(), cell % to.cols());
-            let source = views.second.elements()[sample].source(centre);
+            let center = to.center(cell / to.cols(), cell % to.cols());
+            let source = views.second.elements()[sample].source(center);
             let within = |p: [f64; 2]| p.iter().all(|c| (0.1..=0.9).contains(c));
             // away from the borders of the source and of the first view, where padding shows
-            if within(source) && within(relative.elements()[sample].source(centre)) {
+            if within(source) && within(relative.elements()[sample].source(center)) {
                 assert!(forward.valid(sample).is_none_or(|v| v[cell]));
                 assert!(
                     *gap < 0.02,
@@ -577,7 +577,7 @@ fn every_pair_overlaps_where_that_is_asked_for() {
         translation: (-0.9, 0.9),
         ..AffineRange::default()
     });
-    for pairing in [Pairing::Free(Subgroup::D4), Pairing::Complement] {
+    for pairing in [Pairing::Independent(Subgroup::D4), Pairing::Complement] {
         for (crop, affine) in [(crop, None), (None, affine), (crop, affine)] {
             let draw = |min_overlap| -> (ViewPair, u64) {
                 let config = ViewConfig {
@@ -587,7 +587,7 @@ fn every_pair_overlaps_where_that_is_asked_for() {
                     ..config(pairing)
                 };
                 let rng = &mut rng(3);
-                let sampler = ViewSampler::new(config, base).unwrap();
+                let sampler = ViewSampler::new(base, config).unwrap();
                 (sampler.sample_pair(rng, 60).unwrap(), rng.next_u64())
             };
             let (loose, after) = draw(0.0);
@@ -609,8 +609,8 @@ fn every_pair_overlaps_where_that_is_asked_for() {
                 }
                 // and both directions of the loss see tokens of every sample
                 for operator in [
-                    pair.relative().forward(&Resample::default()).unwrap(),
-                    pair.relative().reverse(&Resample::default()).unwrap(),
+                    pair.relative().to_second(&Resample::default()).unwrap(),
+                    pair.relative().to_first(&Resample::default()).unwrap(),
                 ] {
                     let seen = |b| operator.valid(b).is_none_or(|v: &[bool]| v.contains(&true));
                     assert!((0..60).all(seen));

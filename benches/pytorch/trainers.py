@@ -150,7 +150,7 @@ class Dino:
         head = [mlp(DIM, 256, 256, DIM, last_norm=False), nn.Linear(DIM, 256, bias=False)]
         self.student = nn.ModuleList([Vit(cls_after), *head, Ser() if ser else nn.Identity()])
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.centre, self.parameters = torch.zeros(256), list(self.student.parameters())
+        self.center, self.parameters = torch.zeros(256), list(self.student.parameters())
 
     def run(self, net, x):
         y, tokens = net[0](x)
@@ -161,8 +161,8 @@ class Dino:
         x = torch.cat([x1, x2])
         with torch.no_grad():
             taught, key_maps = self.run(self.teacher, x)
-            targets = [F.softmax((t - self.centre) / 0.05, -1) for t in taught]
-            self.centre = 0.9 * self.centre + 0.1 * torch.cat(taught).mean(0)
+            targets = [F.softmax((t - self.center) / 0.05, -1) for t in taught]
+            self.center = 0.9 * self.center + 0.1 * torch.cat(taught).mean(0)
         learned, maps = self.run(self.student, x)
         logs = [F.log_softmax(s / 0.1, -1) for s in learned]
         cross = lambda p, q: -(p * q).sum(-1).mean()

@@ -9,7 +9,7 @@ use ser_reg::{
     Partition, SerConfig, SerLoss, TokenGrid, ViewConfig, ViewSampler, group::Subgroup,
     view::Pairing,
 };
-use ser_reg_examples::{
+use ser_reg_trainers::{
     method::{
         Head,
         moco::{Widths, contrast, predictor, projector},
@@ -74,7 +74,7 @@ impl Training {
         let momentum = online.momentum_copy();
         // Views of one size, so that all images go through the encoder at once.
         let views = ViewConfig {
-            pairing: Pairing::Free(Subgroup::D4),
+            pairing: Pairing::Independent(Subgroup::D4),
             area: (1.0, 1.0),
             aspect: (1.0, 1.0),
             ..Default::default()
@@ -82,7 +82,7 @@ impl Training {
         Ok(Self {
             keys: Branch::new(&momentum)?,
             optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?.into(),
-            sampler: ViewSampler::new(views, TokenGrid::square(14)?)?,
+            sampler: ViewSampler::new(TokenGrid::square(14)?, views)?,
             part: Partition::new(BATCH, 2.0 / BATCH as f64)?,
             images: [1, 2].map(|seed| random(&[BATCH, 3, 224, 224], seed)),
             online,

@@ -5,15 +5,15 @@ use crate::{Error, Result, TokenGrid};
 
 type Matrix = [[f64; 2]; 2];
 
-/// `p ↦ A·p + b` in coordinates relative to the centre of the image: quarter turns and flips are then signed
+/// `p ↦ A·p + b` in coordinates relative to the center of the image: quarter turns and flips are then signed
 /// permutations with `b = 0`, which `f64` composes without rounding.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Centred {
+struct Centered {
     a: Matrix,
     b: Point,
 }
 
-impl Centred {
+impl Centered {
     const IDENTITY: Self = Self {
         a: [[1.0, 0.0], [0.0, 1.0]],
         b: [0.0, 0.0],
@@ -56,12 +56,12 @@ impl Centred {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
-    forward: Centred,
-    backward: Centred,
+    forward: Centered,
+    backward: Centered,
 }
 
 impl Affine {
-    /// `p ↦ c + A·(p − c) + b` with `c` the centre of the image; rows and columns of `A` and `b` in the order `(y, x)`,
+    /// `p ↦ c + A·(p − c) + b` with `c` the center of the image; rows and columns of `A` and `b` in the order `(y, x)`,
     /// `b` in units of the image's side.
     ///
     /// # Errors
@@ -81,20 +81,20 @@ impl Affine {
             [a[1][1] / det, -a[0][1] / det],
             [-a[1][0] / det, a[0][0] / det],
         ];
-        let forward = Centred { a, b };
-        let [y, x] = Centred {
+        let forward = Centered { a, b };
+        let [y, x] = Centered {
             a: inverse,
             b: [0.0; 2],
         }
         .apply(b);
-        let backward = Centred {
+        let backward = Centered {
             a: inverse,
             b: [-y, -x],
         };
         Ok(Self { forward, backward })
     }
 
-    /// A rotation about the centre by `degrees`, counter-clockwise as displayed; multiples of 90° are exact.
+    /// A rotation about the center by `degrees`, counter-clockwise as displayed; multiples of 90° are exact.
     ///
     /// # Errors
     /// If the angle is not finite.
@@ -107,7 +107,7 @@ impl Affine {
         Self::new([[c, -s], [s, c]], [0.0; 2])
     }
 
-    /// A rotation about the centre that is rigid in cells: from `from` onto `to`, cells keep their size, so a grid with
+    /// A rotation about the center that is rigid in cells: from `from` onto `to`, cells keep their size, so a grid with
     /// `H ≠ W` is turned and not sheared. Counter-clockwise, in degrees.
     ///
     /// # Errors
@@ -133,7 +133,7 @@ impl Affine {
         Self::new([[1.0, 0.0], [0.0, 1.0]], [dy, dx])
     }
 
-    /// A shear about the centre: `y += sy·x`, `x += sx·y` (both from the old values).
+    /// A shear about the center: `y += sy·x`, `x += sx·y` (both from the old values).
     ///
     /// # Errors
     /// If a value is not finite or `sy·sx = 1`.
@@ -141,7 +141,7 @@ impl Affine {
         Self::new([[1.0, sy], [sx, 1.0]], [0.0; 2])
     }
 
-    /// A magnification about the centre by `(zy, zx)`: the grid stays, the content grows.
+    /// A magnification about the center by `(zy, zx)`: the grid stays, the content grows.
     ///
     /// # Errors
     /// If a factor is zero or not finite.
@@ -158,7 +158,7 @@ impl Affine {
         Ok(Self::new([[yy, yx], [xy, xx]], [ty / 2.0, tx / 2.0])?.inverse())
     }
 
-    /// `g⁻¹` on points relative to the centre: the matrix (rows and columns `(y, x)`) and the shift.
+    /// `g⁻¹` on points relative to the center: the matrix (rows and columns `(y, x)`) and the shift.
     pub(crate) fn source_map(&self) -> (Matrix, Point) {
         (self.backward.a, self.backward.b)
     }
@@ -172,9 +172,9 @@ impl Affine {
 impl From<D4> for Affine {
     fn from(g: D4) -> Self {
         let map = |g: D4| {
-            let (u, v) = (g.source_centred([1.0, 0.0]), g.source_centred([0.0, 1.0]));
+            let (u, v) = (g.source_centered([1.0, 0.0]), g.source_centered([0.0, 1.0]));
             // `+ 0.0` turns a negative zero into zero
-            Centred {
+            Centered {
                 a: [[u[0] + 0.0, v[0] + 0.0], [u[1] + 0.0, v[1] + 0.0]],
                 b: [0.0; 2],
             }
@@ -190,7 +190,7 @@ impl From<Window> for Affine {
     fn from(w: Window) -> Self {
         let map = |w: Window| {
             let ([y, x], [h, l]) = (w.origin(), w.size());
-            Centred {
+            Centered {
                 a: [[h, 0.0], [0.0, l]],
                 b: [y + (h - 1.0) / 2.0, x + (l - 1.0) / 2.0],
             }
@@ -205,8 +205,8 @@ impl From<Window> for Affine {
 impl GroupAction for Affine {
     fn identity() -> Self {
         Self {
-            forward: Centred::IDENTITY,
-            backward: Centred::IDENTITY,
+            forward: Centered::IDENTITY,
+            backward: Centered::IDENTITY,
         }
     }
 

@@ -131,8 +131,8 @@ impl D4 {
         indices
     }
 
-    /// The inverse on points relative to the centre of the image.
-    pub(crate) fn source_centred(self, [y, x]: Point) -> Point {
+    /// The inverse on points relative to the center of the image.
+    pub(crate) fn source_centered(self, [y, x]: Point) -> Point {
         let [y, x] = match self.turns {
             0 => [y, x],
             1 => [x, -y],
@@ -168,7 +168,7 @@ impl GroupAction for D4 {
     }
 
     fn source(&self, [y, x]: Point) -> Point {
-        let [y, x] = self.source_centred([y - 0.5, x - 0.5]);
+        let [y, x] = self.source_centered([y - 0.5, x - 0.5]);
         [y + 0.5, x + 0.5]
     }
 

@@ -58,9 +58,9 @@ impl Representation {
 /// channels are left alone.
 ///
 /// ```
-/// use ser_reg::group::{D4, Field, Subgroup};
+/// use ser_reg::group::{D4, FieldType, Subgroup};
 /// // 16 channels that stay as they are, then 4 blocks of the regular representation of D4
-/// let field = Field::trivial(16).and(Field::regular(Subgroup::D4, 4 * 8)?);
+/// let field = FieldType::trivial(16).and(FieldType::regular(Subgroup::D4, 4 * 8)?);
 /// assert_eq!(field.channels(), 48);
 /// // under a quarter turn the channel of the identity goes to the channel of the quarter turn
 /// let source = field.source_indices(D4::ROT90)?;
@@ -68,12 +68,12 @@ impl Representation {
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Field {
-    /// Representations with their number of blocks; neighbours differ, numbers are above 0.
+pub struct FieldType {
+    /// Representations with their number of blocks; neighbors differ, numbers are above 0.
     parts: Vec<(Representation, usize)>,
 }
 
-impl Field {
+impl FieldType {
     /// `channels` channels that stay as they are.
     pub fn trivial(channels: usize) -> Self {
         Self::of(Representation::Trivial, channels)
@@ -88,10 +88,10 @@ impl Field {
         let order = group.order();
         if channels == 0 || !channels.is_multiple_of(order) {
             return Err(Error::config(
-                "Field::regular",
+                "FieldType::regular",
                 format!(
                     "a number of channels that {order}, the order of {group:?}, divides (leave the others to \
-                     Field::trivial, and join them with Field::and)"
+                     FieldType::trivial, and join them with FieldType::and)"
                 ),
                 channels,
             ));
@@ -152,7 +152,7 @@ impl Field {
     }
 }
 
-/// Entries of a normalised linear part below this are rounding.
+/// Entries of a normalized linear part below this are rounding.
 const ZERO: f64 = 1e-12;
 
 /// The D4 element `g` of a map `p ↦ S·g·p + b` with `S` diagonal and positive: what is left of it without its scale and
@@ -162,7 +162,7 @@ pub(super) fn d4_part(map: &Affine) -> Option<D4> {
     let scale = a.iter().flatten().fold(0.0f64, |m, v| m.max(v.abs()));
     D4::ALL.into_iter().find(|turn| {
         // The columns of the inverse map, turned: a positive diagonal if this is the turn.
-        let forward = |v| turn.inverse().source_centred(v);
+        let forward = |v| turn.inverse().source_centered(v);
         let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
         let off = u[1].abs().max(v[0].abs());
         u[0] > 0.0 && v[1] > 0.0 && off <= ZERO * scale

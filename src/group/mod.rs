@@ -12,7 +12,7 @@
 //! | [`Roll`] | a cyclic translation | `f64`, on the torus |
 //! | [`Element`] | all of the above but [`Roll`], composed in any order | D4 stays exact |
 //!
-//! [`Field`] says how channels change when the grid turns.
+//! [`FieldType`] says how channels change when the grid turns.
 
 mod affine;
 mod d4;
@@ -25,7 +25,7 @@ mod window;
 pub use affine::Affine;
 pub use d4::{D4, Subgroup};
 pub use element::Element;
-pub use field::{Field, Representation};
+pub use field::{FieldType, Representation};
 pub use roll::Roll;
 pub use scale::Scale;
 pub use window::Window;
@@ -88,7 +88,7 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
         to.compose(&from.inverse())
     }
 
-    /// The D4 element of the linear part, without scales and shifts: what acts on the channels of a [`Field`]. `None` if
+    /// The D4 element of the linear part, without scales and shifts: what acts on the channels of a [`FieldType`]. `None` if
     /// there is none, as for a turn by 30° or a shear.
     ///
     /// It is a homomorphism: the part of `a∘b` is the part of `a` after that of `b`. An action that is no affine map and

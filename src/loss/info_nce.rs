@@ -13,8 +13,8 @@ use crate::{Error, Result};
 pub struct TokenSet<'a> {
     /// Tokens (M, D): only their direction counts, as long as the squared length is well above `eps` and finite.
     pub tokens: &'a Tensor,
-    /// One group per token, `M` of them.
-    pub groups: &'a [u32],
+    /// One label per token, `M` of them.
+    pub labels: &'a [u32],
 }
 
 /// The numbers of [`info_nce`].
@@ -57,7 +57,7 @@ impl InfoNce {
 
 /// What a contrastive loss returns: two scalars, f32 (f64 for f64 tokens).
 #[derive(Clone, Debug)]
-pub struct Contrast {
+pub struct ContrastiveOutput {
     /// The loss, differentiable once with respect to every token set.
     pub loss: Tensor,
     /// Share of anchors whose positive is more similar than every negative by more than rounding, weighted as the loss;
@@ -87,8 +87,8 @@ pub struct Contrast {
 /// let q = Var::randn(0f32, 1., (6, 8), &Device::Cpu)?; // 3 images of 2 tokens
 /// let k = Tensor::randn(0f32, 1., (6, 8), &Device::Cpu)?;
 /// let images = [0, 0, 1, 1, 2, 2];
-/// let anchors = TokenSet { tokens: &q, groups: &images };
-/// let keys = TokenSet { tokens: &k, groups: &images };
+/// let anchors = TokenSet { tokens: &q, labels: &images };
+/// let keys = TokenSet { tokens: &k, labels: &images };
 /// let out = info_nce(anchors, &k, &[keys], None, &InfoNce::default())?;
 /// assert!(out.loss.backward()?.get(&q).is_some());
 /// # Ok::<(), ser_reg::Error>(())
@@ -104,7 +104,7 @@ pub fn info_nce(
     candidates: &[TokenSet],
     weights: Option<&[f32]>,
     config: &InfoNce,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     let op = "info_nce";
     config.check()?;
     check_set(op, anchors, anchors.tokens)?;
@@ -115,15 +115,15 @@ pub fn info_nce(
     for set in candidates {
         check_set(op, *set, anchors.tokens)?;
     }
-    let shares = shares(op, weights, anchors.groups.len())?;
+    let shares = shares(op, weights, anchors.labels.len())?;
 
     let mut sets = Sets::default();
     let roles = Roles {
-        anchors: (sets.enter(anchors.tokens), anchors.groups),
+        anchors: (sets.enter(anchors.tokens), anchors.labels),
         positives: sets.enter(positives),
         candidates: candidates
             .iter()
-            .map(|set| (sets.enter(set.tokens), set.groups))
+            .map(|set| (sets.enter(set.tokens), set.labels))
             .collect(),
     };
     let dtype = work_dtype(op, anchors.tokens)?;
@@ -132,7 +132,7 @@ pub fn info_nce(
 }
 
 fn check_set(op: &'static str, set: TokenSet, like: &Tensor) -> Result<()> {
-    let (tokens, groups) = (set.tokens, set.groups);
+    let (tokens, labels) = (set.tokens, set.labels);
     let width = like.dims().last().copied().unwrap_or(0);
     match tokens.dims() {
         &[m, d] if m > 0 && d > 0 && d == width => {}
@@ -144,11 +144,11 @@ fn check_set(op: &'static str, set: TokenSet, like: &Tensor) -> Result<()> {
             return Err(Error::input(op, expected, format!("{dims:?}")));
         }
     }
-    if groups.len() != tokens.dims()[0] {
+    if labels.len() != tokens.dims()[0] {
         return Err(Error::input(
             op,
-            format!("one group per token, {}", tokens.dims()[0]),
-            groups.len(),
+            format!("one label per token, {}", tokens.dims()[0]),
+            labels.len(),
         ));
     }
     work_dtype(op, tokens)?;

@@ -16,10 +16,10 @@ mod info_nce;
 mod nt_xent;
 mod regression;
 
-pub use info_nce::{Contrast, InfoNce, TokenSet, info_nce};
+pub use info_nce::{ContrastiveOutput, InfoNce, TokenSet, info_nce};
 #[doc(hidden)]
 pub use nt_xent::nt_xent_portable;
-pub use nt_xent::{Form, NtXent, SameImage, nt_xent, nt_xent_ragged};
+pub use nt_xent::{Negatives, NtXent, SameImage, nt_xent, nt_xent_ragged};
 pub use regression::{cosine, l1, mse, normalized_mse, smooth_l1};
 
 use candle_core::{DType, Tensor};

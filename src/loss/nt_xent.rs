@@ -3,24 +3,24 @@
 use candle_core::Tensor;
 
 use super::contrast::{self, Sets, Task, Twin};
-use super::info_nce::{Contrast, InfoNce};
+use super::info_nce::{ContrastiveOutput, InfoNce};
 use super::{check_pair, shares, work_dtype};
 use crate::{Error, Result};
 
 /// Which tokens an anchor is contrasted with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Form {
+pub enum Negatives {
     /// Tokens of both views: the formula of the paper.
     #[default]
-    Paper,
+    BothViews,
     /// Tokens of the other view only: what the authors' code computes.
-    CrossView,
+    OtherView,
 }
 
 /// Whether tokens of the anchor's own image are negatives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SameImage {
-    /// They are left out, as in SER: neighbouring tokens may look alike without being wrong.
+    /// They are left out, as in SER: neighboring tokens may look alike without being wrong.
     #[default]
     Exclude,
     /// They are negatives, all but the anchor itself and its positive.
@@ -31,7 +31,7 @@ pub enum SameImage {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NtXent {
     /// Which views the negatives come from.
-    pub form: Form,
+    pub form: Negatives,
     /// Whether tokens of the anchor's own image are negatives.
     pub same_image: SameImage,
     /// `½(L(z, z') + L(z', z))` instead of `L(z, z')`.
@@ -53,7 +53,7 @@ impl Default for NtXent {
             block_bytes,
         } = InfoNce::default();
         Self {
-            form: Form::default(),
+            form: Negatives::default(),
             same_image: SameImage::default(),
             symmetric: true,
             temperature,
@@ -69,7 +69,7 @@ impl Default for NtXent {
 /// ℓ_ij = −log e^{s(z_ij,z'_ij)} / ( e^{s(z_ij,z'_ij)} + Σ_{m≠i,n} e^{s(z_ij,z_mn)} + Σ_{m≠i,n} e^{s(z_ij,z'_mn)} )
 /// ```
 ///
-/// averaged over all tokens, with `s(a, b) = cos(a, b)/τ` (arXiv 2603.06693). [`Form::CrossView`] drops the middle sum,
+/// averaged over all tokens, with `s(a, b) = cos(a, b)/τ` (arXiv 2603.06693). [`Negatives::OtherView`] drops the middle sum,
 /// [`SameImage::Keep`] lets the sums run over every token but `(i, j)`. The authors' loss is the mean of two cross-view
 /// terms, one in the frame of each view, as `SerLoss` forms it. Gradients reach both sides; detach a side to stop it there.
 ///
@@ -90,7 +90,7 @@ impl Default for NtXent {
 /// # Errors
 /// If the rank is not 3, the shapes, types or devices differ, a tensor is empty or not of a floating point type, or a
 /// setting is out of range.
-pub fn nt_xent(z: &Tensor, zp: &Tensor, config: &NtXent) -> Result<Contrast> {
+pub fn nt_xent(z: &Tensor, zp: &Tensor, config: &NtXent) -> Result<ContrastiveOutput> {
     let op = "nt_xent";
     check_pair(op, z, zp)?;
     let &[images, tokens, _] = z.dims() else {
@@ -130,7 +130,7 @@ pub fn nt_xent_ragged(
     image_ids: &[u32],
     weights: Option<&[f32]>,
     config: &NtXent,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     let op = "nt_xent_ragged";
     check_pair(op, z, zp)?;
     if z.rank() != 2 {
@@ -154,7 +154,7 @@ pub fn nt_xent_portable(
     image_ids: &[u32],
     weights: Option<&[f32]>,
     config: &NtXent,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     let op = "nt_xent_portable";
     check_pair(op, z, zp)?;
     if z.rank() == 0 {
@@ -170,7 +170,7 @@ fn pair(
     image_ids: &[u32],
     weights: Option<&[f32]>,
     config: &NtXent,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     let numbers = InfoNce {
         temperature: config.temperature,
         eps: config.eps,

@@ -1,4 +1,4 @@
-//! Linear centred kernel alignment: how alike are two representations of the same rows?
+//! Linear centered kernel alignment: how alike are two representations of the same rows?
 
 use candle_core::Tensor;
 use nalgebra::DMatrix;
@@ -12,7 +12,7 @@ pub enum Hsic {
     /// Debiased below 1,000 rows, biased from there on.
     #[default]
     Auto,
-    /// `‖YᵀX‖²_F` of centred columns. Of few rows and many features it is near 1, whatever they are.
+    /// `‖YᵀX‖²_F` of centered columns. Of few rows and many features it is near 1, whatever they are.
     Biased,
     /// The unbiased U-statistic of Song et al. (JMLR 2012): about 0 for unrelated rows, which may make it negative. At
     /// least 4 rows.
@@ -28,7 +28,7 @@ const OP: &str = "cka";
 /// the widths may differ.
 ///
 /// ```text
-/// CKA = HSIC(X, Y) / √(HSIC(X, X)·HSIC(Y, Y)),   biased: ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), columns centred
+/// CKA = HSIC(X, Y) / √(HSIC(X, X)·HSIC(Y, Y)),   biased: ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), columns centered
 /// ```
 ///
 /// Source: Kornblith et al., arXiv 1905.00414. It is 1 for equal rows and does not change under an orthogonal map, an
@@ -37,7 +37,7 @@ const OP: &str = "cka";
 /// ([`MapPair::matched`](super::MapPair::matched)). The debiased form takes rows as independent draws, which tokens of
 /// one image are not: compare like with like.
 ///
-/// With centred columns, `a_i = ‖x_i‖²` and `b_i = ‖y_i‖²`, the debiased HSIC is, but for a factor that cancels,
+/// With centered columns, `a_i = ‖x_i‖²` and `b_i = ‖y_i‖²`, the debiased HSIC is, but for a factor that cancels,
 /// `‖YᵀX‖²_F − n/(n−2) Σ a_i b_i + Σ a_i Σ b_i / ((n−1)(n−2))`: no `n×n` matrix is formed unless the rows are fewer
 /// than the features. Constant channels drop out. A side with no variance at all makes the result NaN.
 ///
@@ -71,8 +71,8 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
         let expected = format!("at least {least} rows");
         return Err(Error::input(OP, expected, n));
     }
-    x.centre();
-    y.centre();
+    x.center();
+    y.center();
     let [xy, xx, yy] = if n < x.variables().max(y.variables()) {
         let (k, l) = (x.kernel(), y.kernel());
         [k.dot(&l), k.norm_squared(), l.norm_squared()]

@@ -13,7 +13,7 @@ use crate::{
 
 /// An infinitesimal motion of the plane: the flow `exp(t·X)` that it generates is a one-parameter group of affine maps.
 ///
-/// The matrix acts on offsets `(y, x)` from the centre in pixels, the shift is in units of the image's sides. So `t` is
+/// The matrix acts on offsets `(y, x)` from the center in pixels, the shift is in units of the image's sides. So `t` is
 /// an angle in radians, a fraction of a side, the logarithm of a magnification or the tangent of a shear.
 ///
 /// ```
@@ -33,7 +33,7 @@ use crate::{
 pub struct Generator {
     /// The linear part, rows and columns `(y, x)`.
     pub matrix: [[f64; 2]; 2],
-    /// The velocity of the centre, `(y, x)`.
+    /// The velocity of the center, `(y, x)`.
     pub shift: [f64; 2],
 }
 
@@ -117,7 +117,7 @@ impl Generator {
 ///   0, by what the picture has of detail finer than a token. Read a layer beside a pooled image.
 /// - *Step*: the error falls with `t`, the rounding of the model grows with `1/t`. The default moves the border of a
 ///   picture by a small fraction of a pixel, and suits `f32`; half precision needs a larger one. Interpolation has
-///   kinks where a sample passes a pixel's centre; around `t = 0` the central difference takes the mean of both sides.
+///   kinks where a sample passes a pixel's center; around `t = 0` the central difference takes the mean of both sides.
 /// - A low error need not mean an equivariant architecture: training on augmented images may lower it further.
 ///
 /// ```

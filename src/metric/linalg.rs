@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Observations per partial product: a block of them stays in the cache.
 const BLOCK: usize = 1024;
 
-/// Sweeps of an iterative factorisation before it is given up.
+/// Sweeps of an iterative factorization before it is given up.
 const SWEEPS: usize = 10_000;
 
 /// What is left of a value after its mean is gone counts as zero below this part of it.
@@ -43,7 +43,7 @@ impl Observations {
     }
 
     /// Takes the mean observation away and returns it; a variable that is constant but for rounding becomes zero.
-    pub fn centre(&mut self) -> Vec<f64> {
+    pub fn center(&mut self) -> Vec<f64> {
         let (d, n) = self.0.shape();
         let mut mean = vec![0.; d];
         let mut largest = vec![0f64; d];
@@ -131,7 +131,7 @@ pub(super) fn svd(
 fn diverged(op: &'static str) -> Error {
     Error::input(
         op,
-        "values whose factorisation converges",
+        "values whose factorization converges",
         format!("none after {SWEEPS} sweeps; look for values of very different size"),
     )
 }

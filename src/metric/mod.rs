@@ -5,7 +5,7 @@
 //!
 //! | question | metric | equivariant or invariant | trap |
 //! |---|---|---|---|
-//! | Does the map move with the image? | [`EqScore`], at several layers [`EqScore::measure_layers`] | 1 (error: 0) | plain cosine is high for any ViT: read the centred one and the nulls |
+//! | Does the map move with the image? | [`EqScore`], at several layers [`EqScore::measure_layers`] | 1 (error: 0) | plain cosine is high for any ViT: read the centered one and the nulls |
 //! | The same, in decibels (EQ-T, EQ-R) | [`EqPsnr`], [`psnr`] | ∞ dB | depends on the range that is named |
 //! | The same, up to a linear re-encoding of channels? | [`cka`] of [`MapPair::matched`] | 1 | few rows and many features: debiased only |
 //! | Is the content kept, unmoved or in another order, whatever the action? | [`Seis`] | 1 and 1 invariant, 1 and low equivariant | calls shuffled channels destroyed; "low" is the null; needs far more observations than positions |

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// A linear map fitted by ridge regression, on features brought to mean 0 and variance 1.
 ///
-/// With the standardised features `X` `(n, d)` and the centred targets `Y` `(n, k)`, `W = (XᵀX + λ n I)⁻¹ XᵀY`: `λ` is
+/// With the standardised features `X` `(n, d)` and the centered targets `Y` `(n, k)`, `W = (XᵀX + λ n I)⁻¹ XᵀY`: `λ` is
 /// in units of a feature's variance, whatever the number of rows. With fewer rows than features the same solution comes
 /// from the `n×n` side. Constant features weigh nothing.
 ///
@@ -51,7 +51,7 @@ impl Ridge {
                 format!("{} and {n}", y.len()),
             ));
         }
-        let (means, offsets) = (x.centre(), y.centre());
+        let (means, offsets) = (x.center(), y.center());
         let scales: Vec<f64> =
             x.0.row_iter()
                 .map(|r| (r.norm_squared() / n as f64).sqrt())
@@ -186,12 +186,12 @@ pub fn parameter_r2(
     let predicted = matrix(op, &predicted)?;
     let truth = matrix(op, test.1)?;
     let mut error = Observations(&truth.0 - &predicted.0);
-    let mut centred = truth;
-    centred.centre();
+    let mut centered = truth;
+    centered.center();
     let parameters: Vec<f64> = error
         .0
         .row_iter_mut()
-        .zip(centred.0.row_iter())
+        .zip(centered.0.row_iter())
         .map(|(e, c)| match c.norm_squared() {
             0. => f64::NAN,
             total => 1. - e.norm_squared() / total,

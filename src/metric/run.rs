@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::Layer;
-use crate::group::Field;
+use crate::group::FieldType;
 use crate::{Error, GridOperator, GroupAction, Resample, Result, TokenGrid};
 
 /// What all closure metrics have in common.
@@ -16,7 +16,7 @@ pub(super) struct Run<'a> {
     pub resample: &'a Resample,
     pub chunk: usize,
     /// How the channels of every layer turn; `None`: not at all.
-    pub field: Option<&'a Field>,
+    pub field: Option<&'a FieldType>,
 }
 
 /// How many pixels a token spans.

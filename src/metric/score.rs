@@ -7,7 +7,7 @@ use super::{
     Layer,
     run::{Run, values},
 };
-use crate::group::Field;
+use crate::group::FieldType;
 use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid};
 
 /// How to measure the equivariance of a closure from images to maps.
@@ -19,13 +19,13 @@ use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid};
 /// | score | formula | equivariant |
 /// |---|---|---|
 /// | [`cosine`](Scores::cosine) | mean over `b, p` of `cos(a_bp, v_bp)` | 1 |
-/// | [`centred`](Scores::centred) | the same of `a_bp − ā` and `v_bp − v̄` | 1 |
+/// | [`centered`](Scores::centered) | the same of `a_bp − ā` and `v_bp − v̄` | 1 |
 /// | [`correlation`](Scores::correlation) | Pearson's, per channel over `b, p`; then the mean over channels | 1 |
 /// | [`relative_error`](Scores::relative_error) | `‖A − V‖ / ‖V‖` | 0 |
 /// | [`max_abs`](Scores::max_abs) | `max abs(A − V)` | 0 |
 ///
 /// The mean tokens `ā` and `v̄` are taken over all images and positions, each side its own. Read the plain cosine beside
-/// the centred one: tokens of a ViT share a large common part, which any two tokens agree on. And read each beside its
+/// the centered one: tokens of a ViT share a large common part, which any two tokens agree on. And read each beside its
 /// nulls, the same score of `A` with its positions shuffled within each image, and with its images shuffled: what is left
 /// of the score when the positions, or the images, no longer match.
 ///
@@ -46,8 +46,8 @@ use crate::{Error, GroupAction, Layout, Resample, Result, TokenGrid};
 /// let score = EqScore::new(TokenGrid::square(4)?);
 /// let others = &D4::ALL[1..]; // all but the identity
 /// let report = score.measure(&images, others, &mut StdRng::seed_from_u64(0), |x| x.avg_pool2d(2))?;
-/// assert!((report.mean.score.centred - 1.).abs() < 1e-12);
-/// assert!(report.mean.shuffled_positions.unwrap().centred < 0.5);
+/// assert!((report.mean.score.centered - 1.).abs() < 1e-12);
+/// assert!(report.mean.shuffled_positions.unwrap().centered < 0.5);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ pub struct EqScore {
     /// Images per call of the closure.
     pub chunk: usize,
     /// How the channels of the maps turn with the grid, those of every layer alike; `None`: they stay as they are.
-    pub field: Option<Field>,
+    pub field: Option<FieldType>,
 }
 
 /// How far two maps agree; the table above. What is undefined (the cosine of a zero token, the correlation of a constant
@@ -72,7 +72,7 @@ pub struct Scores {
     /// Mean cosine of the tokens.
     pub cosine: f64,
     /// Mean cosine of the tokens, less the mean token of either map.
-    pub centred: f64,
+    pub centered: f64,
     /// Pearson's correlation of each channel, averaged over channels.
     pub correlation: f64,
     /// Norm of the difference, relative to the map of the moved image; over all images together.
@@ -171,8 +171,8 @@ impl EqScore {
     /// let reports = EqScore::new(grid).measure_layers(&images, &D4::ALL[1..], &layers, rng, |x| {
     ///     Ok::<_, ser_reg::Error>(tap::capture_all(&["pooled", "summed"], || model(x).map_err(ser_reg::Error::from))?.1)
     /// })?;
-    /// assert!(reports[0].mean.score.centred > 0.999);
-    /// assert!(reports[1].mean.score.centred < 0.9);
+    /// assert!(reports[0].mean.score.centered > 0.999);
+    /// assert!(reports[1].mean.score.centered < 0.9);
     /// # Ok::<(), ser_reg::Error>(())
     /// ```
     ///
@@ -287,7 +287,7 @@ impl Scores {
     /// Of row `row(i)` of `a` against row `i` of `v`.
     fn between(a: &[f64], v: &[f64], channels: usize, row: &dyn Fn(usize) -> usize) -> Self {
         let (mean_a, mean_v) = (mean_row(a, channels), mean_row(v, channels));
-        let (mut cosine, mut centred, mut correlation) = <(Mean, Mean, Mean)>::default();
+        let (mut cosine, mut centered, mut correlation) = <(Mean, Mean, Mean)>::default();
         let (mut error, mut norm, mut max_abs) = (0., 0., 0.);
         let mut per_channel = vec![(Products::default(), Products::default()); channels];
         for (i, v) in v.chunks_exact(channels).enumerate() {
@@ -306,14 +306,14 @@ impl Scores {
                 max_abs = largest(max_abs, d);
             }
             cosine.add(raw.cosine(&raw));
-            centred.add(less_mean.cosine(&raw));
+            centered.add(less_mean.cosine(&raw));
         }
         for (raw, less_mean) in &per_channel {
             correlation.add(less_mean.cosine(raw));
         }
         Self {
             cosine: cosine.get(),
-            centred: centred.get(),
+            centered: centered.get(),
             correlation: correlation.get(),
             relative_error: (error / norm).sqrt(),
             max_abs,
@@ -325,7 +325,7 @@ impl Scores {
             |field: fn(&Self) -> f64| scores.iter().map(field).sum::<f64>() / scores.len() as f64;
         Self {
             cosine: of(|s| s.cosine),
-            centred: of(|s| s.centred),
+            centered: of(|s| s.centered),
             correlation: of(|s| s.correlation),
             relative_error: of(|s| s.relative_error),
             max_abs: scores.iter().map(|s| s.max_abs).fold(0., largest),

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// SEIS of two maps, of images and of moved images, without being told how they were moved.
 ///
 /// Source: Lin, Farrahi, Cai, arXiv 2602.04054. Each channel of each image is an observation of its `d = H·W`
-/// positions: a map is a matrix `A ∈ R^{n×d}`, `n = B·C`, its columns centred. With `A = U S Vᵀ` cut to the fewest
+/// positions: a map is a matrix `A ∈ R^{n×d}`, `n = B·C`, its columns centered. With `A = U S Vᵀ` cut to the fewest
 /// directions that hold [`energy`](Self::energy) of `Σ S²` (`k_A` of them), the same for `A'`, and
 /// `U_Aᵀ U_A' = M diag(ρ) Nᵀ`, `r = min(k_A, k_A')`:
 ///
@@ -160,7 +160,7 @@ impl Seis {
 
     /// `None` if the map is constant.
     fn whiten(&self, mut observations: Observations) -> Result<Option<Whitened>> {
-        observations.centre();
+        observations.center();
         let (energies, vectors) = eigen(OP, observations.cross(&observations))?;
         let total: f64 = energies.iter().sum();
         if total == 0. {

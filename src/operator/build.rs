@@ -70,7 +70,7 @@ fn fits<G: GroupAction>(resample: &Resample, g: &G, keeps_period: bool) -> Resul
     ))
 }
 
-/// Where the centre of every cell of a grid comes from.
+/// Where the center of every cell of a grid comes from.
 struct Sources {
     grid: TokenGrid,
     points: Vec<Point>,
@@ -78,10 +78,10 @@ struct Sources {
 
 impl Sources {
     fn of<G: GroupAction>(g: &G, grid: TokenGrid) -> Self {
-        let centre = |i: usize| grid.centre(i / grid.cols(), i % grid.cols());
+        let center = |i: usize| grid.center(i / grid.cols(), i % grid.cols());
         Self {
             grid,
-            points: (0..grid.len()).map(|i| g.source(centre(i))).collect(),
+            points: (0..grid.len()).map(|i| g.source(center(i))).collect(),
         }
     }
 
@@ -125,7 +125,7 @@ fn separable(axes: [Vec<f64>; 2], from: TokenGrid, resample: &Resample) -> Built
             _ => 0.0,
         };
         let at = |p: &f64| Footprint {
-            centre: p * n as f64,
+            center: p * n as f64,
             width,
         };
         axis.iter().map(at).collect::<Vec<_>>()
@@ -151,7 +151,7 @@ fn outer(rows: &[bool], cols: &[bool]) -> Vec<bool> {
 }
 
 /// A map that sends rows and columns to rows and columns: a D4 element, then a positive scale and shift per axis,
-/// `s ↦ zoom·s + shift` from the result to the turned source, in units of the side and relative to the centre.
+/// `s ↦ zoom·s + shift` from the result to the turned source, in units of the side and relative to the center.
 struct AxisAligned {
     turn: D4,
     zoom: [f64; 2],
@@ -162,7 +162,7 @@ fn axis_aligned(map: &Affine) -> Option<AxisAligned> {
     let turn = map.d4_part()?;
     let (a, b) = map.source_map();
     // turned source = turn(source): the columns of `a`, and `b`, through the forward map of `turn`
-    let forward = |v| turn.inverse().source_centred(v);
+    let forward = |v| turn.inverse().source_centered(v);
     let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
     Some(AxisAligned {
         turn,
@@ -182,7 +182,7 @@ impl AxisAligned {
             let start = (0.5 - self.zoom[k] / 2.0 + self.shift[k]) * n_in as f64;
             let width = self.zoom[k] * n_in as f64 / n_out as f64;
             (0..n_out).map(move |i| Footprint {
-                centre: start + (i as f64 + 0.5) * width,
+                center: start + (i as f64 + 0.5) * width,
                 width,
             })
         };
@@ -214,7 +214,7 @@ impl AxisAligned {
     }
 }
 
-/// Any other map: sampled at the centre of every cell.
+/// Any other map: sampled at the center of every cell.
 fn sparse(
     sources: &Sources,
     affine: Option<Affine>,
@@ -240,11 +240,11 @@ fn sparse(
     let mut cols: Vec<(usize, f64)> = Vec::new();
     for &[y, x] in &sources.points {
         let row = Footprint {
-            centre: y * h,
+            center: y * h,
             width: height,
         };
         let col = Footprint {
-            centre: x * w,
+            center: x * w,
             width,
         };
         cols.clear();

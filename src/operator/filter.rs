@@ -9,20 +9,20 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Filter {
     /// One cell. On axis-aligned maps the one that holds the upper left corner of the target cell, as PyTorch's
-    /// `nearest` does; on others the one that holds its centre.
+    /// `nearest` does; on others the one that holds its center.
     Nearest,
     /// Two taps per axis, a triangle of half-width one.
     Bilinear,
     /// Four taps per axis, Keys' cubic with `a = −0.75`, as PyTorch and the authors of SER do.
     #[default]
     Bicubic,
-    /// A triangle widened by the reduction, weights normalised to one: PyTorch's `antialias = true`, PIL.
+    /// A triangle widened by the reduction, weights normalized to one: PyTorch's `antialias = true`, PIL.
     BilinearAntialias,
-    /// Keys' cubic with `a = −0.5` widened by the reduction, weights normalised to one: PyTorch's `antialias = true`.
+    /// Keys' cubic with `a = −0.5` widened by the reduction, weights normalized to one: PyTorch's `antialias = true`.
     BicubicAntialias,
     /// The mean of all cells that the target cell touches, as PyTorch's `area` and adaptive average pooling do.
     Area,
-    /// Fourier interpolation of the periodic map: its spectrum is cut or filled with zeros, and evaluated at the centres of
+    /// Fourier interpolation of the periodic map: its spectrum is cut or filled with zeros, and evaluated at the centers of
     /// the target cells. On maps band-limited below the smallest grid of a chain, scales and cyclic shifts compose exactly.
     ///
     /// It reads every cell of a line, and is defined for what keeps the period: turns, flips, scales of the whole image,
@@ -38,7 +38,7 @@ pub enum Filter {
     /// `+b/2` and `−b/2`) if the target has as many cells or more, `c = 2` (both coefficients kept) if it has fewer. So
     /// enlarging and coming back is the identity on all maps, for even sizes too. A shift by a fraction of a cell damps the
     /// Nyquist frequency of an even size; all frequencies below it keep their length. The kernel is even and measured
-    /// between centres, so flips and turns commute with it. Scales of an ideal band limit: arXiv 2311.02922.
+    /// between centers, so flips and turns commute with it. Scales of an ideal band limit: arXiv 2311.02922.
     Fourier,
 }
 
@@ -103,18 +103,18 @@ impl From<Filter> for Resample {
 /// Where a target cell lies on one axis of the source, in cells: cell `i` spans `[i, i + 1]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Footprint {
-    pub centre: f64,
+    pub center: f64,
     /// Width of the target cell.
     pub width: f64,
 }
 
-/// Distances below this, in cells, are rounding: a target centre this close to a source centre is that cell.
+/// Distances below this, in cells, are rounding: a target center this close to a source center is that cell.
 pub(super) const SNAP: f64 = 1e-9;
 
 impl Footprint {
-    /// Whether the centre lies on an axis of `n` cells.
+    /// Whether the center lies on an axis of `n` cells.
     pub(super) fn is_inside(&self, n: usize) -> bool {
-        self.centre >= -SNAP && self.centre <= n as f64 + SNAP
+        self.center >= -SNAP && self.center <= n as f64 + SNAP
     }
 }
 
@@ -158,65 +158,65 @@ impl Resample {
             }
         };
         // Far outside nothing but the padding is seen; the clamp keeps indices small and reflects wide windows rightly.
-        let centre = at.centre.clamp(-1e9, 1e9);
+        let center = at.center.clamp(-1e9, 1e9);
         match self.filter {
-            Filter::Nearest => put((centre - at.width / 2.0 + SNAP).floor() as i64, 1.0),
+            Filter::Nearest => put((center - at.width / 2.0 + SNAP).floor() as i64, 1.0),
             Filter::Bilinear => {
-                let (i, t) = split(centre);
+                let (i, t) = split(center);
                 put(i, 1.0 - t);
                 put(i + 1, t);
             }
             Filter::Bicubic => {
-                let (i, t) = split(centre);
+                let (i, t) = split(center);
                 for k in -1..=2 {
                     put(i + k, cubic(t - k as f64, -0.75));
                 }
             }
             Filter::BilinearAntialias => {
-                self.antialias(centre, at.width, n, 1.0, |x| (1.0 - x.abs()).max(0.0), put);
+                self.antialias(center, at.width, n, 1.0, |x| (1.0 - x.abs()).max(0.0), put);
             }
             Filter::BicubicAntialias => {
-                self.antialias(centre, at.width, n, 2.0, |x| cubic(x, -0.5), put);
+                self.antialias(center, at.width, n, 2.0, |x| cubic(x, -0.5), put);
             }
             Filter::Area => {
-                let lo = (centre - at.width / 2.0 + SNAP).floor() as i64;
-                let hi = ((centre + at.width / 2.0 - SNAP).ceil() as i64).max(lo + 1);
+                let lo = (center - at.width / 2.0 + SNAP).floor() as i64;
+                let hi = ((center + at.width / 2.0 - SNAP).ceil() as i64).max(lo + 1);
                 for i in lo..hi {
                     put(i, 1.0 / (hi - lo) as f64);
                 }
             }
             // The period is kept, so the width of a target cell tells how many there are.
-            Filter::Fourier => fourier(centre, n, (n as f64 / at.width).round() as usize, put),
+            Filter::Fourier => fourier(center, n, (n as f64 / at.width).round() as usize, put),
         }
     }
 
-    /// The kernel widened to the reduction, cut at the border and normalised; a centre beyond the border sees the padding.
+    /// The kernel widened to the reduction, cut at the border and normalized; a center beyond the border sees the padding.
     fn antialias(
         &self,
-        centre: f64,
+        center: f64,
         width: f64,
         n: usize,
         radius: f64,
         kernel: impl Fn(f64) -> f64,
         mut put: impl FnMut(i64, f64),
     ) {
-        let centre = match self.padding {
-            Padding::Zeros if !(-SNAP..=n as f64 + SNAP).contains(&centre) => return,
+        let center = match self.padding {
+            Padding::Zeros if !(-SNAP..=n as f64 + SNAP).contains(&center) => return,
             Padding::Reflection => {
-                let r = centre.rem_euclid(2.0 * n as f64);
+                let r = center.rem_euclid(2.0 * n as f64);
                 r.min(2.0 * n as f64 - r)
             }
-            Padding::Periodic => centre.rem_euclid(n as f64),
-            _ => centre.clamp(0.0, n as f64),
+            Padding::Periodic => center.rem_euclid(n as f64),
+            _ => center.clamp(0.0, n as f64),
         };
         let scale = if width <= 1.0 + SNAP { 1.0 } else { width };
-        let (lo, hi) = (centre - radius * scale + 0.5, centre + radius * scale + 0.5);
+        let (lo, hi) = (center - radius * scale + 0.5, center + radius * scale + 0.5);
         let (lo, hi) = match self.padding {
             // Nothing to cut at: what reaches beyond the border reads the other side.
             Padding::Periodic => (lo.floor() as i64, hi.floor() as i64),
             _ => ((lo as i64).max(0), (hi as i64).min(n as i64)),
         };
-        let snapped = snap(centre - 0.5) + 0.5;
+        let snapped = snap(center - 0.5) + 0.5;
         let weight = |i: i64| kernel((i as f64 + 0.5 - snapped) / scale);
         let total: f64 = (lo..hi).map(weight).sum();
         for i in lo..hi {
@@ -235,9 +235,9 @@ impl Resample {
     }
 }
 
-/// The cell whose centre lies at or before `centre`, and the distance from it in `[0, 1)`.
-fn split(centre: f64) -> (i64, f64) {
-    let s = snap(centre - 0.5);
+/// The cell whose center lies at or before `center`, and the distance from it in `[0, 1)`.
+fn split(center: f64) -> (i64, f64) {
+    let s = snap(center - 0.5);
     (s.floor() as i64, s - s.floor())
 }
 
@@ -249,10 +249,10 @@ fn snap(s: f64) -> f64 {
     }
 }
 
-/// Fourier interpolation of `n` cells at `centre`, in cells, for a target of `m` cells.
-fn fourier(centre: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
-    // Between equal or to more cells the kernel is 1 at its own centre and 0 at all others.
-    let (i, t) = split(centre);
+/// Fourier interpolation of `n` cells at `center`, in cells, for a target of `m` cells.
+fn fourier(center: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
+    // Between equal or to more cells the kernel is 1 at its own center and 0 at all others.
+    let (i, t) = split(center);
     if m >= n && t == 0.0 {
         return put(i, 1.0);
     }
@@ -265,7 +265,7 @@ fn fourier(centre: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
         (true, true) => 2.0,
     };
     for j in 0..n {
-        let d = (centre - j as f64 - 0.5) / n as f64;
+        let d = (center - j as f64 - 0.5) / n as f64;
         let d = d - d.round();
         let below = if d == 0.0 {
             terms

@@ -30,7 +30,7 @@ use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction};
 
 /// The most general form among the steps of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Form {
+pub enum OperatorKind {
     /// Cells move and are not mixed: exact, for any type of value.
     Permutation,
     /// `R · X · Cᵀ`: rows and columns are resampled on their own.
@@ -187,14 +187,14 @@ impl GridOperator {
     }
 
     /// The most general form among the steps of all samples.
-    pub fn form(&self) -> Form {
-        let form = |s: &Step| match s {
-            Step::Permute(_) => Form::Permutation,
-            Step::Separable { .. } => Form::Separable,
-            Step::Sparse(_) => Form::Sparse,
+    pub fn kind(&self) -> OperatorKind {
+        let kind = |s: &Step| match s {
+            Step::Permute(_) => OperatorKind::Permutation,
+            Step::Separable { .. } => OperatorKind::Separable,
+            Step::Sparse(_) => OperatorKind::Sparse,
         };
         let steps = self.samples.iter().flat_map(|s| &s.chain.steps);
-        steps.map(form).max().unwrap_or(Form::Permutation)
+        steps.map(kind).max().unwrap_or(OperatorKind::Permutation)
     }
 
     /// Whether cells only move: the operator is exact, and any type of value can be moved.
@@ -263,7 +263,7 @@ impl GridOperator {
 
     /// Which cells of sample `b` have a preimage, `out_grid().len()` values; `None`: all.
     ///
-    /// A cell counts if its centre comes from within the unit square of the source.
+    /// A cell counts if its center comes from within the unit square of the source.
     pub fn valid(&self, b: usize) -> Option<&[bool]> {
         self.sample(b).valid.as_ref().map(|v| v.as_slice())
     }

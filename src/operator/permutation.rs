@@ -14,7 +14,7 @@ pub(super) struct Permutation {
     runs: Vec<Run>,
 }
 
-/// Neighbouring output cells whose sources are equally far apart, as those of a line of the grid are under a turn or a flip.
+/// Neighboring output cells whose sources are equally far apart, as those of a line of the grid are under a turn or a flip.
 #[derive(Clone, Debug, PartialEq)]
 struct Run {
     /// The source of the first cell, or [`NONE`] for all.
@@ -125,7 +125,7 @@ impl Permutation {
     }
 }
 
-/// Lines that lie across neighbouring lines of the source. Read together they use whole cache lines.
+/// Lines that lie across neighboring lines of the source. Read together they use whole cache lines.
 struct Turned<'a> {
     lines: &'a [Run; BLOCK],
     len: usize,
@@ -241,7 +241,7 @@ mod tests {
                     .map(|s| Permutation::new(s, n as usize)),
             );
         }
-        // sixteen neighbouring lines of which one is shorter: no user's action need be regular
+        // sixteen neighboring lines of which one is shorter: no user's action need be regular
         for short in [0, 7, 15] {
             for ascending in [false, true] {
                 let lines = (0..16u32).flat_map(|i| {

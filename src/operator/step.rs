@@ -180,7 +180,7 @@ pub(super) struct Chain {
 }
 
 impl Chain {
-    /// Neighbouring permutations become one.
+    /// Neighboring permutations become one.
     pub fn new(
         in_grid: TokenGrid,
         out_grid: TokenGrid,

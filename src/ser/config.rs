@@ -1,6 +1,6 @@
 //! What can be chosen about the loss.
 
-use crate::loss::{Form, InfoNce, SameImage};
+use crate::loss::{InfoNce, Negatives, SameImage};
 use crate::projector::ProjectorConfig;
 use crate::{Error, Layout, Resample, Result};
 
@@ -12,13 +12,13 @@ pub enum Objective {
     /// To be nearer to each other than to the tokens of the batch: [`loss::nt_xent`](crate::loss::nt_xent).
     NtXent {
         /// Which views the negatives come from.
-        form: Form,
+        form: Negatives,
         /// Whether tokens of the same image are negatives.
         same_image: SameImage,
     },
     /// To be equal: [`loss::mse`](crate::loss::mse).
     Mse,
-    /// To be equal once normalised: [`loss::normalized_mse`](crate::loss::normalized_mse).
+    /// To be equal once normalized: [`loss::normalized_mse`](crate::loss::normalized_mse).
     NormalizedMse,
     /// To point the same way: [`loss::cosine`](crate::loss::cosine).
     Cosine,
@@ -35,7 +35,7 @@ impl Default for Objective {
     /// NT-Xent in the paper's form, against other images only.
     fn default() -> Self {
         Self::NtXent {
-            form: Form::default(),
+            form: Negatives::default(),
             same_image: SameImage::default(),
         }
     }

@@ -3,22 +3,22 @@
 use candle_core::{Module, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::group::{Field, Representation, Subgroup};
+use crate::group::{FieldType, Representation, Subgroup};
 use crate::projector::{Projector, ProjectorConfig};
 use crate::{Error, Result};
 
 /// The projector, if there is one, and how channels turn before and after it.
 #[derive(Clone, Debug)]
 pub(super) struct Head {
-    field: Field,
-    compared: Field,
+    field: FieldType,
+    compared: FieldType,
     projector: Option<Projector>,
     /// Channels of one block: the projector sees one of each block at a time.
     order: usize,
 }
 
 impl Head {
-    pub fn new(config: Option<ProjectorConfig>, field: Field, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: Option<ProjectorConfig>, field: FieldType, vb: VarBuilder) -> Result<Self> {
         if field.channels() == 0 {
             return Err(Error::config("channels", "a width of at least 1", 0));
         }
@@ -50,11 +50,11 @@ impl Head {
                 ));
             }
         };
-        let projector = Projector::new(config, blocks, vb)?;
+        let projector = Projector::new(blocks, config, vb)?;
         let order = group.order();
         let compared = match field.is_trivial() {
-            true => Field::trivial(config.out),
-            false => Field::regular(group, order * config.out)?,
+            true => FieldType::trivial(config.out),
+            false => FieldType::regular(group, order * config.out)?,
         };
         Ok(Self {
             field,
@@ -65,12 +65,12 @@ impl Head {
     }
 
     /// The field of the map.
-    pub fn field(&self) -> &Field {
+    pub fn field(&self) -> &FieldType {
         &self.field
     }
 
     /// The field of what [`forward`](Self::forward) returns.
-    pub fn compared(&self) -> &Field {
+    pub fn compared(&self) -> &FieldType {
         &self.compared
     }
 

@@ -116,7 +116,7 @@ fn check_weight(weight: f64) -> Result<()> {
 /// let relative = Relative::new(vec![D4::ROT90], grid, grid)?;
 /// let x = Tensor::randn(0f32, 1., (2, 16, 8), &Device::Cpu)?;
 /// let (_, maps1) = tap::capture_all(&ser.names(), || net.forward(&x))?;
-/// let (_, maps2) = tap::capture_all(&ser.names(), || net.forward(&relative.forward(&Default::default())?.apply(&x)?))?;
+/// let (_, maps2) = tap::capture_all(&ser.names(), || net.forward(&relative.to_second(&Default::default())?.apply(&x)?))?;
 /// let out = ser.forward(&maps1, &maps2, &[relative])?;
 /// for layer in &out.layers {
 ///     println!("{}: {} in {:?}", layer.name, layer.output.equivariance, layer.time);

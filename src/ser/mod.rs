@@ -19,8 +19,8 @@ use self::config::check_lambda;
 use self::counted::{TokenWeights, choose, valid};
 use self::head::Head;
 use crate::fibre::FibreOperator;
-use crate::group::Field;
-use crate::loss::{self, Contrast, NtXent, SameImage};
+use crate::group::FieldType;
+use crate::loss::{self, ContrastiveOutput, NtXent, SameImage};
 use crate::view::Relative;
 use crate::{Error, GridOperator, GroupAction, Result, TokenGrid};
 
@@ -59,7 +59,7 @@ pub struct SerOutput {
 /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
 /// let ser = SerLoss::new(SerConfig { lambda: 0.5, ..Default::default() }, 16, vb)?;
 ///
-/// let sampler = ViewSampler::new(ViewConfig::default(), TokenGrid::square(7)?)?;
+/// let sampler = ViewSampler::new(TokenGrid::square(7)?, ViewConfig::default())?;
 /// let views = sampler.sample_pair(&mut StdRng::seed_from_u64(0), 2)?;
 /// // Two maps (B, N, C) of any model, on the grids of the two views.
 /// let map = |grid: TokenGrid| Tensor::randn(0f32, 1., (2, grid.len(), 16), &Device::Cpu);
@@ -96,7 +96,7 @@ impl SerLoss {
     /// # Errors
     /// If a setting is out of its range, a width is 0, or `vb` cannot hand out the variables.
     pub fn new(config: SerConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
-        Self::with_field(config, Field::trivial(channels), vb)
+        Self::with_field(config, FieldType::trivial(channels), vb)
     }
 
     /// A loss on maps whose channels turn with the grid as `field` says: `ρ` then permutes channels too.
@@ -121,10 +121,10 @@ impl SerLoss {
     /// ```
     /// use candle_core::{DType, Device, Tensor};
     /// use candle_nn::VarBuilder;
-    /// use ser_reg::group::{D4, Field, Subgroup};
+    /// use ser_reg::group::{D4, FieldType, Subgroup};
     /// use ser_reg::{TokenGrid, ser::{Objective, SerConfig, SerLoss}, view::Relative};
     /// let config = SerConfig { objective: Objective::Mse, projector: None, ..Default::default() };
-    /// let field = Field::trivial(16).and(Field::regular(Subgroup::D4, 32)?);
+    /// let field = FieldType::trivial(16).and(FieldType::regular(Subgroup::D4, 32)?);
     /// let ser = SerLoss::with_field(config, field, VarBuilder::zeros(DType::F32, &Device::Cpu))?;
     ///
     /// let grid = TokenGrid::square(4)?;
@@ -136,7 +136,7 @@ impl SerLoss {
     ///
     /// # Errors
     /// As [`SerLoss::new`], and for a projector on a mixed field, or with a norm over a single channel per group element.
-    pub fn with_field(config: SerConfig, field: Field, vb: VarBuilder) -> Result<Self> {
+    pub fn with_field(config: SerConfig, field: FieldType, vb: VarBuilder) -> Result<Self> {
         config.check()?;
         let head = Head::new(config.projector, field, vb)?;
         Ok(Self { config, head })
@@ -148,7 +148,7 @@ impl SerLoss {
     }
 
     /// How the channels of the map change when the grid turns.
-    pub fn field(&self) -> &Field {
+    pub fn field(&self) -> &FieldType {
         self.head.field()
     }
 
@@ -303,10 +303,10 @@ impl SerLoss {
             })
         };
         let back = fibre.as_ref().map(FibreOperator::inverse);
-        let second = frame(1, relative.forward(&config.resample)?, fibre)?;
+        let second = frame(1, relative.to_second(&config.resample)?, fibre)?;
         let mut directions = vec![self.direction(&anchors[1], &keys[0], &second, rng)?];
         if config.symmetric {
-            let first = frame(0, relative.reverse(&config.resample)?, back)?;
+            let first = frame(0, relative.to_first(&config.resample)?, back)?;
             directions.push(self.direction(&anchors[0], &keys[1], &first, rng)?);
         }
         // Views that barely touch may share tokens on one of the two grids only: the mean is over what counts.
@@ -450,7 +450,8 @@ impl SerLoss {
                     eps,
                     block_bytes,
                 };
-                let Contrast { loss, accuracy } = loss::nt_xent_ragged(a, b, ids, w, &config)?;
+                let ContrastiveOutput { loss, accuracy } =
+                    loss::nt_xent_ragged(a, b, ids, w, &config)?;
                 return Ok((loss, Some(accuracy)));
             }
             Objective::Mse => loss::mse(a, b, w)?,

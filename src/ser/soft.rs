@@ -117,7 +117,7 @@ impl SoftWeight {
 /// ```
 ///
 /// # Errors
-/// Those of [`Relative::forward`].
+/// Those of [`Relative::to_second`].
 pub fn pair_visibility<G: GroupAction>(relative: &Relative<G>) -> Result<[Vec<f64>; 2]> {
     Ok([
         shares(&mask(relative, 0, 1)?),
@@ -129,7 +129,7 @@ pub fn pair_visibility<G: GroupAction>(relative: &Relative<G>) -> Result<[Vec<f6
 /// view, and the other way round.
 ///
 /// It is the share of the token's area that lies within the other view, found at 4×4 points of it. The mask of an operator
-/// asks for the token's centre alone.
+/// asks for the token's center alone.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{Affine, GroupAction}, ser::token_visibility, view::Relative};
@@ -141,7 +141,7 @@ pub fn pair_visibility<G: GroupAction>(relative: &Relative<G>) -> Result<[Vec<f6
 /// ```
 ///
 /// # Errors
-/// If a grid of four times the rows and columns has too many cells; those of [`Relative::forward`].
+/// If a grid of four times the rows and columns has too many cells; those of [`Relative::to_second`].
 pub fn token_visibility<G: GroupAction>(relative: &Relative<G>) -> Result<[Vec<f64>; 2]> {
     Ok([seen(relative, 0)?, seen(relative, 1)?])
 }
@@ -159,8 +159,8 @@ fn mask<G: GroupAction>(
     let (from, to) = (relative.from_grid(), relative.to_grid());
     let nearest = Resample::from(Filter::Nearest);
     match view {
-        0 => relative.on(fine(from)?, to).reverse(&nearest),
-        _ => relative.on(from, fine(to)?).forward(&nearest),
+        0 => relative.on(fine(from)?, to).to_first(&nearest),
+        _ => relative.on(from, fine(to)?).to_second(&nearest),
     }
 }
 

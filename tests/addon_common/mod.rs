@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarMap;
 use rand::{Rng, rngs::StdRng};
-use ser_reg::addon::{AugmentationParameters, CropParameters, JitterParameters};
+use ser_reg::contrib::addon::{AugmentationParameters, CropParameters, JitterParameters};
 
 pub type Weights = HashMap<String, Tensor>;
 
@@ -50,12 +50,12 @@ pub fn drawn(rng: &mut StdRng) -> AugmentationParameters {
         } else {
             0.0
         }),
-        solarise: Some(if rng.random() { 0.5 } else { 1.0 }),
+        solarize: Some(if rng.random() { 0.5 } else { 1.0 }),
         rotation: Some(rng.random_range(0..4)),
     }
 }
 
-/// Mean over the tokens after the first `prefix` of their normalised values.
+/// Mean over the tokens after the first `prefix` of their normalized values.
 pub fn pooled(w: &Weights, x: &Tensor, prefix: usize) -> Result<Tensor> {
     let x = x.narrow(1, prefix, x.dim(1)? - prefix)?;
     layer_norm(w, "norm", &x)?.mean(1)
@@ -93,7 +93,7 @@ pub fn linear(w: &Weights, name: &str, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `maps` linear maps with batch normalisation and ReLU between them.
+/// `maps` linear maps with batch normalization and ReLU between them.
 pub fn mlp(w: &Weights, name: &str, maps: usize, x: &Tensor) -> Result<Tensor> {
     let mut x = x.clone();
     for i in 1..=maps {
@@ -157,34 +157,34 @@ pub fn equi_mod_embeddings(
     Ok([origin, y.narrow(0, b, 2 * b)?, predicted])
 }
 
-/// What view 1 has over view 2: the four numbers of the crop, of the colours; blur; threshold.
+/// What view 1 has over view 2: the four numbers of the crop, of the colors; blur; threshold.
 pub fn differences(
     a: &AugmentationParameters,
     b: &AugmentationParameters,
     widths: [f64; 4],
 ) -> [Vec<f64>; 4] {
-    let centre = |p: &AugmentationParameters| {
+    let center = |p: &AugmentationParameters| {
         let crop = p.crop.unwrap();
         let x = f64::from(crop.left) + f64::from(crop.width) / 2.0;
         let x = if a.flip.unwrap() { 1.0 - x } else { x };
         let y = f64::from(crop.top) + f64::from(crop.height) / 2.0;
         [y, x, f64::from(crop.height), f64::from(crop.width)]
     };
-    let colours = |p: &AugmentationParameters| {
+    let colors = |p: &AugmentationParameters| {
         let j = p.jitter.unwrap();
         let all = [j.brightness, j.contrast, j.saturation, j.hue];
         [0, 1, 2, 3].map(|k| f64::from(all[k]) / widths[k])
     };
     let minus = |x: [f64; 4], y: [f64; 4]| (0..4).map(|k| x[k] - y[k]).collect::<Vec<_>>();
     [
-        minus(centre(a), centre(b)),
-        minus(colours(a), colours(b)),
+        minus(center(a), center(b)),
+        minus(colors(a), colors(b)),
         vec![f64::from(a.blur.unwrap()) - f64::from(b.blur.unwrap())],
-        vec![f64::from(a.solarise.unwrap()) - f64::from(b.solarise.unwrap())],
+        vec![f64::from(a.solarize.unwrap()) - f64::from(b.solarize.unwrap())],
     ]
 }
 
-/// AugSelf on features, all tasks with the weights `weigh`: crop, colour, blur, solarise, flip, rotation.
+/// AugSelf on features, all tasks with the weights `weigh`: crop, color, blur, solarize, flip, rotation.
 pub fn aug_self(
     w: &Weights,
     [h1, h2]: [&Tensor; 2],
@@ -195,7 +195,7 @@ pub fn aug_self(
     let input = Tensor::cat(&[Tensor::cat(&[h1, h2], 1)?, Tensor::cat(&[h2, h1], 1)?], 0)?;
     let pairs: Vec<_> = p1.iter().zip(p2).chain(p2.iter().zip(p1)).collect();
     let mut total = Tensor::zeros((), h1.dtype(), &Device::Cpu)?;
-    for (k, name) in ["crop", "colour", "blur", "solarise"].iter().enumerate() {
+    for (k, name) in ["crop", "color", "blur", "solarize"].iter().enumerate() {
         if weigh[k] > 0.0 {
             let d = pairs
                 .iter()

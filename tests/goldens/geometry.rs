@@ -314,7 +314,7 @@ pub fn affine(case: &Case) -> Result<()> {
             for map in &maps {
                 for i in 0..to.rows() {
                     for j in 0..to.cols() {
-                        let [y, x] = map.source(to.centre(i, j));
+                        let [y, x] = map.source(to.center(i, j));
                         points.extend([2.0 * x - 1.0, 2.0 * y - 1.0]);
                     }
                 }

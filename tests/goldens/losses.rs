@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor, Var};
 use ser_reg::{
-    loss::{self, Form, NtXent, SameImage},
+    loss::{self, Negatives, NtXent, SameImage},
     schedule::Schedule,
 };
 
-use ser_reg_examples::method::{
+use ser_reg_trainers::method::{
     barlow, dino, moco,
     objectives::{self, VicReg},
 };
@@ -66,10 +66,10 @@ fn check_loss(
 
 fn nt_xent_config(case: &Case, variant: &str) -> Result<NtXent> {
     let (form, same_image) = match variant {
-        "paper" => (Form::Paper, SameImage::Exclude),
-        "cross" => (Form::CrossView, SameImage::Exclude),
-        "cross_all" => (Form::CrossView, SameImage::Keep),
-        "ntxent_all" => (Form::Paper, SameImage::Keep),
+        "paper" => (Negatives::BothViews, SameImage::Exclude),
+        "cross" => (Negatives::OtherView, SameImage::Exclude),
+        "cross_all" => (Negatives::OtherView, SameImage::Keep),
+        "ntxent_all" => (Negatives::BothViews, SameImage::Keep),
         other => bail!("unknown variant {other}"),
     };
     Ok(NtXent {
@@ -198,10 +198,10 @@ fn dino(case: &Case) -> Result<()> {
         (case.float("student_temp")?, case.float("teacher_temp")?);
     let crops = case.int("ncrops")? as usize;
     check_loss(case, &["student", "teacher", "center"], |v| {
-        let (scores, centre) = (&v["teacher"], &v["center"]);
-        let updated = dino::updated_centre(centre, scores, momentum)?;
+        let (scores, center) = (&v["teacher"], &v["center"]);
+        let updated = dino::updated_center(center, scores, momentum)?;
         case.check("center_new", &updated, loss_tolerance(&updated))?;
-        let targets = dino::targets(scores, centre, teacher_temperature)?;
+        let targets = dino::targets(scores, center, teacher_temperature)?;
         Ok(dino::loss(
             &v["student"].chunk(crops, 0)?,
             &targets.chunk(2, 0)?,

@@ -48,13 +48,13 @@ pub fn differences(x: &[f64], step: f64, mut f: impl FnMut(&[f64]) -> f64) -> Ve
     let mut x = x.to_vec();
     (0..x.len())
         .map(|i| {
-            let centre = x[i];
+            let center = x[i];
             let mut at = |v: f64| {
                 x[i] = v;
                 f(&x)
             };
-            let slope = (at(centre + step) - at(centre - step)) / (2.0 * step);
-            x[i] = centre;
+            let slope = (at(center + step) - at(center - step)) / (2.0 * step);
+            x[i] = center;
             slope
         })
         .collect()

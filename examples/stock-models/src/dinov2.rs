@@ -96,7 +96,7 @@ impl Module for Block {
     }
 }
 
-/// The trunk; call it for the normalised CLS token, and capture `"block{i}"` for a map with one prefix token.
+/// The trunk; call it for the normalized CLS token, and capture `"block{i}"` for a map with one prefix token.
 pub struct DinoV2 {
     patches: Conv2d,
     cls: Tensor,

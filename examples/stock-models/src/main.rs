@@ -34,7 +34,7 @@ fn dino() -> Result<()> {
     let (depth, layer) = (3, 1);
     let vars = VarMap::new();
     let stock = stock::DinoVisionTransformer::new(builder(&vars), depth, DIM, HEADS)?;
-    randomise(&vars)?;
+    randomize(&vars)?;
     let twin = DinoV2::new(builder(&vars), depth, DIM, HEADS)?; // the same variables
     let early = [
         "patch_embed",
@@ -114,7 +114,7 @@ fn vit_encoder() -> Result<()> {
     let vb = builder(&vars);
     let embeddings = vit::Embeddings::new(&config, false, vb.pp("embeddings"))?;
     let encoder = Tapped::new("layer2", vit::Encoder::new(&config, vb.pp("encoder"))?);
-    randomise(&vars)?;
+    randomize(&vars)?;
     // After the tap a second encoder would follow, over the later layers, and the head.
     let pair = Pair::new(config.image_size, config.patch_size, 1)?;
     let [map1, map2] = pair.maps(|images| {
@@ -135,7 +135,7 @@ fn convnext_pooled() -> Result<()> {
     );
     let vars = VarMap::new();
     let model = convnext::convnext_no_final_layer(&convnext::Config::atto(), builder(&vars))?;
-    randomise(&vars)?;
+    randomize(&vars)?;
     for side in [64, 32] {
         let features = model.forward(&images(2, side)?)?;
         let what = format!("stock, {side} px (last map {0}x{0})", side / 32);
@@ -143,7 +143,7 @@ fn convnext_pooled() -> Result<()> {
     }
     let vars = VarMap::new();
     let model = convnext::convnext(&convnext::Config::atto(), 10, builder(&vars))?;
-    randomise(&vars)?;
+    randomize(&vars)?;
     let logits = model.forward(&images(2, 64)?)?;
     check(
         "stock, 64 px, with its head",
@@ -170,7 +170,7 @@ impl Pair {
             aspect: (1., 1.),
             ..Default::default()
         };
-        let views = ViewSampler::new(config, grid)?.sample_pair(&mut rng(1), 2)?;
+        let views = ViewSampler::new(grid, config)?.sample_pair(&mut rng(1), 2)?;
         let source = images(2, side)?;
         let head = VarMap::new();
         let config = SerConfig {
@@ -187,9 +187,9 @@ impl Pair {
             ..Default::default()
         };
         let ser = SerLoss::new(config, DIM, builder(&head))?;
-        randomise(&head)?;
+        randomize(&head)?;
         Ok(Self {
-            images: [views.first.act(&source)?, views.second.act(&source)?],
+            images: [views.first.apply(&source)?, views.second.apply(&source)?],
             views,
             grid,
             ser,
@@ -242,7 +242,7 @@ fn images(batch: usize, side: usize) -> Result<Tensor> {
 }
 
 /// Weights as if trained a little. candle's own start has zeros (positions, layer scales) behind which no gradient shows.
-fn randomise(vars: &VarMap) -> Result<()> {
+fn randomize(vars: &VarMap) -> Result<()> {
     let mut rng = rng(3);
     for (name, var) in grad::named(vars, "") {
         let scale = var.rank() == 1 && (name.ends_with("weight") || name.ends_with("gamma"));

@@ -7,7 +7,7 @@ mod portable;
 
 use candle_core::{DType, Tensor};
 
-use super::{Contrast, Form, InfoNce};
+use super::{ContrastiveOutput, InfoNce, Negatives};
 use crate::Result;
 
 /// Distinct token sets, known by their place: a tensor that plays several parts is entered once and has one gradient.
@@ -41,7 +41,7 @@ pub(super) enum Task<'a> {
     Symmetric {
         sets: [usize; 2],
         groups: &'a [u32],
-        form: Form,
+        form: Negatives,
     },
 }
 
@@ -50,11 +50,11 @@ impl<'a> Task<'a> {
     pub(super) fn toward(
         [anchors, positives]: [usize; 2],
         groups: &'a [u32],
-        form: Form,
+        form: Negatives,
     ) -> Roles<'a> {
         let candidates = match form {
-            Form::Paper => vec![(anchors, groups), (positives, groups)],
-            Form::CrossView => vec![(positives, groups)],
+            Negatives::BothViews => vec![(anchors, groups), (positives, groups)],
+            Negatives::OtherView => vec![(positives, groups)],
         };
         Roles {
             anchors: (anchors, groups),
@@ -106,7 +106,7 @@ pub(super) fn run(
     shares: &[f64],
     config: &InfoNce,
     dtype: DType,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     debug_assert_eq!(task.anchors().len(), shares.len());
     let engine = match twin {
         Twin::Fused => fused::run,

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Contrast, InfoNce, Roles, Sets, Task, lead};
+use super::{ContrastiveOutput, InfoNce, Roles, Sets, Task, lead};
 
 pub(super) fn run(
     sets: Sets,
@@ -10,9 +10,9 @@ pub(super) fn run(
     shares: &[f64],
     config: &InfoNce,
     dtype: DType,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     let bank = Bank::new(sets, config.eps, dtype)?;
-    let Contrast { loss, accuracy } = match task {
+    let ContrastiveOutput { loss, accuracy } = match task {
         Task::Directed(roles) => directed(&bank, roles, shares, config)?,
         &Task::Symmetric {
             sets: [a, b],
@@ -22,20 +22,25 @@ pub(super) fn run(
             let halves: Vec<f64> = shares.iter().map(|share| 0.5 * share).collect();
             let one = directed(&bank, &Task::toward([a, b], groups, form), &halves, config)?;
             let two = directed(&bank, &Task::toward([b, a], groups, form), &halves, config)?;
-            Contrast {
+            ContrastiveOutput {
                 loss: (one.loss + two.loss)?,
                 accuracy: (one.accuracy + two.accuracy)?,
             }
         }
     };
-    Ok(Contrast {
+    Ok(ContrastiveOutput {
         loss: bank.inject(loss)?,
         accuracy,
     })
 }
 
 /// The value and accuracy of one direction, detached; its gradient is added to the bank.
-fn directed(bank: &Bank, roles: &Roles, shares: &[f64], config: &InfoNce) -> Result<Contrast> {
+fn directed(
+    bank: &Bank,
+    roles: &Roles,
+    shares: &[f64],
+    config: &InfoNce,
+) -> Result<ContrastiveOutput> {
     let (anchors, groups) = (bank.rows(roles.anchors.0), roles.anchors.1);
     let positives = bank.rows(roles.positives);
     let (dtype, device, rows) = (anchors.dtype(), anchors.device(), groups.len());
@@ -109,7 +114,7 @@ fn directed(bank: &Bank, roles: &Roles, shares: &[f64], config: &InfoNce) -> Res
             }
         }
     }
-    Ok(Contrast { loss, accuracy })
+    Ok(ContrastiveOutput { loss, accuracy })
 }
 
 /// Unit tokens `û = x / √(|x|² + eps)` of one tensor, outside the graph, and the gradient with respect to them.

@@ -1,4 +1,4 @@
-//! The contrast on the CPU: blocks of anchors, products into memory that is used again, and one vectorised pass over the
+//! The contrast on the CPU: blocks of anchors, products into memory that is used again, and one vectorized pass over the
 //! cosines. The gradient is found together with the value.
 
 mod bank;
@@ -11,7 +11,7 @@ mod tile;
 use candle_core::{DType, Device, Result, Tensor};
 
 use self::{bank::Bank, real::Real};
-use super::{Contrast, InfoNce, Sets, Task};
+use super::{ContrastiveOutput, InfoNce, Sets, Task};
 
 /// What a pass over the anchors finds.
 #[derive(Default)]
@@ -27,14 +27,19 @@ pub(super) fn run(
     shares: &[f64],
     config: &InfoNce,
     dtype: DType,
-) -> Result<Contrast> {
+) -> Result<ContrastiveOutput> {
     match dtype {
         DType::F64 => typed::<f64>(sets, task, shares, config),
         _ => typed::<f32>(sets, task, shares, config),
     }
 }
 
-fn typed<T: Real>(sets: Sets, task: &Task, shares: &[f64], config: &InfoNce) -> Result<Contrast> {
+fn typed<T: Real>(
+    sets: Sets,
+    task: &Task,
+    shares: &[f64],
+    config: &InfoNce,
+) -> Result<ContrastiveOutput> {
     let mut bank = Bank::<T>::new(sets, config.eps)?;
     let value = match task {
         Task::Directed(roles) => directed::run(&mut bank, roles, shares, config)?,
@@ -60,7 +65,7 @@ fn typed<T: Real>(sets: Sets, task: &Task, shares: &[f64], config: &InfoNce) -> 
             }
         }
     };
-    Ok(Contrast {
+    Ok(ContrastiveOutput {
         loss: bank.inject(value.loss)?,
         accuracy: Tensor::new(T::from_f64(value.accuracy), &Device::Cpu)?,
     })

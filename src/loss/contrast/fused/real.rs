@@ -1,4 +1,4 @@
-//! The two types the loss is computed in, with an exponential that vectorises.
+//! The two types the loss is computed in, with an exponential that vectorizes.
 
 use candle_core::WithDType;
 use ndarray::LinalgScalar;
@@ -35,7 +35,7 @@ impl Real for f32 {
         self.into()
     }
 
-    /// Without branches, so that the compiler vectorises it; within 2 units in the last place.
+    /// Without branches, so that the compiler vectorizes it; within 2 units in the last place.
     #[inline(always)]
     fn exp_nonpositive(self) -> f32 {
         // Below this eˣ is no normal number any more, and counts as 0.

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::super::{Form, InfoNce, lead};
+use super::super::{InfoNce, Negatives, lead};
 use super::bank::{Bank, dot};
 use super::product::{PANEL, gather, gram, panels, spread};
 use super::real::Real;
@@ -64,7 +64,7 @@ impl Rectangle {
 }
 
 /// `len` rows at a time, the upper triangle over both sides or what lies between them; the largest last.
-fn rectangles(count: usize, len: usize, form: Form) -> Vec<Rectangle> {
+fn rectangles(count: usize, len: usize, form: Negatives) -> Vec<Rectangle> {
     let part = |side, range| Part { side, range };
     let mut all = Vec::new();
     for start in (0..count).step_by(len) {
@@ -74,10 +74,10 @@ fn rectangles(count: usize, len: usize, form: Form) -> Vec<Rectangle> {
             let later = part(side, range.end..count);
             let across = part(1, 0..count);
             let seen = match (form, side) {
-                (Form::Paper, 0) => vec![square, later, across],
-                (Form::Paper, _) => vec![square, later],
-                (Form::CrossView, 0) => vec![across],
-                (Form::CrossView, _) => vec![],
+                (Negatives::BothViews, 0) => vec![square, later, across],
+                (Negatives::BothViews, _) => vec![square, later],
+                (Negatives::OtherView, 0) => vec![across],
+                (Negatives::OtherView, _) => vec![],
             };
             all.extend(
                 seen.into_iter()
@@ -115,7 +115,7 @@ pub(super) fn run<T: Real>(
     bank: &mut Bank<T>,
     sets: [usize; 2],
     groups: &[u32],
-    form: Form,
+    form: Negatives,
     shares: &[f64],
     config: &InfoNce,
 ) -> Result<Value> {

@@ -18,7 +18,7 @@ pub(super) struct Groups<'a> {
 }
 
 /// Runs `work` with the widest vector instructions that this processor has.
-fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
@@ -58,7 +58,7 @@ fn fold_row<T: Real>(
 
 /// The largest visible entry of each row; −∞ where a row sees nothing.
 pub(super) fn max<T: Real>(tile: &[T], groups: Groups) -> Vec<T> {
-    vectorised(
+    vectorized(
         #[inline(always)]
         || {
             let hidden = T::neg_infinity();
@@ -82,7 +82,7 @@ pub(super) fn max<T: Real>(tile: &[T], groups: Groups) -> Vec<T> {
 ///
 /// `top` is at least the largest visible entry of its row.
 pub(super) fn exp<T: Real>(tile: &mut [T], top: &[T], rate: T, groups: Groups) -> Vec<T> {
-    vectorised(
+    vectorized(
         #[inline(always)]
         || {
             tile.chunks_exact_mut(groups.cols.len())
@@ -113,7 +113,7 @@ pub(super) fn margins<T: Real>(tile: &[T], rate: T, groups: Groups) -> Margins<T
     let mut line = vec![T::zero(); width];
     let mut sums = vec![T::zero(); width];
     let mut tops = vec![T::neg_infinity(); width];
-    vectorised(
+    vectorized(
         #[inline(always)]
         || {
             let hidden = T::neg_infinity();
@@ -150,7 +150,7 @@ pub(super) fn margins<T: Real>(tile: &[T], rate: T, groups: Groups) -> Margins<T
 
 /// `(r_i + c_j)·exp((s_ij − 1)·rate)` in place of `s`, 0 where a row may not look.
 pub(super) fn weigh<T: Real>(tile: &mut [T], rate: T, groups: Groups, by_row: &[T], by_col: &[T]) {
-    vectorised(
+    vectorized(
         #[inline(always)]
         || {
             let rows = tile.chunks_exact_mut(groups.cols.len()).zip(groups.rows);

@@ -1,0 +1,150 @@
+//! How the gradients of the base loss and of the regularizer compare within a run, and λ by that.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor, Var};
+use ser_reg::{
+    grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig},
+    ser::SerOutput,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    records::{Balanced, BalancedLayer, finite},
+    settings::Ser,
+    vit::VitConfig,
+    weights::Weights,
+};
+
+/// Steps between measurements, if λ is to follow them and nothing is said.
+const EVERY: usize = 50;
+
+/// When a run compares both gradients, and what it does with λ.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BalanceRule {
+    /// Steps between two measurements, the first of which is at the first step.
+    pub every: usize,
+    /// `λ‖∇L_equiv‖ / ‖∇L_inv‖` to aim at; none: λ stays as it is.
+    pub target: Option<f64>,
+}
+
+impl BalanceRule {
+    /// From the options: either of them asks for measurements.
+    pub fn new(every: Option<usize>, target: Option<f64>) -> Option<Self> {
+        (every.is_some() || target.is_some()).then_some(Self {
+            every: every.unwrap_or(EVERY),
+            target,
+        })
+    }
+
+    pub fn check(&self, lambda: f64) -> Result<()> {
+        ensure!(
+            self.every > 0,
+            "--balance-every: expected at least 1, got 0"
+        );
+        ensure!(
+            lambda > 0.0,
+            "--balance-every, --balance-target: expected a run with the regularizer, without --baseline and with --lambda \
+             above 0: there is no second gradient"
+        );
+        if let Some(target) = self.target {
+            ensure!(
+                target.is_finite() && target > 0.0,
+                "--balance-target: expected a finite number above 0, got {target}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// λ over a run, and the measurements that move it.
+pub struct Balance {
+    rule: Option<BalanceRule>,
+    initial: f64,
+    /// What the balancer stands at, 0 before its first measurement: a variable, so that a checkpoint holds it.
+    average: Var,
+    prefixes: Vec<String>,
+}
+
+impl Balance {
+    pub fn new(ser: &Ser, vit: &VitConfig) -> Result<Self> {
+        let mut prefixes: Vec<String> = (1..=vit.depth)
+            .map(|block| format!("encoder.block{block}"))
+            .collect();
+        if !vit.frozen_patches {
+            prefixes.insert(0, "encoder.patch".to_string());
+        }
+        Ok(Self {
+            rule: ser.balance,
+            initial: ser.lambda,
+            average: Var::zeros((), DType::F64, &Device::Cpu)?,
+            prefixes,
+        })
+    }
+
+    /// What a checkpoint keeps of it: nothing, unless λ follows the measurements.
+    pub fn buffers(&self) -> Vec<(&'static str, Var)> {
+        let follows = self.rule.is_some_and(|rule| rule.target.is_some());
+        follows
+            .then(|| ("lambda", self.average.clone()))
+            .into_iter()
+            .collect()
+    }
+
+    /// The weight of the equivariance loss now.
+    pub fn lambda(&self) -> Result<f64> {
+        match self.average.to_scalar::<f64>()? {
+            0.0 => Ok(self.initial),
+            lambda => Ok(lambda),
+        }
+    }
+
+    /// At a step in so many, compares both gradients on the parameters `online`, and moves λ for the steps to come. The graph
+    /// of both losses stays as it was.
+    pub fn measure(
+        &self,
+        step: usize,
+        invariance: &Tensor,
+        out: &SerOutput,
+        online: &Weights,
+    ) -> Result<Option<Balanced>> {
+        let Some(rule) = self.rule.filter(|rule| step.is_multiple_of(rule.every)) else {
+            return Ok(None);
+        };
+        let lambda = self.lambda()?;
+        let equivariance = (&out.loss / lambda)?;
+        let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
+        let balance =
+            GradientBalance::of_losses(invariance, &equivariance, online.named(), &prefixes)?;
+        // A measurement that suggests nothing must not pass for a first one.
+        if let Some(target_ratio) = rule.target
+            && balance.suggested_lambda(target_ratio)?.is_some()
+        {
+            let config = LambdaConfig {
+                target_ratio,
+                initial: self.initial,
+                ..Default::default()
+            };
+            let mut balancer = match self.average.to_scalar::<f64>()? {
+                0.0 => LambdaBalancer::new(config)?,
+                average => LambdaBalancer::resume(config, average)?,
+            };
+            let next = balancer.update(&balance);
+            self.average.set(&Tensor::new(next, &Device::Cpu)?)?;
+        }
+        Ok(Some(Balanced {
+            step,
+            lambda: self.lambda()?,
+            shared: layer(&balance.shared),
+            layers: balance.groups.iter().map(layer).collect(),
+        }))
+    }
+}
+
+fn layer(pair: &GradientPair) -> BalancedLayer {
+    BalancedLayer {
+        name: pair.name.trim_start_matches("encoder.").to_string(),
+        norm_inv: finite(pair.norm_inv),
+        norm_equiv: finite(pair.norm_equiv),
+        cosine: finite(pair.cosine),
+    }
+}

@@ -1,0 +1,87 @@
+//! A trained encoder on disk: one safetensors file whose header says how to build the model.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::vit::{Vit, VitConfig};
+
+/// Key of the header's metadata under which the card stands.
+const CARD: &str = "ser_reg_encoder";
+
+/// What one must know of an encoder besides its weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Card {
+    pub vit: VitConfig,
+    /// Mean and standard deviation of each channel that pictures are normalized with.
+    pub statistics: Vec<(f32, f32)>,
+    /// The block that the equivariance loss sat on, counted from 1.
+    pub layer: usize,
+    /// `moco_v3`, `dino` or `barlow_twins`.
+    pub method: String,
+    /// `ser`, `lambda0` or `baseline`.
+    pub mode: String,
+    pub seed: u64,
+}
+
+/// What the names of the encoder's weights begin with in a checkpoint.
+const IN_CHECKPOINT: &str = "online/encoder.";
+
+/// Bytes of the file: tensors under the names that [`Vit::new`] asks for, the card in the header.
+pub fn to_bytes(weights: &[(String, Tensor)], card: &Card) -> Result<Vec<u8>> {
+    let metadata = HashMap::from([metadata(card)?]);
+    let tensors = weights.iter().map(|(name, t)| (name.as_str(), t));
+    Ok(safetensors::serialize(tensors, Some(metadata))?)
+}
+
+/// The metadata that makes a file with an encoder in it one that [`read`] understands.
+pub fn metadata(card: &Card) -> Result<(String, String)> {
+    Ok((CARD.to_string(), serde_json::to_string(card)?))
+}
+
+/// The encoder in `path`, frozen.
+pub fn load(path: &Path, device: &Device) -> Result<(Vit, Card)> {
+    let (weights, card) = read(path, device)?;
+    let vb = VarBuilder::from_tensors(weights, DType::F32, device);
+    let vit = Vit::new(&card.vit, vb);
+    Ok((vit.with_context(|| cannot_load(path))?, card))
+}
+
+/// Its weights, under the names that [`Vit::new`] asks for, and its card: from an exported encoder, or from a checkpoint, which
+/// holds more.
+pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Card)> {
+    let read = || {
+        let bytes = std::fs::read(path)?;
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).context("truncated, or not a safetensors file")?;
+        let card = header.metadata().as_ref().and_then(|m| m.get(CARD));
+        let card = card.with_context(|| {
+            format!("expected the header to hold {CARD}; was this file written by a trainer?")
+        })?;
+        let card: Card = serde_json::from_str(card)
+            .with_context(|| format!("{CARD} in the header is of another version"))?;
+        ensure!(
+            card.statistics.len() == card.vit.channels,
+            "expected statistics of {} channels, got {}",
+            card.vit.channels,
+            card.statistics.len()
+        );
+        let mut weights = candle_core::safetensors::load_buffer(&bytes, device)?;
+        if weights.keys().any(|name| name.starts_with(IN_CHECKPOINT)) {
+            weights = weights
+                .into_iter()
+                .filter_map(|(name, t)| Some((name.strip_prefix(IN_CHECKPOINT)?.to_string(), t)))
+                .collect();
+        }
+        Ok((weights, card))
+    };
+    read().with_context(|| cannot_load(path))
+}
+
+fn cannot_load(path: &Path) -> String {
+    format!("cannot load the encoder {}", path.display())
+}

@@ -1,0 +1,140 @@
+//! An encoder under evaluation, with what it takes to build it again for pictures of another size.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::{
+    data::Images,
+    encoder::{self, Card},
+    vit::{Positions, Vit, VitConfig},
+    weights::Weights,
+};
+
+/// A frozen encoder.
+pub struct Subject {
+    /// What it is called in tables.
+    pub name: String,
+    pub vit: Vit,
+    pub card: Card,
+    pub device: Device,
+    weights: HashMap<String, Tensor>,
+}
+
+impl Subject {
+    /// From weights under the names that [`Vit::new`] asks for.
+    pub fn new(
+        name: impl Into<String>,
+        weights: impl IntoIterator<Item = (String, Tensor)>,
+        card: &Card,
+        device: &Device,
+    ) -> Result<Self> {
+        // Outside the graph: nothing is kept for a backward pass.
+        let weights: HashMap<_, _> = weights.into_iter().map(|(n, t)| (n, t.detach())).collect();
+        let vb = VarBuilder::from_tensors(weights.clone(), DType::F32, device);
+        Ok(Self {
+            name: name.into(),
+            vit: Vit::new(&card.vit, vb)?,
+            card: card.clone(),
+            device: device.clone(),
+            weights,
+        })
+    }
+
+    /// From an exported encoder, a checkpoint, or the folder of a run.
+    pub fn load(path: &Path, device: &Device) -> Result<Self> {
+        let (weights, card) = encoder::read(&file(path), device)?;
+        Self::new("encoder", weights, &card, device)
+            .with_context(|| format!("cannot load the encoder {}", path.display()))
+    }
+
+    /// The same under another name.
+    pub fn named(self, name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self { name, ..self }
+    }
+
+    /// The encoder of `card` before its first step.
+    pub fn untrained(card: &Card, device: &Device) -> Result<Self> {
+        let weights = Weights::seeded(card.seed);
+        Vit::new(&card.vit, weights.builder(device).pp("encoder"))?;
+        let strip = |name: String| name.trim_start_matches("encoder.").to_string();
+        let named = weights.named().into_iter();
+        let tensors = named.map(|(name, var)| (strip(name), var.as_detached_tensor()));
+        Self::new("untrained encoder", tensors, card, device)
+    }
+
+    /// The same weights for square pictures of `side` pixels, with the tokens of every block.
+    pub fn at_side(&self, side: usize) -> Result<Vit> {
+        let config = VitConfig {
+            side,
+            last_map: true,
+            ..self.card.vit.clone()
+        };
+        ensure!(
+            side == self.card.vit.side || self.any_side(),
+            "expected pictures of side {}, which the trained positions of this encoder are for, got {side}",
+            self.card.vit.side
+        );
+        let vb = VarBuilder::from_tensors(self.weights.clone(), DType::F32, &self.device);
+        Ok(Vit::new(&config, vb)?)
+    }
+
+    /// Whether positions are computed, not trained.
+    pub fn any_side(&self) -> bool {
+        matches!(self.card.vit.positions, Positions::SinCos | Positions::None)
+    }
+
+    /// Features `(n, d)` of normalized pictures.
+    pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(self.vit.forward(x)?)
+    }
+
+    /// Fails unless the encoder takes such pictures.
+    pub fn expect(&self, images: &Images) -> Result<()> {
+        let (expected, got) = (
+            (self.card.vit.channels, self.card.vit.side),
+            (images.channels, images.side),
+        );
+        ensure!(
+            expected == got,
+            "the {}: expected pictures of (channels, side) {expected:?}, which it was trained on, got {got:?}",
+            self.name
+        );
+        Ok(())
+    }
+}
+
+/// The pictures that the run was trained on to which `weights`, a file in its folder, belongs: where its configuration says
+/// so; `None` if there is no run, or it took the repository's.
+pub fn data_of_run(weights: &Path) -> Result<Option<PathBuf>> {
+    let config = weights.with_file_name("config.json");
+    if !config.exists() {
+        return Ok(None);
+    }
+    let read = || -> Result<Option<PathBuf>> {
+        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&config)?)?;
+        Ok(config["data"].as_str().map(PathBuf::from))
+    };
+    read().with_context(|| format!("cannot read {}", config.display()))
+}
+
+/// The file itself, or what a run leaves in its folder: the encoder when it is finished, before that its checkpoint.
+pub fn file(path: &Path) -> PathBuf {
+    if !path.is_dir() {
+        return path.to_path_buf();
+    }
+    let (encoder, checkpoint) = (
+        path.join("encoder.safetensors"),
+        path.join("checkpoint.safetensors"),
+    );
+    match !encoder.exists() && checkpoint.exists() {
+        true => checkpoint,
+        false => encoder,
+    }
+}

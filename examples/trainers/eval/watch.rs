@@ -1,0 +1,123 @@
+//! What a trainer looks at between epochs: nearest neighbors upright and in other poses, and the equivariance of a layer.
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use rand::{SeedableRng, rngs::StdRng};
+use ser_reg::{
+    GridOperator, Layout, Resample, TokenGrid,
+    group::D4,
+    metric::{EqScore, Layer},
+    tap,
+};
+
+use super::features;
+use crate::{data::Images, knn::Bank, vit::Vit};
+
+/// The poses of the table, the upright one first.
+pub const POSES: [(&str, D4); 8] = [
+    ("upright", D4::IDENTITY),
+    ("hflip", D4::HFLIP),
+    ("vflip", D4::VFLIP),
+    ("rot180", D4::ROT180),
+    ("rot90", D4::ROT90),
+    ("rot270", D4::ROT270),
+    ("transp", D4::TRANSPOSE),
+    ("antitr", D4::ANTI_TRANSPOSE),
+];
+
+/// Test pictures of the equivariance score.
+const SCORED: usize = 200;
+
+pub struct Evaluation<'a> {
+    /// Upright training pictures.
+    pub bank: &'a Images,
+    pub test: &'a Images,
+    /// Mean and standard deviation of each channel.
+    pub statistics: &'a [(f32, f32)],
+    pub device: &'a Device,
+}
+
+impl Evaluation<'_> {
+    /// Accuracy in percent of weighted 20-nearest neighbors for each of [`POSES`]: the bank is upright, the queries are
+    /// turned.
+    pub fn poses(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[f64; 8]> {
+        let bank = Bank::new(
+            &self.features(self.bank, D4::IDENTITY, &encode)?,
+            &self.bank.labels,
+        )?;
+        let mut accuracies = [0.0; 8];
+        for (accuracy, (_, pose)) in accuracies.iter_mut().zip(POSES) {
+            let queries = self.features(self.test, pose, &encode)?;
+            *accuracy = bank.accuracy(&queries, &self.test.labels)?;
+        }
+        Ok(accuracies)
+    }
+
+    /// Features `(n, d)` of test pictures.
+    pub fn test_features(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        self.features(self.test, D4::IDENTITY, &encode)
+    }
+
+    /// Centered equivariance score of each block, mean over the seven other poses; 1 is exact equivariance.
+    pub fn equivariance(&self, vit: &Vit) -> Result<Vec<f64>> {
+        let count = SCORED.min(self.test.len());
+        let images = self
+            .test
+            .normalized(0..count, self.statistics, self.device)?;
+        let vit = vit.with_last_map();
+        let config = vit.config();
+        let grid = TokenGrid::square(config.grid())?;
+        let layers: Vec<Layer> = (1..=config.depth)
+            .map(|block| Layer {
+                layout: Layout {
+                    prefix: config.prefix(block),
+                    ..Default::default()
+                },
+                ..Layer::from(grid)
+            })
+            .collect();
+        let names: Vec<String> = (1..=config.depth).map(|i| format!("block{i}")).collect();
+        // Only the nulls are drawn, which are not shown: the same draw for every epoch and run.
+        let rng = &mut StdRng::seed_from_u64(0);
+        let others = POSES[1..].iter().map(|(_, g)| *g).collect::<Vec<_>>();
+        let reports = EqScore::new(grid).measure_layers(&images, &others, &layers, rng, |x| {
+            let (_, maps) = tap::capture_all(&names, || vit.forward(x))?;
+            Ok::<_, anyhow::Error>(maps)
+        })?;
+        Ok(reports.iter().map(|r| r.mean.score.centered).collect())
+    }
+
+    fn features(
+        &self,
+        images: &Images,
+        pose: D4,
+        encode: &impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let grid = TokenGrid::square(images.side)?;
+        let turn = GridOperator::new(&[pose], grid, &Resample::default())?;
+        features::of(images, self.statistics, self.device, Some(&turn), encode)
+    }
+}
+
+/// Prints accuracies, a line for each kind of features, with the mean over the seven poses that are not upright.
+pub fn print_table(note: &str, rows: &[(&str, [f64; 8])]) {
+    println!("\nWeighted 20-nearest-neighbor accuracy in %, test pictures in eight poses");
+    println!("({note})\n");
+    print!("{:<18}", "features");
+    for (name, _) in POSES {
+        print!("{name:>8}");
+    }
+    println!("{:>10}", "7 poses");
+    for (name, accuracies) in rows {
+        print!("{name:<18}");
+        for accuracy in accuracies {
+            print!("{accuracy:>8.1}");
+        }
+        println!("{:>10.1}", pose_mean(accuracies));
+    }
+}
+
+/// Mean over the poses that are not upright.
+pub fn pose_mean(accuracies: &[f64; 8]) -> f64 {
+    accuracies[1..].iter().sum::<f64>() / 7.0
+}

@@ -1,0 +1,141 @@
+//! All that a run needs to go on: weights, moments, the step, and the configuration they belong to.
+
+use std::{collections::HashMap, path::Path};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor, Var, safetensors::Load};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+use super::file;
+use crate::{
+    encoder::{self, Card},
+    optimizer::AdamW,
+    settings::Settings,
+    weights::Weights,
+};
+
+/// Raised whenever a reader of the last version would go wrong.
+const VERSION: &str = "1";
+
+/// What changes in training.
+pub struct State {
+    pub online: Weights,
+    /// The key or teacher encoder.
+    pub momentum: Option<Weights>,
+    pub optimizer: AdamW,
+    /// Buffers of a method: DINO's center.
+    pub buffers: Vec<(&'static str, Var)>,
+}
+
+impl State {
+    /// All variables, by the names they have in a checkpoint.
+    fn vars(&self) -> Vec<(String, Var)> {
+        let named = |part: &str, weights: &Weights| {
+            let name = |(name, var)| (format!("{part}/{name}"), var);
+            weights.named().into_iter().map(name).collect::<Vec<_>>()
+        };
+        let mut vars = named("online", &self.online);
+        if let Some(momentum) = &self.momentum {
+            vars.extend(named("momentum", momentum));
+        }
+        let buffer = |(name, var): &(&str, Var)| (format!("buffer/{name}"), var.clone());
+        vars.extend(self.buffers.iter().map(buffer));
+        vars
+    }
+}
+
+/// Writes the state after `step` steps of a run with these settings; `card` lets the encoder in it be evaluated.
+///
+/// Nothing else is random: what a step draws follows from `settings.seed` and its number.
+pub fn save(
+    path: &Path,
+    state: &State,
+    settings: &Settings,
+    card: &Card,
+    step: usize,
+) -> Result<()> {
+    let mut tensors: Vec<(String, Tensor)> = Vec::new();
+    for (name, var) in state.vars() {
+        tensors.push((name, var.as_detached_tensor()));
+    }
+    for (name, tensor) in state.optimizer.state()? {
+        tensors.push((format!("optimizer/{name}"), tensor));
+    }
+    let metadata = HashMap::from([
+        ("version".to_string(), VERSION.to_string()),
+        ("step".to_string(), step.to_string()),
+        ("settings".to_string(), serde_json::to_string(settings)?),
+        encoder::metadata(card)?,
+    ]);
+    let bytes = safetensors::serialize(
+        tensors.iter().map(|(name, t)| (name.as_str(), t)),
+        Some(metadata),
+    )?;
+    file::write(path, &bytes)
+}
+
+/// Restores the state of a run with these settings; gives the number of steps it had made.
+///
+/// Fails without having changed anything.
+pub fn restore(path: &Path, state: &mut State, settings: &Settings) -> Result<usize> {
+    let bytes = file::read(path)?;
+    let load = || -> Result<(usize, HashMap<String, Tensor>)> {
+        let (_, header) =
+            SafeTensors::read_metadata(&bytes).context("truncated or not a checkpoint")?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let field = |name: &str| {
+            let value = metadata.get(name);
+            value.with_context(|| format!("not a checkpoint: the header has no {name}"))
+        };
+        let version = field("version")?;
+        ensure!(
+            version == VERSION,
+            "expected a checkpoint of version {VERSION}, got {version}"
+        );
+        let saved: Value = serde_json::from_str(field("settings")?)?;
+        let differences = Settings::differences(&saved, &serde_json::to_value(settings)?);
+        ensure!(
+            differences.is_empty(),
+            "the checkpoint is of another configuration; it had {}. Give these options again, or another --out",
+            differences.join("; ")
+        );
+        let step = field("step")?.parse().context("step is no number")?;
+        let tensors = SafeTensors::deserialize(&bytes).context("truncated or damaged")?;
+        let load = |(name, view): (String, safetensors::tensor::TensorView)| {
+            Ok((name, view.load(&Device::Cpu)?))
+        };
+        let tensors = tensors.tensors().into_iter().map(load);
+        Ok((step, tensors.collect::<Result<_>>()?))
+    };
+    let restored = || format!("cannot resume from {}", path.display());
+    let (step, tensors) = load().with_context(restored)?;
+    let vars = state.vars();
+    for (name, var) in &vars {
+        match tensors.get(name) {
+            Some(t) if t.shape() == var.shape() && t.dtype() == var.dtype() => {}
+            Some(t) => {
+                let (want, got) = (var.shape(), t.shape());
+                return Err(anyhow::anyhow!(
+                    "{name}: expected {want:?} {:?}, got {got:?} {:?}",
+                    var.dtype(),
+                    t.dtype()
+                ))
+                .with_context(restored);
+            }
+            None => bail!("{}: it has no {name}", restored()),
+        }
+    }
+    let moments = tensors.iter().filter_map(|(name, t)| {
+        let name = name.strip_prefix("optimizer/")?;
+        Some((name.to_string(), t.clone()))
+    });
+    state
+        .optimizer
+        .restore(&moments.collect())
+        .with_context(restored)?;
+    for (name, var) in &vars {
+        var.set(&tensors[name].to_device(var.device())?)?;
+    }
+    Ok(step)
+}

@@ -1,0 +1,377 @@
+//! The end of a run: what the encoder is worth, said, written down and drawn.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, scores};
+use crate::{
+    eval::{self, Evaluation},
+    knn::spread,
+    overhead,
+    records::{Record, Step},
+    report::{Report, panel::Panel},
+    settings::{Method, Settings},
+    vit::Vit,
+    weights::Weights,
+};
+
+/// `result.json`: the last measurements of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    pub method: String,
+    pub mode: String,
+    pub seed: u64,
+    pub epochs: usize,
+    pub steps: usize,
+    /// Means over the first and the last eighth of the steps, and over the eighth with the least base loss; `None` if the
+    /// metrics are gone.
+    pub first: Option<Means>,
+    pub last: Option<Means>,
+    pub lowest: Option<Means>,
+    /// Weighted 20-NN accuracy in percent, upright and in the seven other poses; and their mean.
+    pub knn: Vec<f64>,
+    pub knn_poses: f64,
+    /// Centered equivariance score of each block; `None` where it has no value.
+    pub equivariance: Vec<Option<f64>>,
+    pub feature_std: f32,
+    /// Training pictures per second, evaluation not counted; share of that time spent waiting for pictures.
+    pub images_per_s: f64,
+    pub waiting: f64,
+    /// `(base + regularizer) / base`: multiply–adds counted from the settings by `ser_reg::cost`, and time, of the
+    /// regularizer by itself at a few steps and of the rest of a step; `None` where no regularizer ran, or none was timed.
+    #[serde(default)]
+    pub overhead_predicted: Option<f64>,
+    #[serde(default)]
+    pub overhead_measured: Option<f64>,
+    /// Of the process that ended the run.
+    pub seconds: f64,
+    /// Most memory the process held, where the system tells.
+    pub peak_mib: Option<f64>,
+    pub skipped: usize,
+    pub note: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Means {
+    pub loss: f32,
+    pub invariance: f32,
+    pub equivariance: Option<f32>,
+    pub matching: Option<f32>,
+}
+
+impl Means {
+    fn of(steps: &[&Step]) -> Option<Self> {
+        let mean = |value: fn(&Step) -> Option<f32>| {
+            let values: Vec<f32> = steps.iter().filter_map(|&s| value(s)).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
+        };
+        Some(Self {
+            loss: mean(|s| Some(s.loss))?,
+            invariance: mean(|s| Some(s.invariance))?,
+            equivariance: mean(|s| s.equivariance),
+            matching: mean(|s| s.matching),
+        })
+    }
+}
+
+impl Run {
+    /// Saves the encoder, measures it on all pictures, and writes the report. After Ctrl-C it says how to go on instead, and
+    /// ends the program.
+    pub fn finish(self, encoder: &Vit, state: &State) -> Result<()> {
+        self.progress.finish();
+        if self.stopped {
+            println!(
+                "stopped after {} of {} steps; the same command with --resume goes on from {}",
+                self.step,
+                self.steps,
+                self.saved.path().display()
+            );
+            std::process::exit(130);
+        }
+        self.save_encoder(state)?;
+        let evaluation = Evaluation {
+            bank: &self.data.bank,
+            test: &self.data.test,
+            statistics: &self.augment.statistics,
+            device: &self.device,
+        };
+        let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
+        let mut rows = vec![("trained encoder", trained)];
+        if !self.brief {
+            let untrained = Weights::seeded(self.settings.seed);
+            let untrained = Vit::new(&self.vit, untrained.builder(&self.device).pp("encoder"))?;
+            let untrained = evaluation.poses(|x| Ok(untrained.forward(x)?))?;
+            rows.push(("untrained encoder", untrained));
+            rows.push(("raw pixels", evaluation.poses(eval::raw_pixels)?));
+        }
+        eval::print_table(&self.data.note, &rows);
+        let outcome = self.outcome(&evaluation, encoder, &trained)?;
+        let json = serde_json::to_vec_pretty(&outcome)?;
+        file::write(&self.folder.join("result.json"), &json)?;
+        self.write_report(encoder, &outcome)?;
+        println!("\nreport {}", self.folder.join("report.html").display());
+        print_overhead(&outcome);
+        print_line(&outcome, self.settings.ser.layer);
+        match self.settings.smoke {
+            true => check_losses(&outcome, self.settings.method),
+            false => Ok(()),
+        }
+    }
+
+    fn outcome(
+        &self,
+        evaluation: &Evaluation,
+        encoder: &Vit,
+        trained: &[f64; 8],
+    ) -> Result<Outcome> {
+        let records = self.log.records();
+        let steps: Vec<&Step> = records
+            .iter()
+            .filter_map(|r| match r {
+                Record::Step(step) => Some(step),
+                _ => None,
+            })
+            .collect();
+        let eighth = steps.len().div_ceil(8);
+        let eighths = steps.chunks(eighth.max(1)).filter_map(Means::of);
+        let lowest = eighths.min_by(|a, b| a.invariance.total_cmp(&b.invariance));
+        let (images_per_s, waiting) = self.speed();
+        let features = evaluation.test_features(|x| Ok(encoder.forward(x)?))?;
+        Ok(Outcome {
+            method: self.settings.method.name().to_string(),
+            mode: self.settings.mode().to_string(),
+            seed: self.settings.seed,
+            epochs: self.settings.epochs,
+            steps: self.steps,
+            first: Means::of(&steps[..eighth]),
+            last: Means::of(&steps[steps.len() - eighth..]),
+            lowest,
+            knn: trained.to_vec(),
+            knn_poses: eval::pose_mean(trained),
+            equivariance: scores(evaluation, encoder)?,
+            feature_std: spread(&features)?,
+            images_per_s,
+            waiting,
+            overhead_predicted: overhead::predicted(&self.settings, &self.vit)?
+                .map(|cost| cost.overhead()),
+            overhead_measured: self.overhead(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            peak_mib: peak_mib(),
+            skipped: self.data.skipped.len(),
+            note: self.data.note.clone(),
+        })
+    }
+
+    /// Pictures per second over all epochs, whichever process trained them, and the share of that time spent waiting.
+    fn speed(&self) -> (f64, f64) {
+        let (mut epochs, mut seconds, mut waited) = (0.0, 0.0, 0.0);
+        for record in self.log.records() {
+            if let Record::Epoch(epoch) = record
+                && epoch.images_per_s > 0.0
+            {
+                // Of an epoch of one picture.
+                let time = 1.0 / epoch.images_per_s;
+                epochs += 1.0;
+                seconds += time;
+                waited += time * epoch.waiting;
+            }
+        }
+        match epochs > 0.0 {
+            true => (epochs / seconds, waited / seconds),
+            false => (0.0, 0.0),
+        }
+    }
+
+    /// What the regularizer was seen to cost, on average over the epochs in which it was timed.
+    fn overhead(&self) -> Option<f64> {
+        let records = self.log.records().iter();
+        let timed: Vec<f64> = records
+            .filter_map(|record| match record {
+                Record::Epoch(epoch) => epoch.regularizer,
+                _ => None,
+            })
+            .collect();
+        let mean = timed.iter().sum::<f64>() / timed.len() as f64;
+        (!timed.is_empty()).then_some(1.0 + mean)
+    }
+
+    fn write_report(&self, encoder: &Vit, outcome: &Outcome) -> Result<()> {
+        let layer = self.settings.ser.layer;
+        let count = self.data.test.len();
+        // A few pictures at even distances.
+        let indices: Vec<usize> = (0..4.min(count))
+            .map(|i| i * count / 4.min(count))
+            .collect();
+        let statistics = &self.augment.statistics;
+        let panel = Panel::new(
+            &encoder.with_last_map(),
+            &self.data.test,
+            &indices,
+            statistics,
+            layer,
+            &self.device,
+        )?;
+        let report = Report {
+            title: &format!(
+                "{} / {} / seed {}",
+                outcome.method, outcome.mode, outcome.seed
+            ),
+            config: flat(&self.settings)?,
+            result: result_rows(outcome),
+            records: self.log.records(),
+            panel: Some(panel),
+        };
+        file::write(&self.folder.join("report.html"), report.html()?.as_bytes())
+    }
+}
+
+/// Whether a smoke run learned: its losses have fallen at last, what is minimized and the base loss by 3 %, the equivariance loss
+/// by 5 %. DINO's targets move with the teacher and its loss rises again in some runs: of it the lowest counts.
+fn check_losses(outcome: &Outcome, method: Method) -> Result<()> {
+    let all = (outcome.first, outcome.last, outcome.lowest);
+    let (Some(first), Some(last), Some(lowest)) = all else {
+        bail!("there are no metrics to tell whether the losses fell");
+    };
+    let base = match method {
+        Method::Dino => lowest,
+        Method::MocoV3 | Method::BarlowTwins => last,
+    };
+    for (name, first, then) in [
+        ("base method's loss", first.invariance, base.invariance),
+        ("loss", first.loss, base.loss),
+    ] {
+        ensure!(
+            then < 0.97 * first,
+            "the {name} did not fall by 3 %: {first:.4}, then {then:.4}"
+        );
+    }
+    if let (Some(first), Some(last)) = (first.equivariance, last.equivariance) {
+        ensure!(
+            last < 0.95 * first,
+            "the equivariance loss did not fall by 5 %: {first:.4} at first, {last:.4} at last"
+        );
+    }
+    Ok(())
+}
+
+/// What the regularizer costs, counted and timed; nothing where there was none.
+fn print_overhead(outcome: &Outcome) {
+    let Some(predicted) = outcome.overhead_predicted else {
+        return;
+    };
+    println!(
+        "predicted overhead {predicted:.4}x: multiply-adds with the regularizer over those without"
+    );
+    match outcome.overhead_measured {
+        Some(measured) => println!(
+            "measured overhead {measured:.4}x: time of its views, and of its head and loss forward and backward on \
+             copies of the maps, at one step in {PROBE_EVERY}, beside the rest of the steps"
+        ),
+        None => println!("measured overhead -: no step was timed, the first is step {PROBE_FIRST}"),
+    }
+}
+
+/// One line for machines: CI reads it.
+fn print_line(outcome: &Outcome, layer: usize) {
+    let number = |value: Option<f32>| value.map_or(f64::NAN, f64::from);
+    let [first, last] = [&outcome.first, &outcome.last].map(Option::as_ref);
+    println!(
+        "\nresult method={} mode={} seed={} epochs={} steps={} loss_first={:.4} loss_last={:.4} invariance_last={:.4} \
+         equivariance_last={:.4} score={:.4} knn={:.2} knn_poses={:.2} images_per_s={:.0} waiting={:.3} peak_mib={:.0} \
+         seconds={:.0} overhead_predicted={:.4} overhead_measured={:.4}",
+        outcome.method,
+        outcome.mode,
+        outcome.seed,
+        outcome.epochs,
+        outcome.steps,
+        number(first.map(|m| m.loss)),
+        number(last.map(|m| m.loss)),
+        number(last.map(|m| m.invariance)),
+        number(last.and_then(|m| m.equivariance)),
+        outcome
+            .equivariance
+            .get(layer - 1)
+            .copied()
+            .flatten()
+            .unwrap_or(f64::NAN),
+        outcome.knn[0],
+        outcome.knn_poses,
+        outcome.images_per_s,
+        outcome.waiting,
+        outcome.peak_mib.unwrap_or(f64::NAN),
+        outcome.seconds,
+        outcome.overhead_predicted.unwrap_or(f64::NAN),
+        outcome.overhead_measured.unwrap_or(f64::NAN),
+    );
+}
+
+fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
+    let row = |name: &str, value: String| (name.to_string(), value);
+    let ratio = |x: Option<f64>| x.map_or("–".to_string(), |x| format!("{x:.4}x"));
+    let mut rows = vec![
+        row(
+            "20-NN accuracy, upright",
+            format!("{:.1} %", outcome.knn[0]),
+        ),
+        row(
+            "mean of the seven other poses",
+            format!("{:.1} %", outcome.knn_poses),
+        ),
+        row("steps", outcome.steps.to_string()),
+        row("images/s", format!("{:.0}", outcome.images_per_s)),
+        row(
+            "waiting for pictures",
+            format!("{:.1} %", 100.0 * outcome.waiting),
+        ),
+        row(
+            "overhead of the regularizer, predicted",
+            ratio(outcome.overhead_predicted),
+        ),
+        row(
+            "overhead of the regularizer, measured",
+            ratio(outcome.overhead_measured),
+        ),
+        row("pictures skipped", outcome.skipped.to_string()),
+        row("data", outcome.note.clone()),
+    ];
+    for (i, score) in outcome.equivariance.iter().enumerate() {
+        let name = format!("equivariance score, block {}", i + 1);
+        let shown = score.map_or("–".to_string(), |s| format!("{s:.3}"));
+        rows.insert(2 + i, row(&name, shown));
+    }
+    rows
+}
+
+/// The fields of the settings as rows, `ser.lambda` for a field in a field.
+fn flat(settings: &Settings) -> Result<Vec<(String, String)>> {
+    fn walk(path: &str, value: &serde_json::Value, rows: &mut BTreeMap<String, String>) {
+        match value {
+            serde_json::Value::Object(fields) => {
+                for (name, value) in fields {
+                    let dot = if path.is_empty() { "" } else { "." };
+                    walk(&format!("{path}{dot}{name}"), value, rows);
+                }
+            }
+            serde_json::Value::Null => {}
+            serde_json::Value::String(text) => {
+                rows.insert(path.to_string(), text.clone());
+            }
+            value => {
+                rows.insert(path.to_string(), value.to_string());
+            }
+        }
+    }
+    let mut rows = BTreeMap::new();
+    walk("", &serde_json::to_value(settings)?, &mut rows);
+    Ok(rows.into_iter().collect())
+}
+
+/// The most memory that this process held, in MiB; Linux only.
+fn peak_mib() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024.0)
+}

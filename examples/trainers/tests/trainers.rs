@@ -1,0 +1,1003 @@
+//! The trainers as programs: stopped, killed, resumed, and given bad input.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use candle_core::{DType, Device};
+use candle_nn::VarBuilder;
+use clap::Parser;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg_trainers::{
+    cli::Args,
+    data, encoder,
+    eval::Report,
+    overhead,
+    records::{Balanced, Record},
+    run::{file, finish::Outcome, log},
+    settings::{Method, Settings},
+    vit::Vit,
+};
+use tempfile::TempDir;
+
+/// The program of an example; `cargo test` builds them all.
+fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().nth(2).unwrap().join("examples");
+    let program = folder.join(name);
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo build --examples` in the profile of the test",
+        program.display()
+    );
+    program
+}
+
+/// 48 pictures of 12x12 in two classes, as IDX files: squares and bars under noise.
+fn pictures(folder: &Path) -> PathBuf {
+    let mut rng = StdRng::seed_from_u64(1);
+    let (n, side) = (48u32, 12usize);
+    let header = |magic: u32, dims: &[u32]| -> Vec<u8> {
+        let words = [&[magic], dims].concat();
+        words.iter().flat_map(|w| w.to_be_bytes()).collect()
+    };
+    let mut pixels = header(0x803, &[n, side as u32, side as u32]);
+    let mut labels = header(0x801, &[n]);
+    for i in 0..n {
+        let class = i % 2;
+        labels.push(class as u8);
+        for at in 0..side * side {
+            let (row, col) = (at / side, at % side);
+            let inside = (3..9).contains(&row) && (class == 0 || (5..7).contains(&col));
+            pixels.push(if inside { 180 } else { 20 } + rng.random_range(0..40));
+        }
+    }
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("train-images-idx3-ubyte"), pixels).unwrap();
+    fs::write(data.join("train-labels-idx1-ubyte"), labels).unwrap();
+    data
+}
+
+/// A short run on them.
+fn command(method: Method, data: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(program(method.name()));
+    command
+        .args([
+            "--epochs",
+            "3",
+            "--batch-size",
+            "8",
+            "--evaluate-every",
+            "2",
+            "--brief",
+        ])
+        .args(["--ratio", "0.25", "--seed", "7"])
+        .arg("--data")
+        .arg(data)
+        .arg("--out")
+        .arg(out)
+        .args(more)
+        .env("RAYON_NUM_THREADS", "1");
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn succeeds(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn fails(output: &Output, parts: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it must fail: {parts:?}");
+    for part in parts {
+        assert!(said.contains(part), "expected {part:?} in: {said}");
+    }
+}
+
+/// What a run has written that does not tell the time.
+fn traces(out: &Path) -> (Vec<u8>, Vec<Record>) {
+    let encoder = fs::read(out.join("encoder.safetensors")).unwrap();
+    let mut records = log::read(&out.join("metrics.jsonl")).unwrap();
+    for record in &mut records {
+        if let Record::Epoch(epoch) = record {
+            (epoch.images_per_s, epoch.waiting) = (0.0, 0.0);
+            epoch.regularizer = None;
+        }
+    }
+    (encoder, records)
+}
+
+/// Waits until the run has written `lines` lines of metrics, or has ended.
+fn wait_for_lines(child: &mut std::process::Child, out: &Path, lines: usize) {
+    let start = Instant::now();
+    loop {
+        let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+        if text.lines().count() >= lines || child.try_wait().unwrap().is_some() {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(120), "the run hangs");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs it until it has written `lines` lines of metrics.
+fn kill_after(lines: usize, mut command: Command, out: &Path) {
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_lines(&mut child, out, lines);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_killed_run_goes_on_bit_for_bit() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for method in Method::ALL {
+        let whole = folder.path().join(format!("{}-whole", method.name()));
+        succeeds(&run(&mut command(method, &data, &whole, &[])));
+        let killed = folder.path().join(format!("{}-killed", method.name()));
+        let more = ["--checkpoint-every", "2", "--resume"];
+        // At a few moments: before the first checkpoint, between two, in the middle of whatever it does.
+        for lines in [1, 5, 9] {
+            kill_after(lines, command(method, &data, &killed, &more), &killed);
+        }
+        succeeds(&run(&mut command(method, &data, &killed, &more)));
+        let (expected, got) = (traces(&whole), traces(&killed));
+        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
+        assert!(expected.0 == got.0, "{}: encoder", method.name());
+        assert!(killed.join("report.html").exists());
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_with_a_checkpoint() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let whole = folder.path().join("whole");
+    let long = ["--epochs", "40"];
+    succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &long)));
+    let out = folder.path().join("stopped");
+    let mut child = command(Method::MocoV3, &data, &out, &long)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for_lines(&mut child, &out, 3);
+    let kill = ["-INT", &child.id().to_string()];
+    assert!(Command::new("kill").args(kill).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("--resume"), "{said}");
+    assert!(out.join("checkpoint.safetensors").exists());
+    assert!(!out.join("result.json").exists());
+    let again = ["--epochs", "40", "--resume"];
+    let said = succeeds(&run(&mut command(Method::MocoV3, &data, &out, &again)));
+    assert!(said.contains("resumed after"), "{said}");
+    assert_eq!(traces(&whole).1, traces(&out).1);
+    assert!(traces(&whole).0 == traces(&out).0);
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::Dino, &data, &out, &[])));
+    let path = out.join("checkpoint.safetensors");
+    let good = fs::read(&path).unwrap();
+    let resumed = |more: &[&str]| {
+        let more = [&["--resume"], more].concat();
+        run(&mut command(Method::Dino, &data, &out, &more))
+    };
+
+    fails(
+        &resumed(&["--lambda", "0.5", "--layer", "3"]),
+        &[
+            "ser.lambda: 1.0, now 0.5",
+            "ser.layer: 2, now 3",
+            "checkpoint.safetensors",
+        ],
+    );
+    fs::write(&path, &good[..good.len() / 2]).unwrap();
+    fails(&resumed(&[]), &["truncated", "checkpoint.safetensors"]);
+    fs::write(&path, &good[..4]).unwrap();
+    fails(&resumed(&[]), &["truncated"]);
+
+    // The header is text: a version, and a shape, that were never written.
+    let edited = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = good
+            .windows(from.len())
+            .position(|w| w == from.as_bytes())
+            .unwrap();
+        let mut bytes = good.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+    };
+    edited(r#""version":"1""#, r#""version":"0""#);
+    fails(
+        &resumed(&[]),
+        &["expected a checkpoint of version 1, got 0"],
+    );
+    edited("online/encoder.cls", "online/encoder.clx");
+    fails(&resumed(&[]), &["online/encoder.cls"]);
+    // Sixty-four numbers in another arrangement.
+    edited(r#""shape":[1,1,64]"#, r#""shape":[64,1,1]"#);
+    fails(&resumed(&[]), &["expected [1, 1, 64]", "[64, 1, 1]"]);
+
+    // Untouched, it is taken up: nothing is left to do, and the run ends as it did.
+    fs::write(&path, &good).unwrap();
+    let before = traces(&out);
+    succeeds(&resumed(&[]));
+    assert_eq!(before.1, traces(&out).1);
+    assert!(before.0 == traces(&out).0);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for method in Method::ALL {
+        let out = folder.path().join(method.name());
+        let wild = ["--learning-rate", "1e30", "--warm-up", "0.5"];
+        let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
+        // The first step has a rate of zero, so the weights after it are good; those after the second are not.
+        let parts = [
+            "step 2: the loss is ",
+            "the base method's is ",
+            "the equivariance loss ",
+            "The last good checkpoint is of step 1: ",
+        ];
+        fails(&run(&mut command(method, &data, &out, &more)), &parts);
+        // And that is the one which is there: its weights are finite, and it is taken up.
+        let output = run(&mut command(
+            method,
+            &data,
+            &out,
+            &[&more[..], &["--resume"]].concat(),
+        ));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("resumed after 1 of"));
+        fails(&output, &parts);
+        let files = fs::read_dir(&out).unwrap().map(|f| f.unwrap().file_name());
+        let checkpoints = files.filter(|f| f.to_string_lossy().contains("checkpoint"));
+        assert_eq!(checkpoints.count(), 1, "{}", method.name());
+    }
+}
+
+/// The rate is written down and comes back as it was, whatever its digits.
+#[test]
+fn settings_come_back_as_they_were() {
+    for method in Method::ALL {
+        for batch_size in 2..600 {
+            let args = Args::parse_from([
+                "trainer",
+                "--preset",
+                "imagenet-vit-s16",
+                "--ratio",
+                "1",
+                "--batch-size",
+                &batch_size.to_string(),
+            ]);
+            let settings = Settings::new(method, &args).unwrap();
+            let text = serde_json::to_string(&settings).unwrap();
+            let back: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let now = serde_json::to_value(&settings).unwrap();
+            let differences = Settings::differences(&back, &now);
+            assert!(differences.is_empty(), "{differences:?}");
+        }
+    }
+}
+
+/// The schedules of the paper's preset, from their formulas.
+#[test]
+fn schedules_of_the_paper_preset() {
+    let (epochs, steps) = (100, 1000);
+    let cosine = |from: f64, to: f64, t: f64| {
+        to + 0.5 * (from - to) * (1.0 + (std::f64::consts::PI * t).cos())
+    };
+    let near = |a: f64, b: f64| assert!((a - b).abs() <= 1e-12 * (1.0 + b.abs()), "{a}, not {b}");
+    for method in Method::ALL {
+        let args = Args::parse_from(["trainer", "--preset", "imagenet-vit-s16"]);
+        let settings = Settings::new(method, &args).unwrap();
+        assert_eq!(settings.epochs, epochs);
+        let schedules = settings.schedules(steps).unwrap();
+        let (peak, last) = match method {
+            Method::MocoV3 => (2.4e-3, 0.0),
+            Method::Dino => (8e-4, 1e-5),
+            Method::BarlowTwins => (8e-4, 8e-7),
+        };
+        let rise = |t: usize| match method {
+            // numpy.linspace(0, peak, 100)
+            Method::Dino => peak * t as f64 / 99.0,
+            _ => peak * t as f64 / 100.0,
+        };
+        for t in [0, 1, 50, 99] {
+            near(schedules.at(t).learning_rate, rise(t));
+        }
+        for t in [100, 101, 550, 999] {
+            let part = (t - 100) as f64 / 900.0;
+            near(schedules.at(t).learning_rate, cosine(peak, last, part));
+        }
+        let part = 0.4;
+        let decay = match method {
+            Method::Dino => cosine(0.04, 0.4, part),
+            _ => 0.1,
+        };
+        near(schedules.at(400).weight_decay, decay);
+        let momentum = match method {
+            Method::MocoV3 => Some(cosine(0.99, 1.0, part)),
+            Method::Dino => Some(cosine(0.982, 1.0, part)),
+            Method::BarlowTwins => None,
+        };
+        match (schedules.at(400).momentum, momentum) {
+            (Some(a), Some(b)) => near(a, b),
+            (a, b) => assert_eq!(a, b),
+        }
+    }
+}
+
+/// All of a batch in poses, some of one picture size, some of two; as few as there can be; on the last block.
+#[test]
+fn the_extremes_of_a_partition_train() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for (i, more) in [
+        vec!["--ratio", "1"],
+        vec!["--ratio", "1", "--scale", "0.5,2"],
+        vec!["--ratio", "1", "--batch-size", "2", "--layer", "4"],
+        vec![
+            "--ratio",
+            "0.25",
+            "--crops",
+            "0.5,1",
+            "--form",
+            "cross-view",
+        ],
+        // Crops that all but never meet by chance: the run must not end for want of an overlap.
+        vec!["--crops", "0.01,0.02", "--group", "none"],
+        vec![
+            "--rotation",
+            "-180,180",
+            "--translation",
+            "-0.9,0.9",
+            "--shear",
+            "-0.2,0.2",
+        ],
+        vec!["--filter", "fourier", "--scale", "0.5,2"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = folder.path().join(i.to_string());
+        let more = [&["--epochs", "1"], &more[..]].concat();
+        succeeds(&run(&mut command(Method::ALL[i % 3], &data, &out, &more)));
+    }
+}
+
+#[test]
+fn a_finished_run_keeps_its_figures() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    let said = succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
+    for part in [
+        "predicted overhead 1.",
+        "measured overhead 1.",
+        "overhead_measured=1.",
+    ] {
+        assert!(said.contains(part), "expected {part:?} in: {said}");
+    }
+    let result = || -> Outcome {
+        serde_json::from_slice(&fs::read(out.join("result.json")).unwrap()).unwrap()
+    };
+    let first = result();
+    assert!(first.images_per_s > 0.0);
+    let again = || {
+        run(&mut command(
+            Method::BarlowTwins,
+            &data,
+            &out,
+            &["--resume"],
+        ))
+    };
+    succeeds(&again());
+    let second = result();
+    assert_eq!(first.images_per_s, second.images_per_s);
+    assert_eq!(first.waiting, second.waiting);
+    assert!(first.overhead_predicted.is_some_and(|x| x > 1.0));
+    assert!(first.overhead_measured.is_some_and(|x| x > 1.0));
+    assert_eq!(first.overhead_predicted, second.overhead_predicted);
+    assert_eq!(first.overhead_measured, second.overhead_measured);
+    // Without its metrics there is less to say, and no nonsense.
+    fs::remove_file(out.join("metrics.jsonl")).unwrap();
+    succeeds(&again());
+    assert!(result().last.is_none());
+    assert_eq!(result().knn, first.knn);
+}
+
+#[test]
+fn a_run_without_regularizer_has_no_overhead() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for (i, more) in [&["--lambda", "0"][..], &["--baseline"]].iter().enumerate() {
+        let out = folder.path().join(i.to_string());
+        let said = succeeds(&run(&mut command(Method::MocoV3, &data, &out, more)));
+        assert!(!said.contains("overhead 1"), "{said}");
+        let result = fs::read(out.join("result.json")).unwrap();
+        let result: Outcome = serde_json::from_slice(&result).unwrap();
+        assert_eq!(
+            (result.overhead_predicted, result.overhead_measured),
+            (None, None)
+        );
+    }
+}
+
+/// The count of the paper's preset, with everything written out: one process, 2,048 pictures, of which 20 are posed (41 for
+/// DINO's fraction of 0.02).
+#[test]
+fn the_predicted_overhead_of_the_paper_preset() {
+    let folder = TempDir::new().unwrap();
+    let images = data::load(&pictures(folder.path()), &data::Wanted::default()).unwrap();
+    for (method, ratio, maps, products) in [
+        (Method::MocoV3, "0.01", 2.0 * 3.0 + 2.0, 5.0),
+        (Method::Dino, "0.02", 2.0 * 3.0 + 2.0, 5.0),
+        (Method::BarlowTwins, "0.01", 2.0 * 3.0, 6.0),
+    ] {
+        let args = ["trainer", "--preset", "imagenet-vit-s16", "--ratio", ratio];
+        let settings = Settings::new(method, &Args::parse_from(args)).unwrap();
+        let vit = settings.vit(&images.bank).unwrap();
+        let cost = overhead::predicted(&settings, &vit).unwrap().unwrap();
+        let tokens = if ratio == "0.02" { 41.0 } else { 20.0 } * 196.0;
+        assert_eq!(
+            cost.projector.macs,
+            maps * tokens * (384.0 * 512.0 + 512.0 * 512.0)
+        );
+        assert_eq!(
+            cost.contrast.work.macs,
+            2.0 * products * tokens * tokens * 512.0
+        );
+        let passes = if method == Method::BarlowTwins {
+            6.0
+        } else {
+            8.0
+        };
+        let image = cost.encoder_macs / passes / 2048.0;
+        // The last block computes its CLS token only, and three go without it: below 4.6 GMAC.
+        assert!((4.2e9..4.4e9).contains(&image), "{image:e}");
+        let heads = match method {
+            Method::MocoV3 => {
+                let projector = 384. * 4096. + 4096. * 4096. + 4096. * 256.;
+                8. * projector + 6. * 2. * 4096. * 256. + 4. * 2048. * 256.
+            }
+            Method::Dino => 8. * (384. * 2048. + 2048. * 2048. + 2048. * 256. + 256. * 65536.),
+            Method::BarlowTwins => 6. * (384. * 8192. + 2. * 8192. * 8192.) + 3. * 8192. * 8192.,
+        };
+        assert_eq!(cost.head_macs, 2048.0 * heads);
+    }
+    for more in [&["--lambda", "0"][..], &["--baseline"]] {
+        let args = [&["trainer", "--preset", "imagenet-vit-s16"], more].concat();
+        let settings = Settings::new(Method::MocoV3, &Args::parse_from(args)).unwrap();
+        let vit = settings.vit(&images.bank).unwrap();
+        assert!(overhead::predicted(&settings, &vit).unwrap().is_none());
+    }
+}
+
+#[test]
+fn a_run_is_evaluated_on_its_own_pictures() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &out, &[])));
+    let evaluate = |more: &[&str]| {
+        let mut command = Command::new(program("evaluate"));
+        command.arg(&out).args(["--only", "knn"]).args(more);
+        run(&mut command)
+    };
+    let said = succeeds(&evaluate(&[]));
+    assert!(said.contains("20-NN"), "{said}");
+    let report = fs::read_to_string(out.join("evaluation.json")).unwrap();
+    let report: Report = serde_json::from_str(&report).unwrap();
+    assert_eq!(report.pictures.train + report.pictures.test, 48);
+    // Others have to fit.
+    fails(
+        &evaluate(&["--data", data::embedded().to_str().unwrap()]),
+        &["12", "28"],
+    );
+}
+
+#[test]
+fn a_smoke_run_that_learns_nothing_fails() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let mut frozen = command(
+        Method::Dino,
+        &data,
+        &folder.path().join("run"),
+        &["--smoke", "--learning-rate", "0"],
+    );
+    fails(&run(&mut frozen), &["the base method's loss did not fall"]);
+}
+
+#[test]
+fn impossible_options_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    for (options, parts) in [
+        (
+            vec!["--layer", "9"],
+            vec!["expected one of the 4 blocks, got block 9"],
+        ),
+        (
+            vec!["--layer", "0"],
+            vec!["expected one of the 4 blocks, got block 0"],
+        ),
+        (
+            vec!["--batch-size", "100"],
+            vec!["expected at most 38", "got 100"],
+        ),
+        (vec!["--batch-size", "1"], vec!["--batch-size"]),
+        (vec!["--epochs", "0"], vec!["--epochs"]),
+        (vec!["--lambda", "-1"], vec!["lambda"]),
+        (vec!["--temperature", "0"], vec!["temperature"]),
+        (vec!["--scale", "1.3,0.7"], vec!["area"]),
+        (vec!["--crops", "0.5"], vec!["two numbers"]),
+        (vec!["--crops", "0,0.5"], vec!["CropRange::area"]),
+        (vec!["--rotation", "30,-30"], vec!["AffineRange::rotation"]),
+        (
+            vec!["--translation", "-1,1"],
+            vec!["AffineRange::translation", "< 1"],
+        ),
+        (vec!["--min-overlap", "2"], vec!["min_overlap", "[0, 1]"]),
+        (
+            vec!["--filter", "fourier", "--crops", "0.5,1"],
+            vec!["another filter than Fourier"],
+        ),
+        (vec!["--learning-rate", "nan"], vec!["--learning-rate"]),
+        (vec!["--momentum", "1.5"], vec!["--momentum"]),
+        (vec!["--device", "abacus"], vec!["abacus"]),
+        (vec!["--workers", "0"], vec!["worker"]),
+        (vec!["--addon-layer", "1"], vec!["--addon"]),
+        (vec!["--balance-every", "0"], vec!["--balance-every"]),
+        (
+            vec!["--balance-target", "-1"],
+            vec!["--balance-target", "above 0"],
+        ),
+        (
+            vec!["--balance-target", "inf"],
+            vec!["--balance-target", "inf"],
+        ),
+        (
+            vec!["--balance-every", "2", "--baseline"],
+            vec!["--balance-every", "no second gradient"],
+        ),
+        (
+            vec!["--balance-target", "0.1", "--lambda", "0"],
+            vec!["--balance-target", "no second gradient"],
+        ),
+        (
+            vec!["--addon", "equimod", "--addon-layer", "5"],
+            vec!["--addon-layer", "expected one of the 4 blocks, got block 5"],
+        ),
+        (
+            vec!["--addon", "augself", "--addon-lambda", "nan"],
+            vec!["--addon-lambda", "NaN"],
+        ),
+        (
+            vec!["--addon", "equimod", "--ratio", "1"],
+            vec!["at least 2 pictures", "not posed", "0 of 8"],
+        ),
+        (
+            vec!["--addon", "stl", "--batch-size", "9"],
+            vec!["even number", "got 7 of 9"],
+        ),
+        (
+            vec!["--addon", "care"],
+            vec![
+                "--addon care",
+                "at least 2 samples in each of 8",
+                "a batch of 6",
+            ],
+        ),
+        (
+            vec!["--preset", "imagenet-vit-s16", "--data", "/nowhere"],
+            vec!["/nowhere"],
+        ),
+    ] {
+        fails(
+            &run(&mut command(Method::MocoV3, &data, &out, &options)),
+            &parts,
+        );
+    }
+}
+
+/// Each add-on at either layer, on its own and beside SER; what it computed is written down.
+#[test]
+fn every_add_on_trains_at_either_layer() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for addon in ["equimod", "augself", "essl", "stl", "care"] {
+        for (layer, more) in [("4", "--baseline"), ("1", "--baseline"), ("3", "--brief")] {
+            let out = folder.path().join(format!("{addon}{layer}"));
+            let options = ["--addon", addon, "--addon-layer", layer, more];
+            let short = [
+                "--epochs",
+                "1",
+                "--batch-size",
+                "24",
+                "--evaluate-every",
+                "1",
+            ];
+            let options = [&options[..], &short].concat();
+            let output = run(&mut command(Method::MocoV3, &data, &out, &options));
+            let said = succeeds(&output);
+            assert!(said.contains(&format!("{addon}{layer}")), "{said}");
+            let records = traces(&out).1;
+            let losses = records.iter().filter_map(|record| match record {
+                Record::Step(step) => Some(step.addon.expect("its loss")),
+                _ => None,
+            });
+            let losses: Vec<_> = losses.collect();
+            assert!(!losses.is_empty() && losses.iter().all(|loss| loss.is_finite()));
+            let figures = records.iter().filter_map(|record| match record {
+                Record::Epoch(epoch) if epoch.epoch > 0 => Some(epoch.extra.len()),
+                _ => None,
+            });
+            assert!(figures.sum::<usize>() > 0, "{addon}: figures of its own");
+        }
+    }
+    let out = folder.path().join("other");
+    let other = run(&mut command(
+        Method::Dino,
+        &data,
+        &out,
+        &["--addon", "care"],
+    ));
+    fails(
+        &other,
+        &["--addon: expected with moco_v3, got care with dino"],
+    );
+}
+
+#[test]
+fn a_run_with_an_add_on_goes_on_bit_for_bit() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let addon = ["--addon", "equimod", "--addon-layer", "1"];
+    let whole = folder.path().join("whole");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &addon)));
+    let killed = folder.path().join("killed");
+    let more = [&addon[..], &["--checkpoint-every", "2", "--resume"]].concat();
+    kill_after(5, command(Method::MocoV3, &data, &killed, &more), &killed);
+    // Another add-on, another layer, another weight or none: not this run.
+    for (options, parts) in [
+        (
+            vec!["--addon", "equimod", "--addon-layer", "2"],
+            vec!["addon.layer: 1, now 2"],
+        ),
+        (
+            vec!["--addon", "augself", "--addon-layer", "1"],
+            vec!["addon.name: \"equimod\", now \"augself\""],
+        ),
+        (
+            [&addon[..], &["--addon-lambda", "0.5"]].concat(),
+            vec!["addon.lambda: 1.0, now 0.5"],
+        ),
+        (vec![], vec!["addon: ", "now null"]),
+    ] {
+        let options = [&options[..], &["--resume"]].concat();
+        fails(
+            &run(&mut command(Method::MocoV3, &data, &killed, &options)),
+            &parts,
+        );
+    }
+    succeeds(&run(&mut command(Method::MocoV3, &data, &killed, &more)));
+    let (expected, got) = (traces(&whole), traces(&killed));
+    assert_eq!(expected.1, got.1, "metrics");
+    assert!(expected.0 == got.0, "encoder");
+}
+
+fn balances(records: &[Record]) -> Vec<&Balanced> {
+    let balances = records.iter().filter_map(|record| match record {
+        Record::Balance(balance) => Some(balance),
+        _ => None,
+    });
+    balances.collect()
+}
+
+/// The second and third backward pass over the graph of a step leave its own gradients alone.
+#[test]
+fn comparing_gradients_changes_no_run() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for method in Method::ALL {
+        let [plain, measured] = ["plain", "measured"]
+            .map(|name| folder.path().join(format!("{}-{name}", method.name())));
+        succeeds(&run(&mut command(method, &data, &plain, &[])));
+        let every = ["--balance-every", "3"];
+        let said = succeeds(&run(&mut command(method, &data, &measured, &every)));
+        assert!(said.contains("equivariance/invariance"), "{said}");
+        let (expected, mut got) = (traces(&plain), traces(&measured));
+        assert!(expected.0 == got.0, "{}: encoder", method.name());
+        let found = balances(&got.1);
+        // Two blocks of four lie before the tap.
+        let steps: Vec<usize> = found.iter().map(|b| b.step).collect();
+        assert_eq!(steps, [0, 3, 6, 9]);
+        for balance in found {
+            assert_eq!(balance.lambda, 1.0);
+            let names: Vec<&str> = balance.layers.iter().map(|l| l.name.as_str()).collect();
+            assert_eq!(names, ["patch", "block1", "block2", "block3", "block4"]);
+            for (i, layer) in balance.layers.iter().enumerate() {
+                assert!(layer.norm_inv.unwrap() > 0.0, "{layer:?}");
+                assert_eq!(layer.norm_equiv.unwrap() > 0.0, i <= 2, "{layer:?}");
+                assert_eq!(layer.cosine.is_some(), i <= 2, "{layer:?}");
+            }
+            let squares = balance.layers[..3].iter();
+            let squares = squares.map(|l| l.norm_equiv.unwrap().powi(2));
+            // `shared` has the positional table besides, which is in no block.
+            let shared = balance.shared.norm_equiv.unwrap();
+            assert!(shared >= squares.sum::<f64>().sqrt() * (1.0 - 1e-9));
+        }
+        // The equivariance loss is measured before its weight.
+        let heavy = folder.path().join(format!("{}-heavy", method.name()));
+        let options = [&every[..], &["--lambda", "3", "--epochs", "1"]].concat();
+        succeeds(&run(&mut command(method, &data, &heavy, &options)));
+        let heavy = traces(&heavy).1;
+        let (one, three) = (&balances(&got.1)[0].shared, &balances(&heavy)[0].shared);
+        assert_eq!(one.norm_inv, three.norm_inv);
+        let (one, three) = (one.norm_equiv.unwrap(), three.norm_equiv.unwrap());
+        assert!((one - three).abs() < 1e-4 * one, "{one}, {three}");
+        got.1.retain(|record| !matches!(record, Record::Balance(_)));
+        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
+        let page = fs::read_to_string(measured.join("report.html")).unwrap();
+        assert!(page.contains("Balance of the gradients"));
+        let page = fs::read_to_string(plain.join("report.html")).unwrap();
+        assert!(!page.contains("Balance of the gradients"));
+    }
+}
+
+/// λ is what the first measurement suggests, then its moving average; a run that was killed finds it again.
+#[test]
+fn lambda_follows_the_gradients() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let balance = [
+        "--balance-every",
+        "2",
+        "--balance-target",
+        "0.5",
+        "--lambda",
+        "3",
+    ];
+    for method in Method::ALL {
+        let whole = folder.path().join(format!("{}-whole", method.name()));
+        succeeds(&run(&mut command(method, &data, &whole, &balance)));
+        let expected = traces(&whole);
+        let found = balances(&expected.1);
+        let mut log_lambda = None;
+        for balance in &found {
+            let suggested = (0.5 / balance.shared.ratio().unwrap()).ln();
+            let next = log_lambda.map_or(suggested, |old: f64| 0.9 * old + 0.1 * suggested);
+            let error = (balance.lambda.ln() - next).abs();
+            assert!(error < 1e-9, "{balance:?}, expected {}", next.exp());
+            log_lambda = Some(next);
+        }
+        for record in &expected.1 {
+            if let Record::Step(step) = record {
+                // A measurement holds from the step after its own.
+                let last = found.iter().rev().find(|b| b.step < step.step);
+                assert_eq!(step.lambda, last.map_or(3.0, |b| b.lambda), "{}", step.step);
+                let parts = f64::from(step.invariance)
+                    + step.lambda * f64::from(step.equivariance.unwrap());
+                let error = (f64::from(step.loss) - parts).abs();
+                assert!(error < 1e-5 * parts, "{step:?}, expected {parts}");
+            }
+        }
+
+        let killed = folder.path().join(format!("{}-killed", method.name()));
+        let more = [&balance[..], &["--checkpoint-every", "3", "--resume"]].concat();
+        kill_after(9, command(method, &data, &killed, &more), &killed);
+        let other = ["--balance-target", "0.1", "--lambda", "3", "--resume"];
+        fails(
+            &run(&mut command(method, &data, &killed, &other)),
+            &[
+                "ser.balance.every: 2, now 50",
+                "ser.balance.target: 0.5, now 0.1",
+            ],
+        );
+        succeeds(&run(&mut command(method, &data, &killed, &more)));
+        let got = traces(&killed);
+        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
+        assert!(expected.0 == got.0, "{}: encoder", method.name());
+    }
+}
+
+/// What a run without add-on writes down says nothing of add-ons: folders of before there were any go on.
+#[test]
+fn without_an_add_on_nothing_is_said_of_one() {
+    let args = Args::parse_from(["trainer"]);
+    let settings = Settings::new(Method::MocoV3, &args).unwrap();
+    let text = serde_json::to_string(&settings).unwrap();
+    assert!(!text.contains("addon"), "{text}");
+    let step = serde_json::to_string(&Record::Step(Default::default())).unwrap();
+    assert!(!step.contains("addon"), "{step}");
+    let args = Args::parse_from(["trainer", "--addon", "care"]);
+    let settings = Settings::new(Method::MocoV3, &args).unwrap();
+    assert_eq!(settings.addon.as_ref().map(|a| a.layer), Some(4));
+    let back: Settings = serde_json::from_str(&serde_json::to_string(&settings).unwrap()).unwrap();
+    assert_eq!(back, settings);
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("checkpoint.safetensors");
+    file::write(&path, b"old").unwrap();
+    let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+    let error = file::replace(&path, |file| {
+        file.write_all(b"ne")?;
+        Err(full())
+    });
+    let said = format!("{:#}", error.unwrap_err());
+    assert!(
+        said.contains("untouched") && said.contains("checkpoint.safetensors"),
+        "{said}"
+    );
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+    let new = folder.path().join("new");
+    assert!(file::replace(&new, |_| Err(full())).is_err());
+    assert!(!new.exists());
+    // A folder that cannot be written into.
+    assert!(file::write(&folder.path().join("none/file"), b"x").is_err());
+}
+
+#[test]
+fn the_encoder_loads_from_a_mapped_file() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::BarlowTwins, &data, &out, &[])));
+    let path = out.join("encoder.safetensors");
+    let (of_checkpoint, _) =
+        encoder::load(&out.join("checkpoint.safetensors"), &Device::Cpu).unwrap();
+    let (vit, card) = encoder::load(&path, &Device::Cpu).unwrap();
+    assert_eq!(
+        (card.method.as_str(), card.mode.as_str(), card.layer),
+        ("barlow_twins", "ser", 2)
+    );
+    // SAFETY: nobody else writes to the file.
+    #[allow(unsafe_code)]
+    let mapped = unsafe { VarBuilder::from_mmaped_safetensors(&[&path], DType::F32, &Device::Cpu) };
+    let mapped = Vit::new(&card.vit, mapped.unwrap()).unwrap();
+    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let values = |vit: &Vit| vit.forward(&x).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(values(&vit), values(&mapped));
+    assert_eq!(values(&vit), values(&of_checkpoint));
+    for file in ["config.json", "result.json", "report.html", "metrics.jsonl"] {
+        assert!(out.join(file).exists(), "{file}");
+    }
+    // A new run in the same folder that does not get far must not leave the old one's results.
+    let broken = ["--learning-rate", "1e30", "--warm-up", "0.5"];
+    fails(
+        &run(&mut command(Method::BarlowTwins, &data, &out, &broken)),
+        &["the loss is"],
+    );
+    for file in ["encoder.safetensors", "result.json", "report.html"] {
+        assert!(!out.join(file).exists(), "{file}");
+    }
+}
+
+/// Colorful pictures of any size in two classes, one of them damaged.
+fn colorful(folder: &Path) -> PathBuf {
+    let root = folder.join("pictures");
+    let mut rng = StdRng::seed_from_u64(2);
+    for (class, hue) in [("blue", 2), ("red", 0)] {
+        let folder = root.join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for i in 0..8u32 {
+            let (width, height) = (240 + 8 * i, 230);
+            let picture = image::RgbImage::from_fn(width, height, |x, y| {
+                let mut pixel = [60 + (x % 64) as u8, 60 + (y % 64) as u8, 60];
+                pixel[hue] = 150 + rng.random_range(0..100);
+                image::Rgb(pixel)
+            });
+            let name = format!("{i}.{}", if i % 2 == 0 { "png" } else { "jpg" });
+            picture.save(folder.join(name)).unwrap();
+        }
+    }
+    fs::write(root.join("red/1.jpg"), b"no picture").unwrap();
+    root
+}
+
+#[test]
+fn the_paper_preset_trains_on_a_folder() {
+    let folder = TempDir::new().unwrap();
+    let data = colorful(folder.path());
+    let out = folder.path().join("run");
+    let output = Command::new(program("moco_v3"))
+        .args([
+            "--preset",
+            "imagenet-vit-s16",
+            "--epochs",
+            "1",
+            "--batch-size",
+            "4",
+        ])
+        .args([
+            "--ratio",
+            "0.5",
+            "--evaluate-every",
+            "0",
+            "--brief",
+            "--workers",
+            "2",
+        ])
+        .arg("--data")
+        .arg(&data)
+        .arg("--out")
+        .arg(&out)
+        .output()
+        .unwrap();
+    let said = succeeds(&output);
+    assert_eq!(said.matches("1.jpg").count(), 1, "named once: {said}");
+    let result = fs::read_to_string(out.join("result.json")).unwrap();
+    assert!(result.contains("\"skipped\": 1"), "{result}");
+    assert!(said.contains("waiting"), "{said}");
+    let config = fs::read_to_string(out.join("config.json")).unwrap();
+    for part in [
+        "imagenet-vit-s16",
+        "\"hidden\": 4096",
+        "\"weight_decay\": 0.1",
+    ] {
+        assert!(config.contains(part), "{part} in {config}");
+    }
+    let records = log::read(&out.join("metrics.jsonl")).unwrap();
+    let steps: Vec<_> = records
+        .iter()
+        .filter_map(|r| match r {
+            Record::Step(step) => Some(step),
+            _ => None,
+        })
+        .collect();
+    assert!(steps.len() >= 2 && steps.iter().all(|s| s.loss.is_finite()));
+    assert!(
+        steps
+            .iter()
+            .all(|s| s.equivariance.is_some_and(|e| e > 0.0))
+    );
+}
+
+#[test]
+fn a_folder_of_one_class_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let data = colorful(folder.path());
+    fs::remove_dir_all(data.join("red")).unwrap();
+    let out = folder.path().join("run");
+    fails(
+        &run(&mut command(Method::MocoV3, &data, &out, &[])),
+        &["at least two", "pictures"],
+    );
+}
