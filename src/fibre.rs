@@ -19,13 +19,16 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::{
     Error, Result,
     group::{FieldType, GroupAction},
+    storage::{self, Moves, is_movable},
 };
+
+const OP: &str = "fibre-operator";
 
 /// A permutation of the channels of every token: one for the whole batch, or one per sample.
 ///
@@ -85,16 +88,11 @@ impl FibreOperator {
                     format!("{g:?} for sample {sample}"),
                 ));
             };
-            match known.get_mut(turn.index()) {
-                Some(Some(source)) => sources.extend_from_slice(source),
-                slot => {
-                    let source = field.source_indices(turn)?;
-                    sources.extend_from_slice(&source);
-                    if let Some(slot) = slot {
-                        *slot = Some(source);
-                    }
-                }
-            }
+            let source = match &mut known[turn.index()] {
+                Some(source) => source,
+                slot => slot.insert(field.source_indices(turn)?),
+            };
+            sources.extend_from_slice(source);
         }
         Ok(Self::of(channels, elements.len(), sources))
     }
@@ -127,10 +125,7 @@ impl FibreOperator {
     /// For every channel of sample `b` the channel that it comes from.
     fn source(&self, b: usize) -> &[u32] {
         let b = if self.samples == 1 { 0 } else { b };
-        let start = b * self.channels;
-        self.sources
-            .get(start..start + self.channels)
-            .unwrap_or(&[])
+        &self.sources[b * self.channels..][..self.channels]
     }
 
     /// The operator that undoes this one; also its adjoint.
@@ -179,8 +174,9 @@ impl FibreOperator {
         if self.identity {
             return Ok(x.clone());
         }
-        if matches!(x.device(), Device::Cpu) && moves(x.dtype()) {
-            return Ok(x.contiguous()?.apply_op1(Apply(self.clone()))?);
+        if matches!(x.device(), Device::Cpu) && is_movable(x.dtype()) {
+            let (operator, dims) = (self.clone(), x.dims().to_vec());
+            return Ok(x.contiguous()?.apply_op1(Apply { operator, dims })?);
         }
         self.apply_portable(x)
     }
@@ -227,30 +223,29 @@ impl FibreOperator {
     }
 }
 
-/// Whether the fused op can move values of this type.
-fn moves(dtype: DType) -> bool {
-    use DType::*;
-    matches!(dtype, U8 | U32 | I16 | I32 | I64 | BF16 | F16 | F32 | F64)
+/// All samples in one op on the CPU, in parallel; its backward is the inverse.
+struct Apply {
+    operator: FibreOperator,
+    /// Shape of the tensor, `(B, N, C)` or `(B, C, H, W)`.
+    dims: Vec<usize>,
 }
 
-/// All samples in one op on the CPU, in parallel; its backward is the inverse.
-struct Apply(FibreOperator);
-
-impl Apply {
-    /// `inner` values of each channel lie together; each sample has as many fibres as fit.
-    fn run<T: Copy + Default + Send + Sync>(&self, x: &[T], dims: &[usize]) -> Vec<T> {
-        let inner: usize = match dims {
+impl Moves for Apply {
+    /// `inner` values of each channel are contiguous; a fibre is all channels with their `inner` values.
+    fn moved<T: Copy + Default + Send + Sync>(&self, x: &[T]) -> Vec<T> {
+        let dims = &self.dims;
+        let inner = match dims.as_slice() {
             [_, _, h, w] => h * w,
             _ => 1,
         };
-        let sample: usize = dims.iter().skip(1).product();
-        let fibre = self.0.channels * inner;
+        let sample: usize = dims[1..].iter().product();
+        let fibre = self.operator.channels * inner;
         let mut out = vec![T::default(); x.len()];
         out.par_chunks_exact_mut(sample)
             .zip(x.par_chunks_exact(sample))
             .enumerate()
             .for_each(|(b, (out, x))| {
-                let source = self.0.source(b);
+                let source = self.operator.source(b);
                 for (out, x) in out.chunks_exact_mut(fibre).zip(x.chunks_exact(fibre)) {
                     if inner == 1 {
                         for (out, &i) in out.iter_mut().zip(source) {
@@ -269,7 +264,7 @@ impl Apply {
 
 impl CustomOp1 for Apply {
     fn name(&self) -> &'static str {
-        "fibre-operator"
+        OP
     }
 
     fn cpu_fwd(
@@ -277,23 +272,7 @@ impl CustomOp1 for Apply {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("fibre-operator: expected a contiguous tensor, got {layout:?}");
-        };
-        use CpuStorage as S;
-        let dims = layout.dims();
-        let out = match storage {
-            S::U8(x) => S::U8(self.run(&x[start..end], dims)),
-            S::U32(x) => S::U32(self.run(&x[start..end], dims)),
-            S::I16(x) => S::I16(self.run(&x[start..end], dims)),
-            S::I32(x) => S::I32(self.run(&x[start..end], dims)),
-            S::I64(x) => S::I64(self.run(&x[start..end], dims)),
-            S::BF16(x) => S::BF16(self.run(&x[start..end], dims)),
-            S::F16(x) => S::F16(self.run(&x[start..end], dims)),
-            S::F32(x) => S::F32(self.run(&x[start..end], dims)),
-            S::F64(x) => S::F64(self.run(&x[start..end], dims)),
-            _ => bail!("fibre-operator: expected integers, or floats of at least 16 bits"),
-        };
+        let out = storage::map(OP, storage, layout, self)?;
         Ok((out, layout.shape().clone()))
     }
 
@@ -303,6 +282,6 @@ impl CustomOp1 for Apply {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.0.inverse().apply(grad)?))
+        Ok(Some(self.operator.inverse().apply(grad)?))
     }
 }

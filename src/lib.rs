@@ -54,6 +54,7 @@
 
 mod error;
 mod grid;
+mod storage;
 
 #[cfg(feature = "contrib")]
 pub mod contrib;

@@ -577,8 +577,8 @@ impl<G: GroupAction> Relative<G> {
 /// The share of valid tokens, of both directions the smaller.
 fn overlap<G: GroupAction>(g: &G, from: TokenGrid, to: TokenGrid) -> Result<f64> {
     let valid = |g: G, from, to: TokenGrid| -> Result<f64> {
-        // Masks do not depend on the filter; this one is the cheapest. What is drawn and looked at once is not kept.
-        let operator = GridOperator::anew(&g, from, to, &Filter::Nearest.into())?;
+        // Masks do not depend on the filter; this one is the cheapest.
+        let operator = GridOperator::between(&[g], from, to, &Filter::Nearest.into())?;
         let counted = operator.valid(0).map(|v| v.iter().filter(|&&v| v).count());
         Ok(counted.unwrap_or(to.len()) as f64 / to.len() as f64)
     };

@@ -1,9 +1,10 @@
 //! From group elements to the steps of an operator.
 
 use super::{
+    chain::Chain,
     filter::{Filter, Footprint, Resample, SNAP},
     permutation::Permutation,
-    step::{Chain, Step},
+    step::Step,
     taps::Taps,
 };
 use crate::{

@@ -1,16 +1,17 @@
-//! Grid operators: the linear map by which a group element acts on tokens.
+//! Grid operators: the linear maps by which group elements act on tokens.
 //!
 //! ```text
 //! element (algebra)  ->  grid operator (permutation | separable | sparse) + mask  ->  tensor op
 //! ```
 //!
-//! The backward pass of an operator is its adjoint. A batch in which every sample has its own element is one operator
-//! and one application.
+//! The backward pass of an operator is its adjoint. A batch in which every sample has its own
+//! element is one operator and one application.
 
 mod build;
-mod cache;
+mod chain;
 mod cpu;
 mod filter;
+mod memory;
 mod permutation;
 mod portable;
 mod step;
@@ -23,44 +24,25 @@ use candle_core::{DType, Device, Tensor};
 pub use filter::{Filter, Padding, Resample};
 
 use self::{
-    cache::Place,
-    step::{Chain, Memory, Step},
+    chain::{Chain, Chains},
+    memory::Memory,
+    step::Step,
 };
-use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction};
+use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction, storage::is_movable};
 
 /// The most general form among the steps of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OperatorKind {
     /// Cells move and are not mixed: exact, for any type of value.
     Permutation,
-    /// `R · X · Cᵀ`: rows and columns are resampled on their own.
+    /// `R · X · Cᵀ`: rows and columns are resampled separately.
     Separable,
-    /// A few taps of the whole grid for each cell.
+    /// Each output cell reads a few cells of the whole grid.
     Sparse,
 }
 
-/// The operator of one sample; shared between samples of equal elements.
-#[derive(Clone, Debug)]
-struct Sample {
-    chain: Arc<Chain>,
-    /// Which output cells have a preimage; `None`: all.
-    valid: Option<Arc<Vec<bool>>>,
-}
-
-impl Sample {
-    fn new<G: GroupAction>(g: &G, Place { from, to, resample }: Place) -> Result<Self> {
-        let (chain, valid) = build::chain(g, from, to, &resample)?;
-        Ok(Self {
-            chain: Arc::new(chain),
-            valid: valid.map(Arc::new),
-        })
-    }
-
-    /// Memory that it holds, its adjoint's included.
-    fn bytes(&self) -> usize {
-        2 * self.chain.bytes() + self.valid.as_ref().map_or(0, |valid| valid.len())
-    }
-}
+/// Which output cells of a sample have a preimage; `None`: all.
+type Valid = Option<Arc<[bool]>>;
 
 /// A linear map from the tokens of one grid to the tokens of another: one for the whole batch, or one per sample.
 ///
@@ -82,10 +64,14 @@ impl Sample {
 /// ```
 #[derive(Clone, Debug)]
 pub struct GridOperator {
-    in_grid: TokenGrid,
-    out_grid: TokenGrid,
-    samples: Arc<Vec<Sample>>,
+    chains: Chains,
+    /// One mask per chain.
+    valid: Arc<[Valid]>,
 }
+
+/// How many distinct elements [`GridOperator::between`] compares with the next one. The bound keeps
+/// a batch of distinct elements linear.
+const COMPARED: usize = 16;
 
 impl GridOperator {
     /// The operator by which `elements` act on `grid`: one element for the whole batch, or one per sample.
@@ -138,52 +124,38 @@ impl GridOperator {
                 "none",
             ));
         }
-        let place = Place {
-            from,
-            to,
-            resample: *resample,
-        };
-        let sample = |g: &G| cache::get(g, place, || Sample::new(g, place));
-        let samples = elements.iter().map(sample).collect::<Result<_>>()?;
+        // Equal elements share one chain, and so one adjoint.
+        let mut built: Vec<(&G, Arc<Chain>, Valid)> = Vec::new();
+        let mut samples = Vec::with_capacity(elements.len());
+        for g in elements {
+            let recent = built.len().saturating_sub(COMPARED)..built.len();
+            let known = recent.rev().find(|&i| built[i].0 == g);
+            samples.push(known.unwrap_or(built.len()));
+            if known.is_none() {
+                let (chain, valid) = build::chain(g, from, to, resample)?;
+                built.push((g, Arc::new(chain), valid.map(Arc::from)));
+            }
+        }
+        let chains = samples.iter().map(|&i| built[i].1.clone());
         Ok(Self {
-            in_grid: from,
-            out_grid: to,
-            samples: Arc::new(samples),
-        })
-    }
-
-    /// The operator of one element, not one that an equal element had, and not kept: laws do not believe in a user's equality.
-    pub(crate) fn anew<G: GroupAction>(
-        g: &G,
-        from: TokenGrid,
-        to: TokenGrid,
-        resample: &Resample,
-    ) -> Result<Self> {
-        let place = Place {
-            from,
-            to,
-            resample: *resample,
-        };
-        Ok(Self {
-            in_grid: from,
-            out_grid: to,
-            samples: Arc::new(vec![Sample::new(g, place)?]),
+            chains: Chains::new(from, to, chains),
+            valid: samples.iter().map(|&i| built[i].2.clone()).collect(),
         })
     }
 
     /// The grid of the tokens that go in.
     pub fn in_grid(&self) -> TokenGrid {
-        self.in_grid
+        self.chains.in_grid
     }
 
     /// The grid of the tokens that come out.
     pub fn out_grid(&self) -> TokenGrid {
-        self.out_grid
+        self.chains.out_grid
     }
 
     /// How many samples have an operator of their own; 1: one operator for any batch.
     pub fn samples(&self) -> usize {
-        self.samples.len()
+        self.chains.len()
     }
 
     /// The most general form among the steps of all samples.
@@ -193,25 +165,22 @@ impl GridOperator {
             Step::Separable { .. } => OperatorKind::Separable,
             Step::Sparse(_) => OperatorKind::Sparse,
         };
-        let steps = self.samples.iter().flat_map(|s| &s.chain.steps);
+        let steps = self.chains.iter().flat_map(|chain| &chain.steps);
         steps.map(kind).max().unwrap_or(OperatorKind::Permutation)
     }
 
     /// Whether cells only move: the operator is exact, and any type of value can be moved.
     pub fn is_exact(&self) -> bool {
-        self.samples.iter().all(|s| s.chain.is_permutation())
+        self.chains.is_permutation()
     }
 
     /// The adjoint `Aᵀ`, with `⟨A·x, y⟩ = ⟨x, Aᵀ·y⟩`: the backward pass. All its output is valid.
+    ///
+    /// It is computed once per distinct element.
     pub fn adjoint(&self) -> Self {
-        let samples = self.samples.iter().map(|s| Sample {
-            chain: s.chain.adjoint(),
-            valid: None,
-        });
         Self {
-            in_grid: self.out_grid,
-            out_grid: self.in_grid,
-            samples: Arc::new(samples.collect()),
+            chains: self.chains.adjoint(),
+            valid: vec![None; self.samples()].into(),
         }
     }
 
@@ -222,11 +191,11 @@ impl GridOperator {
     /// If the grids do not meet, or both are per sample with different numbers of samples.
     pub fn compose(&self, first: &Self) -> Result<Self> {
         let op = "GridOperator::compose";
-        if first.out_grid != self.in_grid {
+        if first.out_grid() != self.in_grid() {
             return Err(Error::input(
                 op,
-                format!("a first operator onto the {} grid", self.in_grid),
-                format!("one onto {}", first.out_grid),
+                format!("a first operator onto the {} grid", self.in_grid()),
+                format!("one onto {}", first.out_grid()),
             ));
         }
         let (a, b) = (self.samples(), first.samples());
@@ -237,27 +206,25 @@ impl GridOperator {
                 format!("one for {b}"),
             ));
         }
-        let samples = (0..a.max(b)).map(|i| {
-            let (next, prev) = (self.sample(i), first.sample(i));
-            let valid = match (&next.valid, &prev.valid) {
-                (own, None) => own.clone(),
-                (own, Some(input)) => {
-                    let mut cells = next.chain.valid(input.to_vec());
-                    if let Some(own) = own {
-                        cells.iter_mut().zip(own.iter()).for_each(|(c, &o)| *c &= o);
-                    }
-                    Some(Arc::new(cells))
-                }
+        let samples = 0..a.max(b);
+        let chains = samples.clone().map(|i| {
+            let chain = self.chains.get(i).after(first.chains.get(i));
+            Arc::new(chain)
+        });
+        let valid = samples.clone().map(|i| {
+            let own = self.valid(i);
+            let Some(input) = first.valid(i) else {
+                return own.map(Arc::from);
             };
-            Sample {
-                chain: Arc::new(next.chain.after(&prev.chain)),
-                valid,
+            let mut cells = self.chains.get(i).valid(input.to_vec());
+            if let Some(own) = own {
+                cells.iter_mut().zip(own).for_each(|(c, &o)| *c &= o);
             }
+            Some(cells.into())
         });
         Ok(Self {
-            in_grid: first.in_grid,
-            out_grid: self.out_grid,
-            samples: Arc::new(samples.collect()),
+            valid: valid.collect(),
+            chains: Chains::new(first.in_grid(), self.out_grid(), chains),
         })
     }
 
@@ -265,7 +232,7 @@ impl GridOperator {
     ///
     /// A cell counts if its center comes from within the unit square of the source.
     pub fn valid(&self, b: usize) -> Option<&[bool]> {
-        self.sample(b).valid.as_ref().map(|v| v.as_slice())
+        self.valid[if self.samples() == 1 { 0 } else { b }].as_deref()
     }
 
     /// The validity mask as a tensor: 1 where a cell has a preimage, else 0; shape `(samples, out_grid().len())`.
@@ -274,10 +241,10 @@ impl GridOperator {
     /// # Errors
     /// Those of candle.
     pub fn mask(&self, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
-        if self.samples.iter().all(|s| s.valid.is_none()) {
+        if self.valid.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let n = self.out_grid.len();
+        let n = self.out_grid().len();
         let cells: Vec<u8> = (0..self.samples())
             .flat_map(|b| (0..n).map(move |i| self.valid(b).is_none_or(|v| v[i]) as u8))
             .collect();
@@ -296,7 +263,7 @@ impl GridOperator {
     /// fit the number of samples, or integers would have to be mixed.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let memory = self.check(x)?;
-        if self.samples.iter().all(|s| s.chain.steps.is_empty()) {
+        if self.chains.is_identity() {
             return Ok(x.clone());
         }
         let dtype = x.dtype();
@@ -304,8 +271,7 @@ impl GridOperator {
             return Ok(self.apply(&x.to_dtype(DType::F32)?)?.to_dtype(dtype)?);
         }
         if matches!(x.device(), Device::Cpu) {
-            let operator = self.clone();
-            return Ok(x.contiguous()?.apply_op1(cpu::Apply { operator, memory })?);
+            return Ok(cpu::apply(&self.chains, memory, x)?);
         }
         self.apply_portable(x)
     }
@@ -326,9 +292,9 @@ impl GridOperator {
     /// # Errors
     /// As [`apply`](Self::apply), and if the tensor does not fit the layout.
     pub fn apply_in(&self, layout: Layout, x: &Tensor) -> Result<Tensor> {
-        let tokens = self.apply(&layout.tokens(x, self.in_grid)?)?;
+        let tokens = self.apply(&layout.tokens(x, self.in_grid())?)?;
         let (b, _, c) = tokens.dims3()?;
-        let (rows, cols) = (self.out_grid.rows(), self.out_grid.cols());
+        let (rows, cols) = (self.out_grid().rows(), self.out_grid().cols());
         Ok(match (x.rank(), layout.channels) {
             (4, Channels::First) => tokens
                 .transpose(1, 2)?
@@ -344,12 +310,12 @@ impl GridOperator {
     #[doc(hidden)]
     pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.check(x)? {
-            Memory::Tokens(_) => portable::apply(self, x)?,
+            Memory::Tokens(_) => portable::apply(&self.chains, x)?,
             Memory::Planes(_) => {
                 let (b, c, _, _) = x.dims4()?;
                 let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-                let (rows, cols) = (self.out_grid.rows(), self.out_grid.cols());
-                let out = portable::apply(self, &tokens)?;
+                let (rows, cols) = (self.out_grid().rows(), self.out_grid().cols());
+                let out = portable::apply(&self.chains, &tokens)?;
                 out.transpose(1, 2)?
                     .contiguous()?
                     .reshape((b, c, rows, cols))?
@@ -357,19 +323,12 @@ impl GridOperator {
         })
     }
 
-    fn sample(&self, b: usize) -> &Sample {
-        &self.samples[if self.samples.len() == 1 { 0 } else { b }]
-    }
-
-    fn chain(&self, b: usize) -> &Chain {
-        &self.sample(b).chain
-    }
-
     fn check(&self, x: &Tensor) -> Result<Memory> {
         let (op, got) = ("GridOperator::apply", || {
             format!("{:?} {:?}", x.dims(), x.dtype())
         });
-        let (n, rows, cols) = (self.in_grid.len(), self.in_grid.rows(), self.in_grid.cols());
+        let grid = self.in_grid();
+        let (n, rows, cols) = (grid.len(), grid.rows(), grid.cols());
         let memory = match *x.dims() {
             [_, tokens, c] if tokens == n => Memory::Tokens(c),
             [_, c, h, w] if (h, w) == (rows, cols) => Memory::Planes(c),
@@ -392,11 +351,7 @@ impl GridOperator {
             let expected = format!("a batch of {} samples, one per element", self.samples());
             return Err(Error::input(op, expected, got()));
         }
-        if !(if self.is_exact() {
-            cpu::moves(x.dtype())
-        } else {
-            x.dtype().is_float() && cpu::moves(x.dtype())
-        }) {
+        if !is_movable(x.dtype()) || !(self.is_exact() || x.dtype().is_float()) {
             let expected = if self.is_exact() {
                 "integers, or floats of at least 16 bits"
             } else {

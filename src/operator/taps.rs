@@ -6,6 +6,24 @@ use pulp::{Arch, Simd, WithSimd};
 /// In a list of source indices: this output cell has no source and is zero.
 pub(super) const NONE: u32 = u32::MAX;
 
+/// A type in which cells are mixed.
+pub(super) trait Real: Float + Default + Send + Sync {
+    /// A weight in this type.
+    fn of(weight: f64) -> Self;
+}
+
+impl Real for f32 {
+    fn of(weight: f64) -> Self {
+        weight as f32
+    }
+}
+
+impl Real for f64 {
+    fn of(weight: f64) -> Self {
+        weight
+    }
+}
+
 /// Compressed rows; duplicate indices within a row are merged, rows are sorted by index.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Taps {
@@ -33,7 +51,7 @@ impl Taps {
 
     /// Closes the row under construction.
     pub fn end_row(&mut self) {
-        let start = self.ends.last().map_or(0, |&e| e as usize);
+        let start = self.ends[self.n_out()] as usize;
         self.entries[start..].sort_unstable_by_key(|e| e.0);
         let mut kept = start;
         for i in start..self.entries.len() {
@@ -54,11 +72,6 @@ impl Taps {
 
     pub fn n_out(&self) -> usize {
         self.ends.len() - 1
-    }
-
-    /// Memory that it holds.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&*self.ends) + size_of_val(&*self.entries)
     }
 
     /// The taps `(index, weight)` of output cell `i`.
@@ -120,8 +133,12 @@ impl Taps {
 
     /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of `width` values.
     ///
-    /// With the widest vectors that the machine has, chosen at run time.
-    pub fn apply<T: Float>(&self, x: &[T], out: &mut [T], width: usize) {
+    /// The vector width is chosen at run time for the machine.
+    pub fn apply<T: Real>(&self, x: &[T], out: &mut [T], width: usize) {
+        debug_assert_eq!(
+            (x.len(), out.len()),
+            (self.n_in * width, self.n_out() * width)
+        );
         Arch::new().dispatch(Apply {
             taps: self,
             x,
@@ -139,7 +156,7 @@ struct Apply<'a, T> {
     width: usize,
 }
 
-impl<T: Float> WithSimd for Apply<'_, T> {
+impl<T: Real> WithSimd for Apply<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -154,12 +171,12 @@ impl<T: Float> WithSimd for Apply<'_, T> {
             for (row, out) in taps.rows().zip(out) {
                 *out = row
                     .iter()
-                    .fold(T::zero(), |sum, &(j, w)| sum + cast::<T>(w) * x[j as usize]);
+                    .fold(T::zero(), |sum, &(j, w)| sum + T::of(w) * x[j as usize]);
             }
             return;
         }
         for (row, out) in taps.rows().zip(out.chunks_exact_mut(width)) {
-            let tap = |&(j, w): &(u32, f64)| (cast::<T>(w), &x[j as usize * width..][..width]);
+            let tap = |&(j, w): &(u32, f64)| (T::of(w), &x[j as usize * width..][..width]);
             // Up to four taps in one pass over the output.
             let mut rest = match row {
                 [] => {
@@ -210,9 +227,4 @@ impl<T: Float> WithSimd for Apply<'_, T> {
             }
         }
     }
-}
-
-/// `f64` to `T`; total for the two float types it is used with.
-fn cast<T: Float>(w: f64) -> T {
-    T::from(w).unwrap_or_else(T::nan)
 }
