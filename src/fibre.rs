@@ -1,8 +1,8 @@
-//! Channels that turn with the grid: the operator by which group elements act on the fibres of a [`FieldType`].
+//! The operator by which group elements act on the channels of a [`FieldType`].
 //!
-//! A [`GridOperator`](crate::GridOperator) moves tokens and leaves their channels alone; a [`FibreOperator`] permutes the
-//! channels of every token and leaves the tokens where they are. The two commute, and together they are the action on a
-//! field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
+//! A [`GridOperator`](crate::GridOperator) moves tokens and keeps their channels. A [`FibreOperator`]
+//! permutes the channels of every token and keeps the tokens in place. The two commute, and their
+//! product is the action on a field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -24,7 +24,7 @@ use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    group::{FieldType, GroupAction},
+    group::{D4, FieldType, GroupAction},
     storage::{self, Moves, is_movable},
 };
 
@@ -32,7 +32,8 @@ const OP: &str = "fibre-operator";
 
 /// A permutation of the channels of every token: one for the whole batch, or one per sample.
 ///
-/// Exact, for any type of value. The backward pass is the [`inverse`](Self::inverse), which is also the adjoint.
+/// It is exact for any type of value. Its backward pass is the [`inverse`](Self::inverse), which is
+/// also the adjoint.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -47,21 +48,21 @@ const OP: &str = "fibre-operator";
 pub struct FibreOperator {
     channels: usize,
     samples: usize,
-    /// For each sample the channel that each channel comes from.
+    /// The source of each channel, for each sample.
     sources: Arc<Vec<u32>>,
     identity: bool,
 }
 
 impl FibreOperator {
-    /// The operator by which `elements` act on the channels of `field`: one element for the whole batch, or one per
-    /// sample.
+    /// The operator by which `elements` act on the channels of `field`: one element for the whole
+    /// batch, or one per sample.
     ///
-    /// A field of trivial blocks alone takes every element, and is left alone. Any other takes the
-    /// [`d4_part`](GroupAction::d4_part) of each.
+    /// The [`d4_part`](GroupAction::d4_part) of each element acts. A field of trivial blocks only
+    /// accepts every element and does not change.
     ///
     /// # Errors
-    /// If there is no element or no channel, or an element has no D4 part, or its D4 part is not in the group of every
-    /// regular representation.
+    /// If there is no element or no channel, if an element has no D4 part, or if its D4 part is not in
+    /// the group of every regular representation.
     pub fn new<G: GroupAction>(field: &FieldType, elements: &[G]) -> Result<Self> {
         let op = "FibreOperator::new";
         let channels = field.channels();
@@ -73,10 +74,10 @@ impl FibreOperator {
             ));
         }
         if field.is_trivial() {
-            let sources = (0..channels as u32).collect();
+            let sources = field.source_indices(D4::IDENTITY)?;
             return Ok(Self::of(channels, 1, sources));
         }
-        // At most eight permutations, however many samples.
+        // D4 has eight elements, so a batch has at most eight distinct permutations.
         let mut known: Vec<Option<Vec<u32>>> = vec![None; 8];
         let mut sources = Vec::with_capacity(channels * elements.len());
         for (sample, g) in elements.iter().enumerate() {
@@ -112,23 +113,23 @@ impl FibreOperator {
         self.channels
     }
 
-    /// How many samples have a permutation of their own; 1: one for any batch.
+    /// Number of samples with separate permutations; 1 for a permutation that serves any batch.
     pub fn samples(&self) -> usize {
         self.samples
     }
 
-    /// Whether every channel stays where it is.
+    /// Whether no channel moves.
     pub fn is_identity(&self) -> bool {
         self.identity
     }
 
-    /// For every channel of sample `b` the channel that it comes from.
+    /// The source of every channel of sample `b`.
     fn source(&self, b: usize) -> &[u32] {
         let b = if self.samples == 1 { 0 } else { b };
         &self.sources[b * self.channels..][..self.channels]
     }
 
-    /// The operator that undoes this one; also its adjoint.
+    /// The inverse operator, which is also the adjoint.
     pub fn inverse(&self) -> Self {
         let mut sources = vec![0; self.sources.len()];
         let fibres = sources.chunks_exact_mut(self.channels);
@@ -167,8 +168,8 @@ impl FibreOperator {
     /// Acts on tokens `(B, N, C)` or on a map `(B, C, H, W)`; differentiable.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the channels are not those of the field, or the batch is empty or does not fit the
-    /// number of samples.
+    /// If the rank is neither 3 nor 4, the number of channels differs from the field, or the batch is
+    /// empty or does not fit the number of samples.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         self.check(x)?;
         if self.identity {
@@ -181,7 +182,8 @@ impl FibreOperator {
         self.apply_portable(x)
     }
 
-    /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.
+    /// As [`apply`](Self::apply), made of plain candle ops only. Devices other than the CPU run it,
+    /// and tests compare the fused op with it.
     #[doc(hidden)]
     pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
         self.check(x)?;
@@ -223,7 +225,7 @@ impl FibreOperator {
     }
 }
 
-/// All samples in one op on the CPU, in parallel; its backward is the inverse.
+/// One op for all samples on the CPU, in parallel. Its backward pass is the inverse.
 struct Apply {
     operator: FibreOperator,
     /// Shape of the tensor, `(B, N, C)` or `(B, C, H, W)`.
@@ -231,7 +233,7 @@ struct Apply {
 }
 
 impl Moves for Apply {
-    /// `inner` values of each channel are contiguous; a fibre is all channels with their `inner` values.
+    /// Each channel has `inner` contiguous values. A fibre is all channels with their values.
     fn moved<T: Copy + Default + Send + Sync>(&self, x: &[T]) -> Vec<T> {
         let dims = &self.dims;
         let inner = match dims.as_slice() {

@@ -50,14 +50,14 @@ type Valid = Option<Arc<[bool]>>;
 /// use candle_core::{DType, Device, Tensor};
 /// use ser_reg::{GridOperator, Resample, TokenGrid, group::{D4, Element, Scale}};
 /// let grid = TokenGrid::new(6, 4)?;
-/// // every sample has its own element, one application
+/// // one element per sample, one application
 /// let turn = GridOperator::new(&[D4::HFLIP, D4::ROT180], grid, &Resample::default())?;
 /// let tokens = Tensor::rand(0f32, 1., (2, grid.len(), 8), &Device::Cpu)?;
 /// let turned = turn.apply(&tokens)?;
-/// // a permutation's adjoint is its inverse
+/// // the adjoint of a permutation is its inverse
 /// let back = turn.adjoint().apply(&turned)?;
 /// assert_eq!(back.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);
-/// // images take the same operator, built on the grid of pixels
+/// // images need an operator on the grid of their pixels
 /// let image = Tensor::rand(0f32, 1., (2, 3, 6, 4), &Device::Cpu)?;
 /// assert_eq!(turn.apply(&image)?.dims(), [2, 3, 6, 4]);
 /// # Ok::<(), ser_reg::Error>(())
@@ -74,13 +74,16 @@ pub struct GridOperator {
 const COMPARED: usize = 16;
 
 impl GridOperator {
-    /// The operator by which `elements` act on `grid`: one element for the whole batch, or one per sample.
+    /// The operator by which `elements` act on `grid`: one element for the whole batch, or one per
+    /// sample.
     ///
-    /// The result is sampled on the elements' own [`out_grid`](GroupAction::out_grid), which must be one for all of them.
+    /// The result is sampled on the [`out_grid`](GroupAction::out_grid) of the elements, which must
+    /// be the same for all of them. Equal elements share one operator.
     ///
     /// # Errors
-    /// If there is no element, the elements lead to different grids (an odd quarter turn among even ones on a
-    /// non-square grid, say), or [`Filter::Fourier`] meets a padding or an element that breaks the period.
+    /// If there is no element, if the elements lead to different grids (for example an odd quarter
+    /// turn among even ones on a non-square grid), or if [`Filter::Fourier`] meets a padding or an
+    /// element that breaks the period.
     pub fn new<G: GroupAction>(
         elements: &[G],
         grid: TokenGrid,
@@ -97,8 +100,8 @@ impl GridOperator {
                 return Err(Error::input(
                     op,
                     format!(
-                        "elements that take the {grid} grid to one grid for all samples (on a non-square grid no odd \
-                         quarter turn among even ones)"
+                        "elements that take the {grid} grid to one grid for all samples (on a \
+                         non-square grid no odd quarter turn among even ones)"
                     ),
                     format!("{to} for sample 0, {other} for sample {i} ({g:?})"),
                 ));
@@ -107,10 +110,12 @@ impl GridOperator {
         Self::between(elements, grid, to, resample)
     }
 
-    /// The operator by which `elements` act from the grid `from`, sampled on the grid `to` whatever their own grids are.
+    /// The operator by which `elements` act from the grid `from`, sampled on the grid `to`. Their
+    /// [`out_grid`](GroupAction::out_grid) is ignored.
     ///
     /// # Errors
-    /// If there is no element, or [`Filter::Fourier`] meets a padding or an element that breaks the period.
+    /// If there is no element, or [`Filter::Fourier`] meets a padding or an element that breaks the
+    /// period.
     pub fn between<G: GroupAction>(
         elements: &[G],
         from: TokenGrid,
@@ -153,7 +158,7 @@ impl GridOperator {
         self.chains.out_grid
     }
 
-    /// How many samples have an operator of their own; 1: one operator for any batch.
+    /// Number of samples with separate operators; 1 for an operator that serves any batch.
     pub fn samples(&self) -> usize {
         self.chains.len()
     }
@@ -184,11 +189,12 @@ impl GridOperator {
         }
     }
 
-    /// `self ∘ first`. A cell of the result is valid if this operator finds it valid and reads only cells that `first`
-    /// finds valid.
+    /// `self ∘ first`. A cell of the result is valid if it is valid in `self` and reads only cells
+    /// that are valid in `first`.
     ///
     /// # Errors
-    /// If the grids do not meet, or both are per sample with different numbers of samples.
+    /// If `first` does not end on [`in_grid`](Self::in_grid), or both operators are per sample with
+    /// different numbers of samples.
     pub fn compose(&self, first: &Self) -> Result<Self> {
         let op = "GridOperator::compose";
         if first.out_grid() != self.in_grid() {
@@ -230,13 +236,13 @@ impl GridOperator {
 
     /// Which cells of sample `b` have a preimage, `out_grid().len()` values; `None`: all.
     ///
-    /// A cell counts if its center comes from within the unit square of the source.
+    /// A cell is valid if the source of its center lies within the unit square.
     pub fn valid(&self, b: usize) -> Option<&[bool]> {
         self.valid[if self.samples() == 1 { 0 } else { b }].as_deref()
     }
 
-    /// The validity mask as a tensor: 1 where a cell has a preimage, else 0; shape `(samples, out_grid().len())`.
-    /// `None` if every cell of every sample is valid.
+    /// The validity mask as a tensor `(samples, out_grid().len())`: 1 where a cell has a preimage,
+    /// else 0. `None` if every cell of every sample is valid.
     ///
     /// # Errors
     /// Those of candle.
@@ -253,14 +259,14 @@ impl GridOperator {
     }
 
     /// Acts on tokens `(B, N, C)` or on a map or image `(B, C, H, W)`, and returns the same kind on
-    /// [`out_grid`](Self::out_grid); differentiable, with the adjoint as its backward pass.
+    /// [`out_grid`](Self::out_grid). It is differentiable; the backward pass is the adjoint.
     ///
-    /// A permutation moves values of any type and keeps them to the bit. Others compute `f16` and `bf16` in `f32`, and
-    /// take no integers.
+    /// A permutation moves values of any type and keeps every bit. Other operators compute `f16` and
+    /// `bf16` in `f32`, and refuse integers. A NaN or an infinity reaches only the cells that read it.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch is empty or does not
-    /// fit the number of samples, or integers would have to be mixed.
+    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch is
+    /// empty or does not fit the number of samples, or cells of integers would be mixed.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let memory = self.check(x)?;
         if self.chains.is_identity() {
@@ -276,8 +282,8 @@ impl GridOperator {
         self.apply_portable(x)
     }
 
-    /// Acts on the output of a layer as `layout` lays it out: prefix tokens (CLS, registers) stay as they are and lead the
-    /// result, `(B, H, W, C)` maps stay channels-last; differentiable.
+    /// Acts on the output of a layer with the given `layout`; differentiable. Prefix tokens (CLS,
+    /// registers) do not change and lead the result. `(B, H, W, C)` maps stay channels-last.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -290,7 +296,7 @@ impl GridOperator {
     /// ```
     ///
     /// # Errors
-    /// As [`apply`](Self::apply), and if the tensor does not fit the layout.
+    /// The errors of [`apply`](Self::apply), and a tensor that does not fit the layout.
     pub fn apply_in(&self, layout: Layout, x: &Tensor) -> Result<Tensor> {
         let tokens = self.apply(&layout.tokens(x, self.in_grid())?)?;
         let (b, _, c) = tokens.dims3()?;
@@ -306,7 +312,8 @@ impl GridOperator {
         })
     }
 
-    /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.
+    /// As [`apply`](Self::apply), made of plain candle ops only. Devices other than the CPU run it,
+    /// and tests compare the fused op with it.
     #[doc(hidden)]
     pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.check(x)? {
@@ -334,7 +341,8 @@ impl GridOperator {
             [_, c, h, w] if (h, w) == (rows, cols) => Memory::Planes(c),
             _ => {
                 let expected = format!(
-                    "tokens (B, {n}, C) of a {rows}x{cols} grid without prefix tokens, or a map (B, C, {rows}, {cols})"
+                    "tokens (B, {n}, C) of a {rows}x{cols} grid without prefix tokens, or a map \
+                     (B, C, {rows}, {cols})"
                 );
                 return Err(Error::input(op, expected, got()));
             }

@@ -1,4 +1,4 @@
-//! A sparse matrix in rows: the weights with which each output cell reads input cells.
+//! A sparse matrix in rows: the weights by which each output cell reads input cells.
 
 use num_traits::Float;
 use pulp::{Arch, Simd, WithSimd};
@@ -85,7 +85,7 @@ impl Taps {
 
     /// The adjoint.
     pub fn transpose(&self) -> Self {
-        // A counting sort by column; rows are read in order, so each column comes out sorted.
+        // A counting sort by column. Rows are read in order, so each column is sorted.
         let mut ends = vec![0u32; self.n_in + 1];
         for &(j, _) in &self.entries {
             ends[j as usize + 1] += 1;
@@ -118,8 +118,8 @@ impl Taps {
                 .all(|(i, row)| row == [(i as u32, 1.0)])
     }
 
-    /// The source of each output cell if this moves cells without mixing them: at most one tap a row, of weight one,
-    /// and no input cell read twice.
+    /// The source of each output cell, if the matrix moves cells without mixing them: at most one tap
+    /// a row, of weight one, and no input cell read twice.
     pub fn as_moves(&self) -> Option<Vec<u32>> {
         let mut seen = vec![false; self.n_in];
         self.rows()
@@ -148,7 +148,7 @@ impl Taps {
     }
 }
 
-/// [`Taps::apply`] as a body that is compiled for each set of instructions.
+/// The body of [`Taps::apply`], compiled for each instruction set.
 struct Apply<'a, T> {
     taps: &'a Taps,
     x: &'a [T],
