@@ -1,4 +1,5 @@
-//! Channels that turn with the grid: laws of representations, the operator against a slow loop, bad input.
+//! Channels that turn with the grid: laws of representations, the operator against a slow loop, bad
+//! input.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! The laws of groups and actions, on every element type; and that each law fails on an action that breaks it.
+//! The laws of groups and actions, on every element type; and that each law fails on an action that
+//! breaks it.
 
 mod common;
 
@@ -78,7 +79,8 @@ fn whole_cell_crops_and_cyclic_shifts_are_permutations() {
             assert_eq!(operator.kind(), OperatorKind::Permutation, "{filter:?}");
         }
     }
-    // A rotation by 90 degrees built from its angle is a permutation too, also through sines and cosines.
+    // A rotation by 90 degrees built from its angle is a permutation too, also through sines and
+    // cosines.
     let square = TokenGrid::square(5).unwrap();
     let turn = Affine::rotation(45.0)
         .unwrap()
@@ -171,8 +173,8 @@ proptest! {
     }
 }
 
-/// Tolerances of approximate laws: the largest error seen on slow waves (half a period across the image), bicubic, on
-/// 16x20 tokens over 30 draws was 0.027 and 0.071 of the amplitude.
+/// Tolerances of approximate laws: the largest error seen on slow waves (half a period across the
+/// image), bicubic, on 16x20 tokens over 30 draws was 0.027 and 0.071 of the amplitude.
 const AXIS_ALIGNED: f64 = 0.03;
 const GENERAL: f64 = 0.08;
 
@@ -212,7 +214,8 @@ fn approximate_actions_hold_to_the_stated_tolerance() {
     );
 }
 
-// ---- broken actions: each law is seen to fail -----------------------------------------------------------------------
+// ---- broken actions: each law is seen to fail
+// -----------------------------------------------------------------------
 
 /// How the shift below is broken.
 #[derive(Clone, Copy, Debug, PartialEq)]

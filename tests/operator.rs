@@ -17,8 +17,8 @@ use ser_reg::{
     testing,
 };
 
-/// The definition, cell by cell: `y(p) = Σ_ij k(v − i)·k(u − j)·x[i, j]` with `(v, u) = g⁻¹p` in cells and the grid
-/// continued beyond its border.
+/// The definition, cell by cell: `y(p) = Σ_ij k(v − i)·k(u − j)·x[i, j]` with `(v, u) = g⁻¹p` in
+/// cells and the grid continued beyond its border.
 fn by_definition(
     g: &impl GroupAction,
     x: &[f64],
@@ -114,7 +114,8 @@ proptest! {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let got = operator.apply(&x.to_dtype(dtype).unwrap()).unwrap();
             prop_assert_eq!(got.dtype(), dtype);
-            // input rounding and the sum of absolute cubic weights, at most 1.6 squared, add up to a few units
+            // input rounding and the sum of absolute cubic weights, at most 1.6 squared, add up to
+            // a few units
             prop_assert!(max_gap(&want, &got) < 8.0 * testing::tolerance(dtype), "{:?}", dtype);
         }
     }

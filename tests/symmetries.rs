@@ -1,4 +1,5 @@
-//! Symmetries that the paper does not have: the Fourier filter, cyclic shifts, continuous poses and what has no overlap.
+//! Symmetries that the paper does not have: the Fourier filter, cyclic shifts, continuous poses and
+//! what has no overlap.
 
 mod common;
 
@@ -26,9 +27,10 @@ fn between(from: TokenGrid, to: TokenGrid) -> GridOperator {
     GridOperator::new(&[Scale::to_grid(from, to)], from, &fourier()).unwrap()
 }
 
-/// The definition through the discrete Fourier transform, one axis: coefficients of cells at half-cell centers, those
-/// beyond the band dropped, the sum of what is left at the target's centers. At an even band the Nyquist coefficient is
-/// split between both signs where cells are added, and both signs are kept where they are taken away.
+/// The definition through the discrete Fourier transform, one axis: coefficients of cells at
+/// half-cell centers, those beyond the band dropped, the sum of what is left at the target's
+/// centers. At an even band the Nyquist coefficient is split between both signs where cells are
+/// added, and both signs are kept where they are taken away.
 fn slow_fourier(x: &[f64], m: usize, shift: f64) -> Vec<f64> {
     use std::f64::consts::TAU;
     let n = x.len();
@@ -81,7 +83,8 @@ fn fourier_matches_the_transform() {
     }
 }
 
-/// The law of the issue: `ρ(s1)·ρ(s2) = ρ(s1·s2)` on maps band-limited below the smallest grid of the chain.
+/// The law of the issue: `ρ(s1)·ρ(s2) = ρ(s1·s2)` on maps band-limited below the smallest grid of
+/// the chain.
 #[test]
 fn fourier_scales_compose_exactly_on_band_limited_maps() {
     let sides = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 14, 17];
@@ -109,8 +112,8 @@ fn fourier_scales_compose_exactly_on_band_limited_maps() {
     assert!(worst < 1e-10, "{worst:e}");
 }
 
-/// On any map, the highest frequencies of even sides included: larger and back is the identity, larger twice and smaller
-/// twice are larger and smaller once.
+/// On any map, the highest frequencies of even sides included: larger and back is the identity,
+/// larger twice and smaller twice are larger and smaller once.
 #[test]
 fn fourier_chains_of_one_direction_are_exact_on_every_map() {
     for (a, b, c) in [(4, 6, 9), (5, 6, 8), (6, 7, 14), (2, 3, 4), (1, 2, 5)] {
@@ -230,7 +233,8 @@ fn fourier_names_what_it_cannot_do() {
     }
     let squeezed = GridOperator::new(&[Squeeze], grid, &fourier());
     assert_says(squeezed, &["keep the period"]);
-    // Shifts keep the period. They read the periodic map, and the mask marks cells from beyond the border.
+    // Shifts keep the period. They read the periodic map, and the mask marks cells from beyond the
+    // border.
     let shift = Affine::translation(0.0, 0.5).unwrap();
     let operator = GridOperator::new(&[shift], grid, &fourier()).unwrap();
     assert_eq!(
@@ -335,7 +339,8 @@ proptest! {
         prop_assert!(errors.worst() < 1e-10, "{:?}", errors);
     }
 
-    /// Wherever a continuous map is invalid its cell gets no gradient through the loss, and drops out of it.
+    /// Wherever a continuous map is invalid its cell gets no gradient through the loss, and drops
+    /// out of it.
     #[test]
     fn poses_mask_what_they_lose(angle in 5f64..85.0, dy in -0.3f64..0.3, dx in -0.3f64..0.3, shear in -0.4f64..0.4) {
         let grid = grid(9, 12);
@@ -354,9 +359,9 @@ proptest! {
     }
 }
 
-/// Tolerances on smooth maps of 16x16 tokens, half a wave across them: the largest error of identity, inverse and
-/// composition over 20 draws, and what `docs/symmetries.md` states. Turns of the plane by any angle are limited by the
-/// filter alone, and bicubic is the better one.
+/// Tolerances on smooth maps of 16x16 tokens, half a wave across them: the largest error of
+/// identity, inverse and composition over 20 draws, and what `docs/symmetries.md` states. Turns of
+/// the plane by any angle are limited by the filter alone, and bicubic is the better one.
 #[test]
 fn continuous_symmetries_hold_to_the_stated_tolerance() {
     let grid = grid(16, 16);

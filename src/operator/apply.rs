@@ -9,12 +9,13 @@ impl GridOperator {
     /// Acts on tokens `(B, N, C)` or on a map or image `(B, C, H, W)`, and returns the same kind on
     /// [`out_grid`](Self::out_grid). It is differentiable; the backward pass is the adjoint.
     ///
-    /// A permutation moves values of any type and keeps every bit. Other operators compute `f16` and
-    /// `bf16` in `f32`, and refuse integers. A NaN or an infinity reaches only the cells that read it.
+    /// A permutation moves values of any type and keeps every bit. Other operators compute `f16`
+    /// and `bf16` in `f32`, and refuse integers. A NaN or an infinity reaches only the cells that
+    /// read it.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch is
-    /// empty or does not fit the number of samples, or cells of integers would be mixed.
+    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch
+    /// is empty or does not fit the number of samples, or cells of integers would be mixed.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let memory = self.check(x)?;
         if self.chains.is_identity() {

@@ -44,7 +44,8 @@ pub enum OperatorKind {
 /// Which output cells of a sample have a preimage; `None`: all.
 type Valid = Option<Arc<[bool]>>;
 
-/// A linear map from the tokens of one grid to the tokens of another: one for the whole batch, or one per sample.
+/// A linear map from the tokens of one grid to the tokens of another: one for the whole batch, or
+/// one per sample.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -118,8 +118,8 @@ impl Taps {
                 .all(|(i, row)| row == [(i as u32, 1.0)])
     }
 
-    /// The source of each output cell, if the matrix moves cells without mixing them: at most one tap
-    /// a row, of weight one, and no input cell read twice.
+    /// The source of each output cell, if the matrix moves cells without mixing them: at most one
+    /// tap a row, of weight one, and no input cell read twice.
     pub fn as_moves(&self) -> Option<Vec<u32>> {
         let mut seen = vec![false; self.n_in];
         self.rows()
@@ -131,7 +131,8 @@ impl Taps {
             .collect()
     }
 
-    /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of `width` values.
+    /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of
+    /// `width` values.
     ///
     /// The vector width is chosen at run time for the machine.
     pub fn apply<T: Real>(&self, x: &[T], out: &mut [T], width: usize) {

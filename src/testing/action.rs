@@ -143,9 +143,9 @@ fn check_operator<G: GroupAction>(
     Ok(())
 }
 
-/// Checks that `adjoint` is the adjoint of the linear map `apply` from tensors of `in_shape` to tensors
-/// of `out_shape`, and that the gradient of `⟨apply(x), y⟩` by `x` is `adjoint(y)`; in `f64`, to
-/// [`ADJOINT`].
+/// Checks that `adjoint` is the adjoint of the linear map `apply` from tensors of `in_shape` to
+/// tensors of `out_shape`, and that the gradient of `⟨apply(x), y⟩` by `x` is `adjoint(y)`; in
+/// `f64`, to [`ADJOINT`].
 ///
 /// # Errors
 /// [`Law::Adjoint`] or [`Law::Gradient`] if one does not hold, and the errors of the two maps.

@@ -6,7 +6,8 @@ use crate::group::GroupAction;
 /// Points on which elements are compared: no symmetry of the square maps one to another.
 const PROBES: [[f64; 2]; 4] = [[0.13, 0.29], [0.71, 0.07], [0.46, 0.83], [0.97, 0.61]];
 
-/// The largest distance between the sources of two elements over the probe points, relative to their size.
+/// The largest distance between the sources of two elements over the probe points, relative to
+/// their size.
 fn distance<G: GroupAction>(a: &G, b: &G) -> f64 {
     let gap = |p| {
         let ([y, x], [v, u]) = (a.source(p), b.source(p));
@@ -18,8 +19,8 @@ fn distance<G: GroupAction>(a: &G, b: &G) -> f64 {
         .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
-/// Checks identity, inverse, associativity, `relative` and the composition of points on all pairs and triples of
-/// `elements`, to `tolerance` in units of the image's side.
+/// Checks identity, inverse, associativity, `relative` and the composition of points on all pairs
+/// and triples of `elements`, to `tolerance` in units of the image's side.
 ///
 /// # Errors
 /// The first law that does not hold.

@@ -99,7 +99,8 @@ impl Product {
         Ok(self.second.apply(&self.first.apply(x)?)?)
     }
 
-    /// The largest difference of one element from two, and the number of cells that both find valid.
+    /// The largest difference of one element from two, and the number of cells that both find
+    /// valid.
     pub fn gap(&self, x: &Tensor) -> Result<(f64, usize), Violation> {
         let both = |i: usize| is_valid(&self.element, i) && is_valid(&self.chained, i);
         let gap = max_gap(&self.element.apply(x)?, &self.twice(x)?, both)?;
@@ -164,8 +165,8 @@ pub(super) fn random(shape: &[usize], rng: &mut impl Rng) -> Result<Tensor, Viol
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// A periodic map `(1, N, 2)` of random waves, sampled at the centers of the cells; `f64` values within
-/// `[−1, 1]`. `band` is the largest number of periods `[vertical, horizontal]`.
+/// A periodic map `(1, N, 2)` of random waves, sampled at the centers of the cells; `f64` values
+/// within `[−1, 1]`. `band` is the largest number of periods `[vertical, horizontal]`.
 ///
 /// [`Filter::Fourier`](crate::Filter::Fourier) represents scales and cyclic shifts of it exactly if
 /// each axis has more than `2·band` cells.
@@ -197,7 +198,8 @@ pub fn band_limited(
 }
 
 /// A map `(1, N, 2)` of one slow wave per channel, at most half a period across the image and not
-/// periodic; `f64` values within `[−1, 1]`. [`check_action_laws`](super::check_action_laws) uses it.
+/// periodic; `f64` values within `[−1, 1]`. [`check_action_laws`](super::check_action_laws) uses
+/// it.
 ///
 /// # Errors
 /// Those of candle.

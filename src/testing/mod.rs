@@ -1,8 +1,8 @@
 //! The law suite: checks of the laws that every [`GroupAction`](crate::GroupAction) must satisfy
 //! (feature `testing`).
 //!
-//! A broken law is a [`Violation`] that names the law and the elements. The laws hold for a reversed
-//! action of a commutative group as well, so assert one known result beside them:
+//! A broken law is a [`Violation`] that names the law and the elements. The laws hold for a
+//! reversed action of a commutative group as well, so assert one known result beside them:
 //!
 //! ```
 //! use candle_core::{Device, Tensor};

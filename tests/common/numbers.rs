@@ -17,7 +17,8 @@ pub fn random(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-/// Values of either sign, 0.2 to 1 in magnitude: differences can follow the direction of every token.
+/// Values of either sign, 0.2 to 1 in magnitude: differences can follow the direction of every
+/// token.
 pub fn tokens(rng: &mut StdRng, shape: impl Into<Shape>, dtype: DType) -> Result<Var> {
     let shape = shape.into();
     let mut value = || rng.random_range(0.2..1.0) * if rng.random() { 1.0 } else { -1.0 };
