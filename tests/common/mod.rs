@@ -1,30 +1,16 @@
 //! Strategies and helpers shared by the tests.
 #![allow(dead_code, unused_imports)]
 
+mod cases;
 mod numbers;
 
+pub use cases::cases;
 pub use numbers::*;
-use proptest::{prelude::*, test_runner::FileFailurePersistence};
+use proptest::prelude::*;
 use ser_reg::{
     Filter, Padding, TokenGrid,
     group::{Affine, D4, Element, Roll, Scale, Window},
 };
-
-/// The configuration of a property: `PROPTEST_CASES` cases, or `default`, which is small enough for
-/// every run of the suite. A failing case is written to `tests/NAME.proptest-regressions`, which is
-/// committed.
-pub fn cases(default: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|v| v.parse().ok());
-    ProptestConfig {
-        cases: cases.unwrap_or(default),
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
-            "proptest-regressions",
-        ))),
-        ..ProptestConfig::default()
-    }
-}
 
 /// The filters that accept any element. The Fourier filter needs one that keeps the period.
 pub const LOCAL: [Filter; 6] = [
