@@ -9,7 +9,7 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ser_reg::{
-    TokenGrid,
+    GroupAction, TokenGrid,
     contrib::{
         Distance, Divergence, EqSim, GradientBalance, InvariantIntegration, Monomial, OrbitPool,
         Pool, PredictionConsistency, RegularRep, ReynoldsPenalty, WeightSpace,
@@ -110,7 +110,7 @@ fn companions(c: &mut Criterion) {
                 .into_iter()
                 .flat_map(move |h| D4::ALL.map(move |to| (h, to, *g)))
         })
-        .map(|(h, to, g)| (D4::cayley_table()[g.index()][h.index()] == to.index()) as u8 as f32)
+        .map(|(h, to, g)| (g.compose(&h) == to) as u8 as f32)
         .collect();
     let matrices = Tensor::from_vec(matrices, (256, 8, 8), &Device::Cpu).unwrap();
     let plain = || {

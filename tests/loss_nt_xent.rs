@@ -65,7 +65,7 @@ impl Loops<'_> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(loss_common::cases(48))]
 
     #[test]
     fn matches_the_obvious_loops(
