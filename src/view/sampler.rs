@@ -94,12 +94,7 @@ impl ViewSampler {
     }
 
     /// Draws second views again until each sees enough of the first.
-    fn redraw(
-        &self,
-        first: &Transforms,
-        second: &mut Transforms,
-        rng: &mut StdRng,
-    ) -> Result<()> {
+    fn redraw(&self, first: &Transforms, second: &mut Transforms, rng: &mut StdRng) -> Result<()> {
         let (from, to) = (first.grid, second.grid);
         for (one, two) in first.samples.iter().zip(&mut second.samples) {
             let enough = |two: &Transform| -> Result<bool> {
