@@ -34,7 +34,7 @@ const OP: &str = "cka";
 /// Source: Kornblith et al., arXiv 1905.00414. It is 1 for equal rows and does not change under an orthogonal map, an
 /// isotropic scale or an offset of either side. So CKA of `F(x)` and `F(g·x)` measures invariance up to a linear
 /// re-encoding of the channels; of `ρ(g)F(x)` and `F(g·x)`, equivariance up to one
-/// ([`MapPair::matched`](super::MapPair::matched)). The debiased form takes rows as independent draws, which tokens of
+/// ([`MatchedMaps::matched`](super::MatchedMaps::matched)). The debiased form takes rows as independent draws, which tokens of
 /// one image are not: compare like with like.
 ///
 /// With centered columns, `a_i = ‖x_i‖²` and `b_i = ‖y_i‖²`, the debiased HSIC is, but for a factor that cancels,
@@ -71,6 +71,8 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
         let expected = format!("at least {least} rows");
         return Err(Error::input(OP, expected, n));
     }
+    x.normalize();
+    y.normalize();
     x.center();
     y.center();
     let [xy, xx, yy] = if n < x.variables().max(y.variables()) {

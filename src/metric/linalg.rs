@@ -1,10 +1,13 @@
-//! Matrices of observations, their cross products and factors. Factorisations are nalgebra's; products run on one
+//! Matrices of observations, their cross products and factors. Factorizations are nalgebra's; products run on one
 //! thread, so that no result depends on how many there are.
 
 use candle_core::Tensor;
 use nalgebra::{DMatrix, SVD, SymmetricEigen};
 
-use super::run::{finite_host, values};
+use super::{
+    harness::{finite_host, values},
+    unit::unit,
+};
 use crate::{Error, Result};
 
 /// Observations per partial product: a block of them stays in the cache.
@@ -40,6 +43,11 @@ impl Observations {
 
     pub fn variables(&self) -> usize {
         self.0.nrows()
+    }
+
+    /// Multiplies by a power of two, so that products stay within range.
+    pub fn normalize(&mut self) {
+        self.0 *= unit(self.0.iter());
     }
 
     /// Takes the mean observation away and returns it; a variable that is constant but for rounding becomes zero.

@@ -3,12 +3,12 @@
 use candle_core::{Device, Tensor};
 use nalgebra::{Cholesky, DMatrix};
 
-use super::linalg::Observations;
+use super::{linalg::Observations, unit::norm};
 use crate::{Error, Result};
 
 /// A linear map fitted by ridge regression, on features brought to mean 0 and variance 1.
 ///
-/// With the standardised features `X` `(n, d)` and the centered targets `Y` `(n, k)`, `W = (XᵀX + λ n I)⁻¹ XᵀY`: `λ` is
+/// With the standardized features `X` `(n, d)` and the centered targets `Y` `(n, k)`, `W = (XᵀX + λ n I)⁻¹ XᵀY`: `λ` is
 /// in units of a feature's variance, whatever the number of rows. With fewer rows than features the same solution comes
 /// from the `n×n` side. Constant features weigh nothing.
 ///
@@ -54,7 +54,7 @@ impl Ridge {
         let (means, offsets) = (x.center(), y.center());
         let scales: Vec<f64> =
             x.0.row_iter()
-                .map(|r| (r.norm_squared() / n as f64).sqrt())
+                .map(|r| norm(r.iter()) / (n as f64).sqrt())
                 .collect();
         for (mut row, &s) in x.0.row_iter_mut().zip(&scales) {
             if s > 0. {
@@ -185,16 +185,16 @@ pub fn parameter_r2(
     }
     let predicted = matrix(op, &predicted)?;
     let truth = matrix(op, test.1)?;
-    let mut error = Observations(&truth.0 - &predicted.0);
+    let error = Observations(&truth.0 - &predicted.0);
     let mut centered = truth;
     centered.center();
     let parameters: Vec<f64> = error
         .0
-        .row_iter_mut()
+        .row_iter()
         .zip(centered.0.row_iter())
-        .map(|(e, c)| match c.norm_squared() {
+        .map(|(e, c)| match norm(c.iter()) {
             0. => f64::NAN,
-            total => 1. - e.norm_squared() / total,
+            total => 1. - (norm(e.iter()) / total).powi(2),
         })
         .collect();
     let defined: Vec<f64> = parameters.iter().copied().filter(|r| !r.is_nan()).collect();
@@ -213,5 +213,16 @@ fn matrix(op: &'static str, x: &Tensor) -> Result<Observations> {
             format!("{:?}", x.dims()),
         ));
     }
-    Observations::rows(op, x)
+    let rows = Observations::rows(op, x)?;
+    match rows.0.iter().find(|v| v.abs() > LARGEST) {
+        None => Ok(rows),
+        Some(v) => Err(Error::input(
+            op,
+            format!("values of at most {LARGEST:e} in magnitude"),
+            format!("{v:e}"),
+        )),
+    }
 }
+
+/// Sums of larger values may overflow.
+const LARGEST: f64 = 1e290;

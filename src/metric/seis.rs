@@ -5,9 +5,9 @@ use nalgebra::DMatrix;
 use rand::Rng;
 
 use super::{
+    harness::finite_host,
     linalg::{Observations, eigen, svd},
-    run::finite_host,
-    score::cycle,
+    scores::cycle,
 };
 use crate::{Error, Result};
 
@@ -220,5 +220,7 @@ fn positions(map: &Tensor) -> Result<Observations> {
             format!("{:?}", map.dims()),
         )),
     }?;
-    Observations::rows(OP, &finite_host(OP, &by_channel)?)
+    let mut observations = Observations::rows(OP, &finite_host(OP, &by_channel)?)?;
+    observations.normalize();
+    Ok(observations)
 }
