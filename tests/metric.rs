@@ -168,7 +168,7 @@ fn an_untrained_vit_without_positions_and_with_a_symmetric_patch_kernel_scores_o
 }
 
 #[test]
-fn scores_equal_a_slow_twin() -> Result<()> {
+fn scores_equal_a_slow_reference() -> Result<()> {
     let (a, v) = (random(&[3, 4, 5], 1), random(&[3, 4, 5], 2));
     let v = ((v * 0.7)? + &a)?.affine(1., 0.3)?;
     let scores = between(&a, &v).score;
