@@ -18,9 +18,9 @@ use crate::{Error, Result};
 /// | 4, 2, 1 | yes | 1.000 |
 /// | 2, 2, 0 and 4, 4, 0 (patches) | yes | 1.000 |
 ///
-/// So either choose the side (a 3, 2, 1 layer is aligned on an odd side: 225 in place of 224), or the
-/// layer (4, 2, 1 in place of 3, 2, 1). Check each layer with the side that reaches it. A dilated
-/// kernel counts with its extent, `dilation·(kernel − 1) + 1`.
+/// So either choose the side (a 3, 2, 1 layer is aligned on an odd side: 225 in place of 224), or
+/// the layer (4, 2, 1 in place of 3, 2, 1). Check each layer with the side that reaches it. A
+/// dilated kernel counts with its extent, `dilation·(kernel − 1) + 1`.
 ///
 /// To measure a whole network, score it before training, with each kernel replaced by its mean over
 /// the elements of D4: all that is missing to 1 is alignment (and position embeddings).
@@ -48,8 +48,8 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// If a side, kernel or stride is zero, the padding is not below the kernel, or the kernel is larger
-/// than the padded side.
+/// If a side, kernel or stride is zero, the padding is not below the kernel, or the kernel is
+/// larger than the padded side.
 pub fn stride_aligned(side: usize, kernel: usize, stride: usize, padding: usize) -> Result<bool> {
     let fail = |expected: &str| {
         let got = format!("side {side}, kernel {kernel}, stride {stride}, padding {padding}");

@@ -4,10 +4,12 @@ use nalgebra::Matrix3;
 
 use crate::{Error, Result, TokenGrid, group::Affine};
 
-/// An infinitesimal motion of the plane: the flow `exp(t·X)` that it generates is a one-parameter group of affine maps.
+/// An infinitesimal motion of the plane: the flow `exp(t·X)` that it generates is a one-parameter
+/// group of affine maps.
 ///
-/// The matrix acts on offsets `(y, x)` from the center in pixels, the shift is in units of the image's sides. So `t` is
-/// an angle in radians, a fraction of a side, the logarithm of a magnification or the tangent of a shear.
+/// The matrix acts on offsets `(y, x)` from the center in pixels, the shift is in units of the
+/// image's sides. So `t` is an angle in radians, a fraction of a side, the logarithm of a
+/// magnification or the tangent of a shear.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{Affine, GroupAction}, metric::Generator};
@@ -73,7 +75,8 @@ impl Generator {
         }
     }
 
-    /// The largest distance in pixels per unit of `t` that the generator moves a point of the image.
+    /// The largest distance in pixels per unit of `t` that the generator moves a point of the
+    /// image.
     pub(super) fn speed(&self, pixels: TokenGrid) -> f64 {
         let [rows, cols] = [pixels.rows() as f64, pixels.cols() as f64];
         let along =

@@ -1,5 +1,5 @@
-//! Runs a closure on images as they are and transformed, a chunk at a time, and takes its outputs to
-//! the host in `f64`.
+//! Runs a closure on images as they are and transformed, a chunk at a time, and takes its outputs
+//! to the host in `f64`.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -49,8 +49,8 @@ impl Harness<'_> {
 
     /// The operator that transforms images by `g`.
     ///
-    /// If the token grid divides the image, the result has whole tokens of the same patch. Otherwise
-    /// `g` must keep the size of the image, but for a quarter turn.
+    /// If the token grid divides the image, the result has whole tokens of the same patch.
+    /// Otherwise `g` must keep the size of the image, but for a quarter turn.
     pub fn mover<G: GroupAction>(&self, images: &Tensor, g: &G) -> Result<GridOperator> {
         let (from, to) = (pixels(images)?, g.out_grid(self.grid)?);
         let out = match patch(from, self.grid) {
@@ -102,8 +102,8 @@ impl Harness<'_> {
         }
     }
 
-    /// Calls `map` on one chunk of images after another, transformed by `mover` if there is one, and
-    /// concatenates what `read(i, x)` makes of its `count` outputs.
+    /// Calls `map` on one chunk of images after another, transformed by `mover` if there is one,
+    /// and concatenates what `read(i, x)` makes of its `count` outputs.
     pub fn outputs(
         &self,
         images: &Tensor,

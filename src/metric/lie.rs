@@ -14,24 +14,27 @@ use crate::{
 
 /// The Lie derivative of a closure of images.
 ///
-/// `L_X F(x) = d/dt ρ(exp(−tX)) F(exp(tX)·x)` at `t = 0`: how fast the output, carried back, changes when the image
-/// starts to move. It is 0 for an equivariant map; of vectors, where `ρ` is the identity, for an invariant one. We take
-/// the central difference `(f(t) − f(−t)) / 2t`.
+/// `L_X F(x) = d/dt ρ(exp(−tX)) F(exp(tX)·x)` at `t = 0`: how fast the output, transformed back,
+/// changes when the image starts to move. It is 0 for an equivariant map, and for invariant vectors
+/// (`ρ` is the identity then). We take the central difference `(f(t) − f(−t)) / 2t`.
 ///
-/// Source: Gruver et al., arXiv 2210.02984: bilinear resampling with reflected borders; their local equivariance error
-/// is [`lee`](LieReport::lee), on softmax probabilities (which the closure must return).
+/// Source: Gruver et al., arXiv 2210.02984: bilinear resampling with reflected borders; their local
+/// equivariance error is [`lee`](LieReport::lee), on softmax probabilities (which the closure must
+/// return).
 ///
-/// - *Units*: the derivative is per unit of the [`Generator`]'s `t`, and scales with the output. Compare models by
-///   [`relative`](LieReport::relative).
-/// - *Coarse maps* cannot be carried by a fraction of a token without error. Average pooling of an image
-///   scores above 0 by the image's detail finer than a token. Compare a layer with a pooled image.
-/// - *Step*: the error falls with `t`, the rounding of the model grows with `1/t`. The default moves the
-///   border of an image by a small fraction of a pixel, which suits `f32`. Half precision needs a
-///   larger step. A step that the images' type does not resolve is refused; if the closure works in a
-///   coarser type than the images, choose the step for that type. Interpolation has kinks where a
-///   sample passes a pixel's center; around `t = 0` the central difference takes the mean of both
-///   sides.
-/// - A low error need not mean an equivariant architecture: training on augmented images may lower it further.
+/// - *Units*: the derivative is per unit of the [`Generator`]'s `t`, and scales with the output.
+///   Compare models by [`relative`](LieReport::relative).
+/// - *Coarse maps* cannot be carried by a fraction of a token without error. Average pooling of an
+///   image scores above 0 by the image's detail finer than a token. Compare a layer with a pooled
+///   image.
+/// - *Step*: the error falls with `t`, the rounding of the model grows with `1/t`. The default
+///   moves the border of an image by a small fraction of a pixel, which suits `f32`. Half precision
+///   needs a larger step. A step that the images' type does not resolve is refused; if the closure
+///   works in a coarser type than the images, choose the step for that type. Interpolation has
+///   kinks where a sample passes a pixel's center; around `t = 0` the central difference takes the
+///   mean of both sides.
+/// - A low error does not prove an equivariant architecture: training on augmented images lowers it
+///   too.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -50,8 +53,8 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct LieDerivative {
-    /// How the closure's output becomes tokens, which are carried back; `None`: it returns vectors `(B, D)`, left as
-    /// they are.
+    /// How the closure's output becomes tokens, which are transformed back; `None`: it returns
+    /// vectors `(B, D)`, which stay as they are.
     pub output: Option<Layer>,
     /// `t` of the central difference, above 0.
     pub step: f64,
@@ -78,8 +81,8 @@ pub struct LieReport {
 const OP: &str = "LieDerivative::measure";
 
 impl LieDerivative {
-    /// For token maps on `grid`: no prefix tokens, channels first, a step of 0.001, bilinear with reflected borders, 64
-    /// images at a time.
+    /// For token maps on `grid`: no prefix tokens, channels first, a step of 0.001, bilinear with
+    /// reflected borders, 64 images at a time.
     pub fn of_maps(grid: TokenGrid) -> Self {
         Self {
             output: Some(grid.into()),
@@ -100,12 +103,13 @@ impl LieDerivative {
         }
     }
 
-    /// The derivative of `map` along each generator, on `images` of shape `(B, C, H, W)`. `map` runs
-    /// once on each image, and twice more for each generator, all images moved by the same step.
+    /// The derivative of `map` along each generator, on `images` of shape `(B, C, H, W)`. `map`
+    /// runs once on each image, and twice more for each generator, all images moved by the same
+    /// step.
     ///
     /// # Errors
-    /// Those of `map`. If the step is not above 0 or too small for the type of the images, there is no
-    /// image or generator, or the output does not fit or holds a NaN or infinity.
+    /// Those of `map`. If the step is not above 0 or too small for the type of the images, there is
+    /// no image or generator, or the output does not fit or holds a NaN or infinity.
     pub fn measure(
         &self,
         images: &Tensor,

@@ -24,8 +24,8 @@
 //!
 //! Everything is computed in `f64` on the host. It depends neither on the number of threads nor on
 //! the chunk, unless the closure does. A shape that does not fit, too few rows and values that are
-//! not finite are an [`Error`](crate::Error); [`EqScore`] alone passes values that are not finite on
-//! as NaN. What is well formed but undefined (the score of a constant map) is NaN, so that a
+//! not finite are an [`Error`](crate::Error); [`EqScore`] alone passes values that are not finite
+//! on as NaN. What is well formed but undefined (the score of a constant map) is NaN, so that a
 //! collapsed model does not end a run.
 
 mod alignment;

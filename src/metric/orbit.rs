@@ -19,8 +19,8 @@ use crate::{Error, GroupAction, Resample, Result, TokenGrid};
 ///
 /// Both are population variances (divided by the number of elements, of images). Source: the group
 /// averages of Rath and Condurache, arXiv 2202.03967. A constant (collapsed) representation has no
-/// variance to compare with, and scores NaN. Consistency is 1 at best and about 1 / classes by chance;
-/// it does not say whether a class is right.
+/// variance to compare with, and scores NaN. Consistency is 1 at best and about 1 / classes by
+/// chance; it does not say whether a class is right.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -37,7 +37,8 @@ use crate::{Error, GroupAction, Resample, Result, TokenGrid};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Orbit {
-    /// The token grid of the images; an element that scales takes it to another grid of whole tokens.
+    /// The token grid of the images; an element that scales takes it to another grid of whole
+    /// tokens.
     pub grid: TokenGrid,
     /// How images are resampled where an element needs it.
     pub resample: Resample,
@@ -51,10 +52,10 @@ pub struct Orbit {
 pub struct OrbitReport<G> {
     /// Variance within orbits over variance between images; NaN if the images do not differ.
     pub variance: f64,
-    /// Mean over the elements of the part of images whose largest entry stays where it is (the first, if there are
-    /// several).
+    /// Mean over the elements of the share of images whose largest entry keeps its index (the
+    /// first, if there are several).
     pub consistency: f64,
-    /// The part of images whose largest entry stays where it is under every element.
+    /// The share of images whose largest entry keeps its index under every element.
     pub worst: f64,
     /// The consistency of each element, in the order they were handed in.
     pub elements: Vec<(G, f64)>,
@@ -72,12 +73,12 @@ impl Orbit {
         }
     }
 
-    /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It runs `1 +
-    /// elements.len()` times on each.
+    /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It
+    /// runs `1 + elements.len()` times on each.
     ///
     /// # Errors
-    /// Those of `map`. If there are fewer than two images or no element, an element scales images that the
-    /// grid does not divide, or the closure returns something other than finite vectors.
+    /// Those of `map`. If there are fewer than two images or no element, an element scales images
+    /// that the grid does not divide, or the closure returns something other than finite vectors.
     pub fn measure<G: GroupAction>(
         &self,
         images: &Tensor,
@@ -103,7 +104,8 @@ impl Orbit {
         let classes = argmax(&still, width);
         let mut steady = vec![true; batch];
         let mut scored = Vec::with_capacity(elements.len());
-        // The differences from the upright vector, which is in the orbit too: no digits are lost to a common offset.
+        // Differences from the upright vector, which is in the orbit too: a common offset costs no
+        // digits.
         let (mut sum, mut squares) = (vec![0.; still.len()], vec![0.; still.len()]);
         for g in elements {
             let mover = harness.mover(images, g)?;

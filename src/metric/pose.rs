@@ -11,18 +11,19 @@ use crate::{
     group::{D4, Subgroup},
 };
 
-/// A linear classifier of the orientation of an image (its pose, an element of a subgroup of D4) from
-/// a closure's vectors.
+/// A linear classifier of the orientation of an image (its pose, an element of a subgroup of D4)
+/// from a closure's vectors.
 ///
-/// Every image is shown in every orientation: C4 makes the four-way rotation task of E-SSL (Dangovski
-/// et al., arXiv 2111.00899), D4 an eight-way task. The classifier is [`Ridge`] regression onto the
-/// one-hot orientation; the largest entry is its answer. A closed form replaces the usual logistic
-/// regression, so that two runs agree.
+/// Every image is shown in every orientation: C4 makes the four-way rotation task of E-SSL
+/// (Dangovski et al., arXiv 2111.00899), D4 an eight-way task. The classifier is [`Ridge`]
+/// regression onto the one-hot orientation; the largest entry is its answer. A closed form replaces
+/// the usual logistic regression, so that two runs agree.
 ///
-/// A high accuracy says that the representation distinguishes orientations. Chance is 1 / order: the
-/// representation is invariant, or collapsed; read [`Orbit`](super::Orbit) beside it. Images without an
-/// upright orientation (textures, symmetric objects) are at chance for any model, so compare with raw
-/// pixels. With few images and many features the accuracy on the training images is 1 and says nothing.
+/// A high accuracy says that the representation distinguishes orientations. Chance is 1 / order:
+/// the representation is invariant, or collapsed; read [`Orbit`](super::Orbit) beside it. Images
+/// without an upright orientation (textures, symmetric objects) are at chance for any model, so
+/// compare with raw pixels. With few images and many features the accuracy on the training images
+/// is 1 and says nothing.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -78,12 +79,13 @@ impl PoseProbe {
         }
     }
 
-    /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C, H, W)`; `map` takes
-    /// images to vectors `(B, D)` and runs once per image and pose. A closure that cannot take turned images of another
-    /// shape wants square ones.
+    /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C,
+    /// H, W)`; `map` takes images to vectors `(B, D)` and runs once per image and orientation. A
+    /// closure that accepts one shape only needs square images.
     ///
     /// # Errors
-    /// Those of `map`. If the group has one element only, there is no image, the closure returns something other than finite vectors of one width, or [`Ridge::fit`] fails.
+    /// Those of `map`. If the group has one element only, there is no image, the closure returns
+    /// something other than finite vectors of one width, or [`Ridge::fit`] fails.
     pub fn measure(
         &self,
         train: &Tensor,
@@ -92,7 +94,7 @@ impl PoseProbe {
     ) -> Result<PoseReport> {
         let poses = self.group.elements();
         if poses.len() < 2 {
-            let expected = "a group of at least two poses to tell apart";
+            let expected = "a group of at least two poses";
             return Err(Error::config("PoseProbe::group", expected, poses.len()));
         }
         let resample = Resample::default();

@@ -15,9 +15,9 @@ use super::matched::MatchedMaps;
 
 /// Measures the equivariance of a closure from images to maps.
 ///
-/// Let `A = ρ(g)F(x)` be the transformed map of the image and `V = F(g·x)` the map of the transformed
-/// image. Their tokens are `a_bp` and `v_bp` at image `b` and position `p`, over all images and the
-/// positions that have a preimage. The score says how far `A` and `V` agree:
+/// Let `A = ρ(g)F(x)` be the transformed map of the image and `V = F(g·x)` the map of the
+/// transformed image. Their tokens are `a_bp` and `v_bp` at image `b` and position `p`, over all
+/// images and the positions that have a preimage. The score says how far `A` and `V` agree:
 ///
 /// | score | formula | best | chance |
 /// |---|---|---|---|
@@ -28,11 +28,11 @@ use super::matched::MatchedMaps;
 /// | [`mse`](Scores::mse), [`psnr`](Scores::psnr) | `‖A − V‖² / n` | 0, ∞ dB | the nulls |
 /// | [`max_abs`](Scores::max_abs) | `max abs(A − V)` | 0 | the nulls |
 ///
-/// The mean tokens `ā` and `v̄` are taken over all images and positions, for each map by itself. The
-/// tokens of a ViT share a large common part, on which any two tokens agree: read the centered cosine
-/// beside the plain one. Read both beside the nulls, the same scores of `A` with its positions
-/// shuffled within each image, and with its images shuffled. A null is what remains of the score if
-/// positions, or images, do not match.
+/// The mean tokens `ā` and `v̄` are taken over all images and positions, for each map by itself.
+/// The tokens of a ViT share a large common part, on which any two tokens agree: read the centered
+/// cosine beside the plain one. Read both beside the nulls, the same scores of `A` with its
+/// positions shuffled within each image, and with its images shuffled. A null is what remains of
+/// the score if positions, or images, do not match.
 ///
 /// This is our estimator. The SER paper's "Rotation Equiv" (0.804 → 0.840) is not defined in its
 /// public code, and no score of this module claims to reproduce it. Correlation: after Bruintjes et
@@ -94,9 +94,9 @@ impl EqScore {
 
     /// Scores `map` under each of `elements`, on `images` of shape `(B, C, H, W)`.
     ///
-    /// `map` takes images to tokens `(B, prefix + N, C')` or to a map of rank 4, as the layout of the
-    /// one layer says. The transformed images may have another height and width. If the token grid
-    /// divides the images, they consist of whole tokens of the same patch. If it does not (a
+    /// `map` takes images to tokens `(B, prefix + N, C')` or to a map of rank 4, as the layout of
+    /// the one layer says. The transformed images may have another height and width. If the token
+    /// grid divides the images, they consist of whole tokens of the same patch. If it does not (a
     /// convolution with padding: side 9 to grid 5), an element must keep the size of the image, but
     /// for a quarter turn. The identity scores 1 by construction: leave it out. `rng` shuffles the
     /// nulls.
@@ -152,11 +152,13 @@ impl EqScore {
     /// # Ok::<(), ser_reg::Error>(())
     /// ```
     ///
-    /// With taps in the model the closure is `|x| Ok(tap::capture_all(&names, || model.forward(x))?.1)`.
+    /// With taps in the model the closure is `|x| Ok(tap::capture_all(&names, ||
+    /// model.forward(x))?.1)`.
     ///
     /// # Errors
-    /// As [`measure`](Self::measure), and if there is no layer, the closure returns another number of
-    /// maps, or an element takes images to sides that are no multiples of a layer's pixels per token.
+    /// As [`measure`](Self::measure), and if there is no layer, the closure returns another number
+    /// of maps, or an element takes images to sides that are no multiples of a layer's pixels per
+    /// token.
     pub fn measure_layers<G: GroupAction>(
         &self,
         images: &Tensor,
@@ -168,8 +170,8 @@ impl EqScore {
     }
 
     /// The maps of all layers under `g`, for the metrics that compare two representations:
-    /// [`cka`](super::cka), [`Seis`](super::Seis). `images` are `(B, C, H, W)`; `map` returns one map
-    /// per layer.
+    /// [`cka`](super::cka), [`Seis`](super::Seis). `images` are `(B, C, H, W)`; `map` returns one
+    /// map per layer.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};

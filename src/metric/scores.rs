@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 /// How far two maps agree; the formulas are in the table of [`EqScore`](super::EqScore).
 ///
-/// What is undefined (the cosine of a zero token, the correlation of a constant channel) is left out
-/// of its mean. If nothing is left, the score is NaN.
+/// What is undefined (the cosine of a zero token, the correlation of a constant channel) is left
+/// out of its mean. If nothing is left, the score is NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Scores {
@@ -23,7 +23,8 @@ pub struct Scores {
     pub relative_error: f64,
     /// Mean squared difference of two values; 0 is best.
     pub mse: f64,
-    /// Largest difference of two values; 0 is best. Over several elements: the largest, not the mean.
+    /// Largest difference of two values; 0 is best. Over several elements: the largest, not the
+    /// mean.
     pub max_abs: f64,
 }
 
@@ -44,8 +45,8 @@ impl Scores {
     /// The peak signal-to-noise ratio `10·log₁₀(range² / mse)` in dB; infinite for an exact map.
     ///
     /// `range` is the distance of the largest from the smallest value that the map can take: 1 for
-    /// images within `[0, 1]`, 2 within `[−1, 1]`. For feature maps, which have no range, report the
-    /// range that was taken, or read the other scores.
+    /// images within `[0, 1]`, 2 within `[−1, 1]`. For feature maps, which have no range, report
+    /// the range that was taken, or read the other scores.
     ///
     /// Under translations this is EQ-T, under rotations EQ-R of Karras et al. (StyleGAN3), arXiv
     /// 2106.12423. They take fractional shifts and any angle with band-limited filters; whole-token
@@ -234,7 +235,8 @@ impl Products {
         self.xy += x * y;
     }
 
-    /// `⟨x, y⟩ / (‖x‖‖y‖)`, unless a vector is zero but for the rounding of the mean that was subtracted from `raw`.
+    /// `⟨x, y⟩ / (‖x‖‖y‖)`, unless a vector is zero but for the rounding of the mean that was
+    /// subtracted from `raw`.
     fn cosine(&self, raw: &Self) -> Option<f64> {
         let zero = |own: f64, raw: f64| own <= 1e-24 * raw;
         let defined = !zero(self.xx, raw.xx) && !zero(self.yy, raw.yy);

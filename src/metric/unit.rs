@@ -1,7 +1,7 @@
 //! Scales values before they are squared, so that no square leaves the range of `f64`.
 
-/// The power of two that brings the largest magnitude into `[1, 2)`, as far as it is a normal number;
-/// 1 if a value is infinite. A product with it is exact, unless the result is subnormal.
+/// The power of two that brings the largest magnitude into `[1, 2)`, as far as it is a normal
+/// number; 1 if a value is infinite. A product with it is exact, unless the result is subnormal.
 pub(super) fn unit<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
     let largest = values.into_iter().fold(0f64, |m, v| m.max(v.abs()));
     if largest.is_infinite() {
