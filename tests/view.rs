@@ -11,7 +11,6 @@ use ser_reg::{
     group::{Affine, D4, Element, Subgroup, Window},
     partition::Partition,
     schedule::Schedule,
-    testing,
     view::{AffineRange, CropRange, Pairing, Relative, ViewConfig, ViewPair, ViewSampler},
 };
 
@@ -756,6 +755,7 @@ fn poses_are_rigid_in_cells_and_within_their_ranges() {
 }
 
 /// What SER relies on: the relative element carries one posed view into the other.
+#[cfg(feature = "testing")]
 #[test]
 fn posed_crops_of_a_smooth_image_align() {
     let base = TokenGrid::square(24).unwrap();
@@ -772,7 +772,7 @@ fn posed_crops_of_a_smooth_image_align() {
     let sampler = ViewSampler::new(base, config).unwrap();
     let mut compared = 0;
     for seed in 0..6 {
-        let one = testing::smooth(base, &mut rng(seed)).unwrap();
+        let one = ser_reg::testing::smooth(base, &mut rng(seed)).unwrap();
         let image = one
             .transpose(1, 2)
             .unwrap()
