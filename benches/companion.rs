@@ -11,9 +11,10 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ser_reg::{
     TokenGrid,
     contrib::{
-        Distance, Divergence, EqSim, GradientBalance, InvariantIntegration, Monomial, OrbitPool,
-        Pool, PredictionConsistency, RegularRep, ReynoldsPenalty, WeightSpace,
+        Distance, Divergence, EqSim, InvariantIntegration, Monomial, OrbitPool, Pool,
+        PredictionConsistency, RegularRep, ReynoldsPenalty, WeightSpace,
     },
+    grad::GradientBalance,
     group::{D4, Subgroup},
 };
 
