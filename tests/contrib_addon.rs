@@ -26,15 +26,6 @@ const CLS: AddonInput = AddonInput::Tokens(Layout {
     channels: Channels::First,
 });
 
-/// The add-ons at hand, small.
-enum Case {
-    EquiMod(EquiMod),
-    AugSelf(AugSelf),
-    ESsl(ESsl),
-    Stl(Stl),
-    Care(Care),
-}
-
 const NAMES: [&str; 5] = ["equimod", "augself", "essl", "stl", "care"];
 const WIDTHS: [f64; 4] = [0.8, 0.8, 0.8, 0.2];
 
@@ -113,81 +104,132 @@ fn z_scores(drawn: &[AugmentationParameters]) -> Vec<Vec<f64>> {
     vectors(drawn).into_iter().map(scores).collect()
 }
 
+type Forward = Box<dyn Fn(&[Tensor]) -> ser_reg::Result<AddonOutput>>;
+type Plain = fn(&Weights, &[Tensor]) -> Result<Tensor>;
+
+/// A small add-on with seeded variables.
+struct Case {
+    vars: VarMap,
+    /// The number of features that it takes: EquiMod also takes those of the unaugmented images.
+    inputs: usize,
+    forward: Forward,
+    /// The unweighted loss of features (B, D) in plain operations.
+    plain: Plain,
+}
+
 impl Case {
-    /// In f64 with seeded variables.
-    fn new(name: &str, reads: AddonInput, seed: u64) -> (Self, VarMap) {
-        Self::of(name, reads, seed, DType::F64)
+    fn new(name: &str, input: AddonInput, seed: u64) -> Self {
+        Self::of(name, input, seed, DType::F64)
     }
 
-    fn of(name: &str, reads: AddonInput, seed: u64, dtype: DType) -> (Self, VarMap) {
+    fn of(name: &str, input: AddonInput, seed: u64, dtype: DType) -> Self {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, dtype, &Device::Cpu);
-        let case = match name {
-            "equimod" => Self::EquiMod(EquiMod::new(equi_config(), reads, CHANNELS, vb).unwrap()),
-            "augself" => Self::AugSelf(AugSelf::new(aug_config(), reads, CHANNELS, vb).unwrap()),
-            "essl" => Self::ESsl(ESsl::new(essl_config(), reads, CHANNELS, vb).unwrap()),
-            "stl" => Self::Stl(Stl::new(stl_config(), reads, CHANNELS, vb).unwrap()),
-            _ => Self::Care(Care::new(care_config(), reads, CHANNELS, vb).unwrap()),
+        let (inputs, forward, plain): (_, Forward, Plain) = match name {
+            "equimod" => {
+                let addon = EquiMod::new(equi_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| {
+                    let [a, b] = parameters(91);
+                    addon.forward(&x[0], [&x[1], &x[2]], [&a, &b])
+                };
+                (3, Box::new(forward), |w, h| {
+                    let numbers = z_scores(&parameters(91).concat());
+                    plain::equi_mod(w, [&h[0], &h[1], &h[2]], &numbers, 0.2)
+                })
+            }
+            "augself" => {
+                let addon = AugSelf::new(aug_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| {
+                    let [a, b] = parameters(91);
+                    addon.forward([&x[0], &x[1]], [&a, &b])
+                };
+                (2, Box::new(forward), |w, h| {
+                    let [a, b] = parameters(91);
+                    let weigh = [0.5, 0.25, 0.2, 0.4, 0.3, 0.6];
+                    plain::aug_self(w, [&h[0], &h[1]], [&a, &b], WIDTHS, weigh)
+                })
+            }
+            "essl" => {
+                let addon = ESsl::new(essl_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| addon.forward(&x[0], &[0, 3, 1, 2]);
+                (1, Box::new(forward), |w, h| {
+                    plain::essl(w, &h[0], &[0, 3, 1, 2])
+                })
+            }
+            "stl" => {
+                let addon = Stl::new(stl_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| addon.forward([&x[0], &x[1]]);
+                (2, Box::new(forward), |w, h| {
+                    let [inv, equi, trans] = plain::stl(w, [&h[0], &h[1]], 0.2)?;
+                    (inv + equi)? + (trans * 0.1)?
+                })
+            }
+            "care" => {
+                let addon = Care::new(care_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| addon.forward([&x[0], &x[1]]);
+                (2, Box::new(forward), |_, h| {
+                    plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64)
+                })
+            }
+            other => panic!("no add-on {other}"),
         };
-        let rng = &mut rng(seed);
-        for (_, var) in grad::named(&vars, "") {
-            let values = tokens(rng, var.shape().clone(), dtype).unwrap();
-            var.set(&values).unwrap();
+        seed_variables(&vars, seed, dtype);
+        Self {
+            vars,
+            inputs,
+            forward,
+            plain,
         }
-        (case, vars)
     }
 
-    /// Features that it takes, in f64: of the picture itself and two views, of crops, of two views.
-    fn inputs(&self, reads: AddonInput, seed: u64) -> Vec<Var> {
-        let count = match self {
-            Self::EquiMod(_) => 3,
-            Self::ESsl(_) => 1,
-            _ => 2,
+    /// Random features, in f64.
+    fn inputs(&self, input: AddonInput, seed: u64) -> Vec<Var> {
+        let shape = match input {
+            AddonInput::Embedding => vec![BATCH, CHANNELS],
+            AddonInput::Tokens(layout) => vec![BATCH, TOKENS + layout.prefix, CHANNELS],
         };
         let rng = &mut rng(seed);
-        let mut input = || match reads {
-            AddonInput::Embedding => tokens(rng, (BATCH, CHANNELS), DType::F64).unwrap(),
-            AddonInput::Tokens(layout) => {
-                tokens(rng, (BATCH, TOKENS + layout.prefix, CHANNELS), DType::F64).unwrap()
-            }
-        };
-        (0..count).map(|_| input()).collect()
+        let draw = |_| tokens(rng, shape.clone(), DType::F64).unwrap();
+        (0..self.inputs).map(draw).collect()
     }
 
     fn forward(&self, x: &[Tensor]) -> AddonOutput {
-        let drawn = parameters(91);
-        let drawn = [&drawn[0][..], &drawn[1][..]];
-        match self {
-            Self::EquiMod(addon) => addon.forward(&x[0], [&x[1], &x[2]], drawn),
-            Self::AugSelf(addon) => addon.forward([&x[0], &x[1]], drawn),
-            Self::ESsl(addon) => addon.forward(&x[0], &[0, 3, 1, 2]),
-            Self::Stl(addon) => addon.forward([&x[0], &x[1]]),
-            Self::Care(addon) => addon.forward([&x[0], &x[1]]),
-        }
-        .unwrap()
+        (self.forward)(x).unwrap()
     }
+}
 
-    /// The unweighted loss by its plain twin, of features (B, D).
-    fn twin(&self, w: &Weights, h: &[Tensor]) -> Result<Tensor> {
-        let drawn = parameters(91);
-        match self {
-            Self::EquiMod(_) => {
-                let numbers = z_scores(&drawn.concat());
-                plain::equi_mod(w, [&h[0], &h[1], &h[2]], &numbers, 0.2)
-            }
-            Self::AugSelf(_) => {
-                let weigh = [0.5, 0.25, 0.2, 0.4, 0.3, 0.6];
-                let drawn = [&drawn[0][..], &drawn[1][..]];
-                plain::aug_self(w, [&h[0], &h[1]], drawn, WIDTHS, weigh)
-            }
-            Self::ESsl(_) => plain::essl(w, &h[0], &[0, 3, 1, 2]),
-            Self::Stl(_) => {
-                let [inv, equi, trans] = plain::stl(w, [&h[0], &h[1]], 0.2)?;
-                (inv + equi)? + (trans * 0.1)?
-            }
-            Self::Care(_) => plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64),
-        }
+fn seed_variables(vars: &VarMap, seed: u64, dtype: DType) {
+    let rng = &mut rng(seed);
+    for (_, var) in grad::named(vars, "") {
+        let values = tokens(rng, var.shape().clone(), dtype).unwrap();
+        var.set(&values).unwrap();
     }
+}
+
+/// An add-on of f64 with seeded variables, and these.
+fn seeded<A>(seed: u64, build: impl Fn(VarBuilder) -> ser_reg::Result<A>) -> (A, VarMap) {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+    let addon = build(vb).unwrap();
+    seed_variables(&vars, seed, DType::F64);
+    (addon, vars)
+}
+
+fn equi_mod(seed: u64) -> (EquiMod, VarMap) {
+    seeded(seed, |vb| {
+        EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb)
+    })
+}
+
+/// Random features (4, CHANNELS), in f64.
+fn embeddings<const N: usize>(seed: u64) -> [Tensor; N] {
+    let rng = &mut rng(seed);
+    [(); N].map(|()| {
+        tokens(rng, (BATCH, CHANNELS), DType::F64)
+            .unwrap()
+            .as_tensor()
+            .clone()
+    })
 }
 
 fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
@@ -197,12 +239,12 @@ fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
 #[test]
 fn gradients_match_central_differences() {
     for name in NAMES {
-        for reads in [AddonInput::Embedding, CLS] {
-            let (case, vars) = Case::new(name, reads, 5);
-            let inputs = case.inputs(reads, 6);
+        for input in [AddonInput::Embedding, CLS] {
+            let case = Case::new(name, input, 5);
+            let inputs = case.inputs(input, 6);
             let loss = || case.forward(&plain_tensors(&inputs)).unweighted;
             let grads = loss().backward().unwrap();
-            let named = grad::named(&vars, "");
+            let named = grad::named(&case.vars, "");
             let labelled = inputs.iter().enumerate();
             let all = labelled
                 .map(|(i, var)| (format!("input {i}"), var.clone()))
@@ -219,7 +261,7 @@ fn gradients_match_central_differences() {
                 let back = Tensor::from_slice(&values, var.shape(), &Device::Cpu).unwrap();
                 var.set(&back).unwrap();
                 let found = grads.get(&var).unwrap_or_else(|| panic!("{name}: {label}"));
-                println!("{name} {reads:?} {label}");
+                println!("{name} {input:?} {label}");
                 assert_close(&flat(found), &numeric, 1e-6);
             }
         }
@@ -227,21 +269,21 @@ fn gradients_match_central_differences() {
 }
 
 #[test]
-fn losses_match_their_plain_twins() {
+fn losses_match_plain_operations() {
     for name in NAMES {
-        for (reads, prefix) in [(AddonInput::Embedding, None), (CLS, Some(1))] {
+        for (input, prefix) in [(AddonInput::Embedding, None), (CLS, Some(1))] {
             for seed in 0..4 {
-                let (case, vars) = Case::new(name, reads, seed);
-                let inputs = case.inputs(reads, 10 + seed);
-                let w = plain::weights(&vars);
+                let case = Case::new(name, input, seed);
+                let inputs = case.inputs(input, 10 + seed);
+                let w = plain::weights(&case.vars);
                 let h = inputs.iter().map(|x| match prefix {
                     None => Ok(x.as_tensor().clone()),
                     Some(prefix) => plain::pooled(&w, x, prefix),
                 });
                 let h: Vec<Tensor> = h.collect::<Result<_>>().unwrap();
-                let twin = case.twin(&w, &h).unwrap();
+                let plain = (case.plain)(&w, &h).unwrap();
                 let out = case.forward(&plain_tensors(&inputs));
-                assert_close(&flat(&out.unweighted), &flat(&twin), 1e-9);
+                assert_close(&flat(&out.unweighted), &flat(&plain), 1e-9);
             }
         }
     }
@@ -250,10 +292,7 @@ fn losses_match_their_plain_twins() {
 /// Features that are all alike are all nothing after a batch normalization: every similarity is 0.
 #[test]
 fn equal_features_give_the_logarithm_of_the_choices() {
-    let (case, _) = Case::new("equimod", AddonInput::Embedding, 1);
-    let Case::EquiMod(equi) = &case else {
-        unreachable!()
-    };
+    let (equi, _) = equi_mod(1);
     let same = Tensor::ones((3, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let drawn = [parameters(1)[0][0]; 3];
     let out = equi
@@ -261,10 +300,9 @@ fn equal_features_give_the_logarithm_of_the_choices() {
         .unwrap();
     assert_close(&flat(&out.unweighted), &[11f64.ln()], 1e-12);
 
-    let (case, _) = Case::new("stl", AddonInput::Embedding, 1);
-    let Case::Stl(stl) = &case else {
-        unreachable!()
-    };
+    let (stl, _) = seeded(1, |vb| {
+        Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb)
+    });
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
     let terms: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
@@ -283,8 +321,8 @@ fn silent_heads_guess() {
             }
         }
     };
-    let (case, vars) = Case::new("essl", AddonInput::Embedding, 2);
-    silence(&vars, "layer4");
+    let case = Case::new("essl", AddonInput::Embedding, 2);
+    silence(&case.vars, "layer4");
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
     assert_close(
         &flat(&case.forward(&inputs).unweighted),
@@ -297,11 +335,10 @@ fn silent_heads_guess() {
         1e-12,
     );
 
-    let (case, vars) = Case::new("augself", AddonInput::Embedding, 2);
+    let (aug, vars) = seeded(2, |vb| {
+        AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb)
+    });
     silence(&vars, "layer3");
-    let Case::AugSelf(aug) = &case else {
-        unreachable!()
-    };
     let crop = |top, left, height, width| {
         Some(CropParameters {
             top,
@@ -327,7 +364,7 @@ fn silent_heads_guess() {
         crop: crop(0.25, 0.5, 0.25, 0.5),
         ..AugmentationParameters::untouched()
     };
-    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
+    let x: [Tensor; 2] = embeddings(3);
     let out = aug
         .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
         .unwrap();
@@ -413,7 +450,7 @@ fn inner_products_are_kept_by_orthogonal_maps_only() {
 
 #[test]
 fn pairs_of_different_chunks_do_not_count() {
-    let (case, _) = Case::new("care", AddonInput::Embedding, 0);
+    let case = Case::new("care", AddonInput::Embedding, 0);
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 8));
     let base = scalar(&case.forward(&inputs).unweighted);
     // The second chunk turned as a whole: its own inner products stay.
@@ -437,25 +474,25 @@ fn pairs_of_different_chunks_do_not_count() {
 
 #[test]
 fn the_order_of_views_does_not_matter() {
-    for name in ["augself", "stl", "care"] {
-        let (case, _) = Case::new(name, CLS, 7);
+    let build = |name| Case::new(name, CLS, 7);
+    for case in ["stl", "care"].map(build) {
         let x = plain_tensors(&case.inputs(CLS, 8));
-        let [a, b] = parameters(3);
-        let loss = |x: [&Tensor; 2], drawn: [&[AugmentationParameters]; 2]| match &case {
-            Case::AugSelf(addon) => scalar(&addon.forward(x, drawn).unwrap().loss),
-            Case::Stl(addon) => scalar(&addon.forward(x).unwrap().loss),
-            Case::Care(addon) => scalar(&addon.forward(x).unwrap().loss),
-            _ => unreachable!(),
-        };
-        let there = loss([&x[0], &x[1]], [&a, &b]);
-        assert_close(&[loss([&x[1], &x[0]], [&b, &a])], &[there], 1e-12);
+        let there = scalar(&case.forward(&x).loss);
+        let back = case.forward(&[x[1].clone(), x[0].clone()]);
+        assert_close(&flat(&back.loss), &[there], 1e-12);
     }
+    let (aug, _) = seeded(7, |vb| AugSelf::new(aug_config(), CLS, CHANNELS, vb));
+    let x = plain_tensors(&build("augself").inputs(CLS, 8));
+    let [a, b] = parameters(3);
+    let there = aug.forward([&x[0], &x[1]], [&a, &b]).unwrap().loss;
+    let back = aug.forward([&x[1], &x[0]], [&b, &a]).unwrap().loss;
+    assert_close(&flat(&back), &flat(&there), 1e-12);
 }
 
 #[test]
 fn prefix_tokens_are_not_read() {
     for name in NAMES {
-        let (case, _) = Case::new(name, CLS, 11);
+        let case = Case::new(name, CLS, 11);
         let inputs = case.inputs(CLS, 12);
         let out = case.forward(&plain_tensors(&inputs));
         let grads = out.unweighted.backward().unwrap();
@@ -477,11 +514,11 @@ fn a_map_is_a_set_of_tokens() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
     let of = |channels| {
-        let reads = AddonInput::Tokens(Layout {
+        let input = AddonInput::Tokens(Layout {
             prefix: 0,
             channels,
         });
-        Care::new(care_config(), reads, CHANNELS, vb.clone()).unwrap()
+        Care::new(care_config(), input, CHANNELS, vb.clone()).unwrap()
     };
     let (first, last) = (of(Channels::First), of(Channels::Last));
     let rng = &mut rng(13);
@@ -505,7 +542,7 @@ fn a_map_is_a_set_of_tokens() {
 #[test]
 fn lambda_weighs_the_loss() {
     for name in NAMES {
-        let (case, _) = Case::new(name, AddonInput::Embedding, 14);
+        let case = Case::new(name, AddonInput::Embedding, 14);
         let out = case.forward(&plain_tensors(&case.inputs(AddonInput::Embedding, 15)));
         let lambda = match name {
             "essl" => 0.4,
@@ -564,17 +601,14 @@ fn a_term_without_weight_has_no_head() {
 /// What the diagnostics of EquiMod are for: they tell a prediction that ignores the augmentation.
 #[test]
 fn a_blind_prediction_has_no_relative_equivariance() {
-    let (case, vars) = Case::new("equimod", AddonInput::Embedding, 16);
-    let Case::EquiMod(equi) = &case else {
-        unreachable!()
-    };
+    let (equi, vars) = equi_mod(16);
     // u = [identity, 0]: ŷ is y₀, normalized once more.
     let weight = grad::named(&vars, "predict")[0].1.clone();
     let identity: Vec<f64> = (0..4 * 8).map(|at| f64::from(at % 8 == at / 8)).collect();
     weight
         .set(&Tensor::from_vec(identity, (4, 8), &Device::Cpu).unwrap())
         .unwrap();
-    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 17));
+    let x: [Tensor; 1] = embeddings(17);
     let [a, b] = parameters(2);
     let out = equi.forward(&x[0], [&x[0], &x[0]], [&a, &b]).unwrap();
     let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
@@ -589,11 +623,8 @@ fn a_blind_prediction_has_no_relative_equivariance() {
 fn the_diagnostics_of_equi_mod() {
     let mut matched = Vec::new();
     for seed in 20..28 {
-        let (case, vars) = Case::new("equimod", AddonInput::Embedding, seed);
-        let Case::EquiMod(equi) = &case else {
-            unreachable!()
-        };
-        let x = plain_tensors(&case.inputs(AddonInput::Embedding, seed + 1));
+        let (equi, vars) = equi_mod(seed);
+        let x: [Tensor; 3] = embeddings(seed + 1);
         let drawn = parameters(2);
         let out = equi
             .forward(&x[0], [&x[1], &x[2]], [&drawn[0], &drawn[1]])
@@ -674,7 +705,9 @@ fn ragged_chunks_are_compared_each_by_itself() {
 /// A head that always says "twice".
 #[test]
 fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
-    let (case, vars) = Case::new("essl", AddonInput::Embedding, 31);
+    let (essl, vars) = seeded(31, |vb| {
+        ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb)
+    });
     for (name, var) in grad::named(&vars, "head.layer4") {
         let values = match name.ends_with("bias") {
             true => Tensor::new(&[0f64, 0.0, 3.0, 0.0], &Device::Cpu).unwrap(),
@@ -682,10 +715,7 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
         };
         var.set(&values).unwrap();
     }
-    let Case::ESsl(essl) = &case else {
-        unreachable!()
-    };
-    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 32));
+    let x: [Tensor; 1] = embeddings(32);
     for (turns, accuracy) in [([2, 2, 2, 1], 0.75), ([0, 1, 3, 0], 0.0), ([2; 4], 1.0)] {
         let out = essl.forward(&x[0], &turns).unwrap();
         assert_close(&flat(&out.metrics[0].1), &[accuracy], 1e-12);
@@ -698,9 +728,9 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
 #[test]
 fn half_precision_is_read_in_f32() {
     for name in NAMES {
-        for reads in [AddonInput::Embedding, CLS] {
-            let (case, _) = Case::of(name, reads, 0, DType::F32);
-            let inputs = case.inputs(reads, 18);
+        for input in [AddonInput::Embedding, CLS] {
+            let case = Case::of(name, input, 0, DType::F32);
+            let inputs = case.inputs(input, 18);
             for dtype in [DType::BF16, DType::F16] {
                 let run = |wide: bool| {
                     let x = inputs.iter().map(|x| {
@@ -720,11 +750,11 @@ fn half_precision_is_read_in_f32() {
                 };
                 let ((half, half_grads), (single, grads)) = (run(false), run(true));
                 assert_eq!(half.dtype(), DType::F32);
-                assert_eq!(flat(&half), flat(&single), "{name} {reads:?} {dtype:?}");
+                assert_eq!(flat(&half), flat(&single), "{name} {input:?} {dtype:?}");
                 for (half, single) in half_grads.iter().zip(&grads) {
                     assert_eq!(half.dtype(), dtype, "{name}");
                     let rounded = single.to_dtype(dtype).unwrap();
-                    assert_eq!(flat(half), flat(&rounded), "{name} {reads:?} {dtype:?}");
+                    assert_eq!(flat(half), flat(&rounded), "{name} {input:?} {dtype:?}");
                 }
             }
         }
@@ -734,7 +764,7 @@ fn half_precision_is_read_in_f32() {
 #[test]
 fn zero_features_have_finite_gradients() {
     for name in NAMES {
-        let (case, vars) = Case::new(name, CLS, 19);
+        let case = Case::new(name, CLS, 19);
         let inputs = case.inputs(CLS, 20);
         for x in &inputs {
             x.set(&x.zeros_like().unwrap()).unwrap();
@@ -742,14 +772,12 @@ fn zero_features_have_finite_gradients() {
         let out = case.forward(&plain_tensors(&inputs));
         assert!(scalar(&out.loss).is_finite(), "{name}");
         let grads = out.unweighted.backward().unwrap();
-        for var in inputs
-            .iter()
-            .cloned()
-            .chain(grad::named(&vars, "").into_iter().map(|n| n.1))
-        {
-            if let Some(g) = grads.get(&var) {
-                loss_common::assert_finite(g);
-            }
+        let inputs = inputs.into_iter().enumerate();
+        let inputs = inputs.map(|(i, var)| (format!("input {i}"), var));
+        for (label, var) in inputs.chain(grad::named(&case.vars, "")) {
+            let grad = grads.get(&var);
+            let grad = grad.unwrap_or_else(|| panic!("{name}: no gradient at {label}"));
+            loss_common::assert_finite(grad);
         }
     }
 }

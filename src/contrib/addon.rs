@@ -107,10 +107,7 @@ impl Reader {
     pub(super) fn features(&self, op: &'static str, x: &Tensor) -> Result<Tensor> {
         let dtype = check::work_dtype(op, x)?;
         if dtype != self.dtype {
-            let expected = format!(
-                "features of the type of the weights, {}",
-                self.dtype.as_str()
-            );
+            let expected = format!("features of type {}, as the weights", self.dtype.as_str());
             return Err(Error::input(op, expected, x.dtype().as_str()));
         }
         let c = self.channels;
