@@ -1,5 +1,6 @@
-//! Each add-on, forward and backward, heads and loss, beside the same in plain candle operations with the same weights.
-//! f32, batch 64, the final embedding of a ViT-S (384) and the authors' widths; STL at 64 channels.
+//! Each add-on, forward and backward, heads and loss, beside the same in plain candle operations
+//! with the same weights. f32, batch 64, the final embedding of a ViT-S (384) and the authors'
+//! widths; STL at 64 channels.
 //!
 //! `cargo bench --bench addon`
 

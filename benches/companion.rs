@@ -1,4 +1,5 @@
-//! Each companion, forward and backward, against the same in plain candle operations. f32, random input.
+//! Each companion, forward and backward, against the same in plain candle operations. f32, random
+//! input.
 //!
 //! `cargo bench --bench companion`
 

@@ -1,9 +1,10 @@
 //! The companions of `docs/companions.md` on one small network.
 //!
-//! `cargo run --release --features contrib --example companions` takes a few seconds. A patch embedding learns to classify
-//! gratings of four frequencies. It trains on nearly upright gratings; the test also rotates them. The Reynolds penalty asks
-//! the filters to be rotated copies of each other, without data. The balance of gradients sets its weight. The other
-//! companions measure the two trained networks.
+//! `cargo run --release --features contrib --example companions` takes a few seconds. A patch
+//! embedding learns to classify gratings of four frequencies. It trains on nearly upright gratings;
+//! the test also rotates them. The Reynolds penalty asks the filters to be rotated copies of each
+//! other, without data. The balance of gradients sets its weight. The other companions measure the
+//! two trained networks.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
@@ -40,7 +41,8 @@ struct Args {
     seed: u64,
 }
 
-/// A patch embedding with blocks of |G| channels and ReLU. The mean over tokens and over each block goes to a linear map.
+/// A patch embedding with blocks of |G| channels and ReLU. The mean over tokens and over each block
+/// goes to a linear map.
 struct Net {
     embed: Conv2d,
     head: Linear,
@@ -64,7 +66,8 @@ impl Net {
         self.embed.forward(x)?.relu()
     }
 
-    /// `(B, D)`, with the regular representation on its channels if the kernel has it on its output.
+    /// `(B, D)`, with the regular representation on its channels if the kernel has it on its
+    /// output.
     fn embedding(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         self.map(x)?.mean((2, 3))
     }
@@ -206,7 +209,8 @@ fn turn(g: D4, x: &Tensor) -> Result<Tensor> {
     Ok(GridOperator::new(&[g], grid, &Resample::default())?.apply(x)?)
 }
 
-/// Noisy, slightly tilted gratings of four frequencies and random phase, `(B, 1, 24, 24)`, with labels.
+/// Noisy, slightly tilted gratings of four frequencies and random phase, `(B, 1, 24, 24)`, with
+/// labels.
 fn gratings(batch: usize, rng: &mut StdRng) -> Result<(Tensor, Tensor)> {
     let mut pixels = Vec::with_capacity(batch * SIDE * SIDE);
     let mut labels = Vec::with_capacity(batch);
@@ -225,7 +229,8 @@ fn gratings(batch: usize, rng: &mut StdRng) -> Result<(Tensor, Tensor)> {
     Ok((images, Tensor::from_vec(labels, batch, &Device::Cpu)?))
 }
 
-/// Draws the initial weights. candle's CPU generator cannot be seeded, so the run would not be reproducible.
+/// Draws the initial weights. candle's CPU generator cannot be seeded, so the run would not be
+/// reproducible.
 fn seed_weights(vars: &VarMap, rng: &mut StdRng) -> Result<()> {
     for (_, var) in grad::named(vars, "") {
         let bound = match var.rank() {

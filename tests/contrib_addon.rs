@@ -1,4 +1,5 @@
-//! The add-ons: closed forms, plain twins, derivatives by central differences, what layer they read, bad input.
+//! The add-ons: closed forms, plain twins, derivatives by central differences, what layer they
+//! read, bad input.
 
 mod addon_common;
 mod loss_common;
@@ -251,8 +252,8 @@ fn gradients_match_central_differences() {
                 .chain(named);
             for (label, var) in all {
                 let values = flat(&var);
-                // The error falls with the square of the step, a hundredfold a decade, down to this one (STL: 6.5e-6 at 1e-5,
-                // 6.6e-8 here): curvature, no kink.
+                // The error falls with the square of the step, a hundredfold a decade, down to this
+                // one (STL: 6.5e-6 at 1e-5, 6.6e-8 here): curvature, no kink.
                 let numeric = differences(&values, 1e-6, |v| {
                     let v = Tensor::from_slice(v, var.shape(), &Device::Cpu).unwrap();
                     var.set(&v).unwrap();
@@ -306,8 +307,8 @@ fn equal_features_give_the_logarithm_of_the_choices() {
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
     let terms: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
-    // Their hidden layers are alike, not nothing: after the shift of the normalization all rows are one vector, and each of
-    // the others is as good as the partner.
+    // Their hidden layers are alike, not nothing: after the shift of the normalization all rows are
+    // one vector, and each of the others is as good as the partner.
     assert_close(&terms, &[7f64.ln(), 15f64.ln(), 7f64.ln()], 1e-9);
 }
 
@@ -369,7 +370,8 @@ fn silent_heads_guess() {
         .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
         .unwrap();
     let figure = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
-    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign of one difference, no square.
+    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign
+    // of one difference, no square.
     let crop = ((1.0 / 8.0f64).powi(2) + 0.25 + 1.0 / 16.0) / 4.0;
     assert_close(&[figure("crop")], &[crop], 1e-7);
     let color = ((0.25f64 / 0.8).powi(2) + (0.125f64 / 0.2).powi(2)) / 4.0;
@@ -379,7 +381,8 @@ fn silent_heads_guess() {
     assert_close(&[figure("rotation")], &[4f64.ln()], 1e-12);
 }
 
-/// A bias that says `x` of the horizontal difference is right for the mirrored order and wrong for the other.
+/// A bias that says `x` of the horizontal difference is right for the mirrored order and wrong for
+/// the other.
 #[test]
 fn centers_are_mirrored_with_the_first_view() {
     let vars = VarMap::new();
@@ -413,7 +416,8 @@ fn centers_are_mirrored_with_the_first_view() {
         let (one, two) = ([at(0.0, flip1); 2], [at(0.5, flip2); 2]);
         scalar(&aug.forward([&x, &x], [&one, &two]).unwrap().unweighted)
     };
-    // Unmirrored: −1/2 there, +1/2 back. Mirrored there: +1/2 both ways. Mirrored back: −1/2 both ways.
+    // Unmirrored: −1/2 there, +1/2 back. Mirrored there: +1/2 both ways. Mirrored back: −1/2 both
+    // ways.
     assert_close(&[loss(false, false)], &[0.125], 1e-9);
     assert_close(&[loss(true, false)], &[0.0], 1e-9);
     assert_close(&[loss(false, true)], &[0.25], 1e-9);
@@ -558,7 +562,8 @@ fn lambda_weighs_the_loss() {
     }
 }
 
-/// A term without weight has no head, so that every variable of the add-on learns, and costs nothing.
+/// A term without weight has no head, so that every variable of the add-on learns, and costs
+/// nothing.
 #[test]
 fn a_term_without_weight_has_no_head() {
     let h = |seed| tokens(&mut rng(seed), (4, CHANNELS), DType::F64).unwrap();
@@ -614,11 +619,13 @@ fn a_blind_prediction_has_no_relative_equivariance() {
     let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
     let names: Vec<&str> = out.metrics.iter().map(|(n, _)| *n).collect();
     assert_eq!(names, ["absolute", "invariance", "relative", "matched"]);
-    // Three equal thirds: y has the statistics of y₀, so that the normalization changes a few parts in 1e-5 only.
+    // Three equal thirds: y has the statistics of y₀, so that the normalization changes a few parts
+    // in 1e-5 only.
     assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
 }
 
-/// Cosines of views with predictions and with the pictures, and which prediction is the nearest, worked out row by row.
+/// Cosines of views with predictions and with the pictures, and which prediction is the nearest,
+/// worked out row by row.
 #[test]
 fn the_diagnostics_of_equi_mod() {
     let mut matched = Vec::new();
@@ -724,7 +731,8 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
     }
 }
 
-/// The same as if it had been widened before: to the bit, and so is the gradient, but for its rounding on the way back.
+/// The same as if it had been widened before: to the bit, and so is the gradient, but for its
+/// rounding on the way back.
 #[test]
 fn half_precision_is_read_in_f32() {
     for name in NAMES {

@@ -1,4 +1,5 @@
-//! Equivariant similarity: the authors' pairs by loops, the identity behind the closed form, and the clamp.
+//! Equivariant similarity: the authors' pairs by loops, the identity behind the closed form, and
+//! the clamp.
 
 mod common;
 mod loss_common;
@@ -11,7 +12,8 @@ use ser_reg::contrib::{EqSim, Margin};
 
 const CPU: &Device = &Device::Cpu;
 
-/// Both sides of every pair of rows, `(a − b)²` and `(a + b)²`, as the differences of four scores that they are.
+/// Both sides of every pair of rows, `(a − b)²` and `(a + b)²`, as the differences of four scores
+/// that they are.
 fn sides(n: usize, s: &[f64]) -> [Vec<f64>; 2] {
     let s = |i: usize, j: usize| s[i * n + j];
     let pairs = || (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));

@@ -1,4 +1,5 @@
-//! Orbit pooling and invariant integration: invariance as a law, slow twins, derivatives by differences.
+//! Orbit pooling and invariant integration: invariance as a law, slow twins, derivatives by
+//! differences.
 
 mod common;
 mod loss_common;
@@ -127,7 +128,8 @@ fn integrals(group: Subgroup, grid: TokenGrid, x: &Tensor) -> Vec<f64> {
     out
 }
 
-/// A 3×3 grid has cells that elements leave where they are, hence orbits in which the largest comes more than once.
+/// A 3×3 grid has cells that elements leave where they are, hence orbits in which the largest comes
+/// more than once.
 #[test]
 fn gradients_match_differences() -> Result<()> {
     let grid = TokenGrid::square(3).unwrap();

@@ -1,4 +1,5 @@
-//! The Reynolds penalty: a projection by every law of one, its slow twin, and convolutions that commute with the group.
+//! The Reynolds penalty: a projection by every law of one, its slow twin, and convolutions that
+//! commute with the group.
 
 mod common;
 mod loss_common;
@@ -63,8 +64,8 @@ proptest! {
     #[test]
     fn the_average_is_an_orthogonal_projection((penalty, shape) in case(), seed: u64) {
         let (w, v) = (random(&shape, seed), random(&shape, seed ^ 1));
-        // Entries are means of at most eight numbers below 1; sums of n products are off by n·ε of the squared norms at
-        // worst, with n up to 3200.
+        // Entries are means of at most eight numbers below 1; sums of n products are off by n·ε of
+        // the squared norms at worst, with n up to 3200.
         let (entry, total) = (1e-14, 2e-12 * (inner(&w, &w) + inner(&v, &v)));
         let (pw, pv) = (penalty.project(&w).unwrap(), penalty.project(&v).unwrap());
         prop_assert!(max_gap(&penalty.project(&pw).unwrap(), &pw) < entry, "idempotent");
@@ -102,7 +103,8 @@ proptest! {
     }
 }
 
-/// `1/|G| Σ_g g·W`, cell by cell: every entry is sent where the element takes its point and its channels.
+/// `1/|G| Σ_g g·W`, cell by cell: every entry is sent where the element takes its point and its
+/// channels.
 fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
     let elements = penalty.group.elements();
     let order = elements.len();
@@ -207,8 +209,8 @@ fn act(g: D4, representation: Representation, x: &Tensor) -> Result<Tensor> {
     rows.reshape((b, h, w, c))?.permute((0, 3, 1, 2))
 }
 
-/// A projected convolution commutes with the group. The same weights before the projection do not, and neither do the
-/// projected weights with another representation on the output.
+/// A projected convolution commutes with the group. The same weights before the projection do not,
+/// and neither do the projected weights with another representation on the output.
 #[test]
 fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
     for group in Subgroup::ALL {
@@ -263,7 +265,8 @@ fn closed_forms() -> Result<()> {
     };
     let odd = Tensor::new(&[[[[-1f64, 0., 1.]]]], CPU)?;
     assert_close(&[scalar(&penalty.forward(&odd)?)], &[1.], 1e-11);
-    // White noise on n cells keeps |orbits|/n of its energy; here it is counted: 3×3 cells, three orbits of D4.
+    // White noise on n cells keeps |orbits|/n of its energy; here it is counted: 3×3 cells, three
+    // orbits of D4.
     let cells = Tensor::eye(9, DType::F64, CPU)?.reshape((9, 1, 3, 3))?;
     let kept = 9. - scalar(&reynolds(Subgroup::D4, WeightSpace::default()).forward(&cells)?);
     assert_close(&[kept], &[3.], 1e-13);

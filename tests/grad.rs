@@ -1,4 +1,5 @@
-//! `assert_reaches` on the layers of candle-nn 0.11.1 without a backward pass, on their differentiable forms, and on buffers.
+//! `assert_reaches` on the layers of candle-nn 0.11.1 without a backward pass, on their
+//! differentiable forms, and on buffers.
 
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{Init, LayerNorm, RmsNorm, VarBuilder, VarMap, linear, ops, rotary_emb};
@@ -98,7 +99,8 @@ fn the_table_of_the_guide_holds_for_candle() {
 
 #[test]
 fn a_cut_norm_still_passes_what_goes_around_it() {
-    // With a skip connection only the scale and shift of the norm are missed, but the gradient is biased.
+    // With a skip connection only the scale and shift of the norm are missed, but the gradient is
+    // biased.
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, CPU);
     let fc = linear(4, 4, vb.pp("fc")).unwrap();

@@ -1,4 +1,5 @@
-//! Gradient balance: closed forms, extreme magnitudes, parameters of one loss only, and λ over training.
+//! Gradient balance: closed forms, extreme magnitudes, parameters of one loss only, and λ over
+//! training.
 
 mod common;
 mod loss_common;

@@ -9,17 +9,20 @@ use crate::{Error, Result};
 
 /// The norms and the cosine of the gradients of two losses on some parameters.
 ///
-/// They are computed in f64 from scaled values, so the squares of gradients neither overflow nor underflow.
+/// They are computed in f64 from scaled values, so the squares of gradients neither overflow nor
+/// underflow.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GradientPair {
     /// The prefix of the parameter names.
     pub name: String,
-    /// `‖∇L_inv‖`; 0 if the loss reaches none of the parameters, NaN or infinite if a gradient is not finite.
+    /// `‖∇L_inv‖`; 0 if the loss reaches none of the parameters, NaN or infinite if a gradient is
+    /// not finite.
     pub norm_inv: f64,
     /// `‖∇L_equiv‖`, as `norm_inv`.
     pub norm_equiv: f64,
-    /// The cosine between the gradients; negative if they conflict. NaN if a norm is zero or not finite.
+    /// The cosine between the gradients; negative if they conflict. NaN if a norm is zero or not
+    /// finite.
     pub cosine: f64,
 }
 
@@ -30,14 +33,16 @@ impl GradientPair {
     }
 }
 
-/// The balance of the base loss `L_inv` and a regularizer `L_equiv`: norm ratio and cosine of their gradients.
+/// The balance of the base loss `L_inv` and a regularizer `L_equiv`: norm ratio and cosine of their
+/// gradients.
 ///
-/// Pass `out.unweighted` of [`SerOutput`](crate::SerOutput) or of an add-on as `L_equiv`. A measurement costs two backward
-/// passes and copies every gradient to the host, so measure on the first step and about every hundred steps. `Display`
-/// prints a table.
+/// Pass `out.unweighted` of [`SerOutput`](crate::SerOutput) or of an add-on as `L_equiv`. A
+/// measurement costs two backward passes and copies every gradient to the host, so measure on the
+/// first step and about every hundred steps. `Display` prints a table.
 ///
 /// A gradient with a NaN or an infinity makes the norms of its rows NaN or infinite. Then
-/// [`suggested_lambda`](Self::suggested_lambda) is `None`, and a [`LambdaBalancer`](super::LambdaBalancer) keeps its `λ`.
+/// [`suggested_lambda`](Self::suggested_lambda) is `None`, and a
+/// [`LambdaBalancer`](super::LambdaBalancer) keeps its `λ`.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -72,12 +77,14 @@ const OP: &str = "GradientBalance";
 impl GradientBalance {
     /// Runs both backward passes and compares the gradients on `vars`, by `prefixes`.
     ///
-    /// `vars` are pairs of a name and a variable, as [`named`](super::named) returns them. A prefix is a path as there:
-    /// `"blocks.1"` covers `blocks.1.norm.weight`, but not `blocks.10.norm.weight`. A variable under no prefix counts in
-    /// `shared` and `overall` only. A variable under several names (tied weights) counts once in each row.
+    /// `vars` are pairs of a name and a variable, as [`named`](super::named) returns them. A prefix
+    /// is a path as there: `"blocks.1"` covers `blocks.1.norm.weight`, but not
+    /// `blocks.10.norm.weight`. A variable under no prefix counts in `shared` and `overall` only. A
+    /// variable under several names (tied weights) counts once in each row.
     ///
     /// # Errors
-    /// If a loss is not a single floating-point number, a backward pass fails, `vars` is empty, or a prefix covers no variable.
+    /// If a loss is not a single floating-point number, a backward pass fails, `vars` is empty, or
+    /// a prefix covers no variable.
     pub fn of_losses<S: AsRef<str>, V: Borrow<Var>>(
         inv: &Tensor,
         equiv: &Tensor,
@@ -90,7 +97,8 @@ impl GradientBalance {
         Self::of_grads(&inv.backward()?, &equiv.backward()?, vars, prefixes)
     }
 
-    /// Compares the gradients of two earlier backward passes, as [`of_losses`](Self::of_losses) does.
+    /// Compares the gradients of two earlier backward passes, as [`of_losses`](Self::of_losses)
+    /// does.
     ///
     /// # Errors
     /// If `vars` is empty, or a prefix covers no variable.
@@ -148,7 +156,8 @@ impl GradientBalance {
 
     /// The `λ` with `‖λ∇L_equiv‖ = target_ratio · ‖∇L_inv‖` on the shared parameters.
     ///
-    /// `None` if their ratio is not finite and positive: no parameter is shared, or a gradient is not finite.
+    /// `None` if their ratio is not finite and positive: no parameter is shared, or a gradient is
+    /// not finite.
     ///
     /// # Errors
     /// If the target is not finite and above 0.

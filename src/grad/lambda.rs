@@ -15,7 +15,8 @@ pub struct LambdaConfig {
     pub initial: f64,
     /// The smallest `λ`; finite and above 0.
     pub min: f64,
-    /// The largest `λ`, which bounds the suggestion for a vanishing equivariance gradient; finite and at least `min`.
+    /// The largest `λ`, which bounds the suggestion for a vanishing equivariance gradient; finite
+    /// and at least `min`.
     pub max: f64,
 }
 
@@ -38,8 +39,9 @@ impl Default for LambdaConfig {
 /// log λ ← m·log λ + (1 − m)·log(target / ratio), clamped to [min, max]
 /// ```
 ///
-/// In the average of logarithms a factor of 2 and a factor of 1/2 cancel. The first suggestion is taken without averaging.
-/// A measurement without a suggestion, as with a gradient that is NaN or infinite, leaves `λ` unchanged.
+/// In the average of logarithms a factor of 2 and a factor of 1/2 cancel. The first suggestion is
+/// taken without averaging. A measurement without a suggestion, as with a gradient that is NaN or
+/// infinite, leaves `λ` unchanged.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -63,8 +65,8 @@ impl LambdaBalancer {
     /// A balancer at `config.initial`.
     ///
     /// # Errors
-    /// If the target, a bound or the initial value is not finite and above 0. If `min` exceeds `max`, or the momentum is not in
-    /// `[0, 1)`.
+    /// If the target, a bound or the initial value is not finite and above 0. If `min` exceeds
+    /// `max`, or the momentum is not in `[0, 1)`.
     pub fn new(config: LambdaConfig) -> Result<Self> {
         check_positive("LambdaConfig::target_ratio", config.target_ratio)?;
         check_positive("LambdaConfig::initial", config.initial)?;

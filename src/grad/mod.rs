@@ -1,9 +1,9 @@
 //! Checks on gradients: the parameters that a loss reaches, and the balance of two losses.
 //!
-//! candle-nn's `LayerNorm` (on contiguous input), `RmsNorm` and `softmax_last_dim` have no backward pass. candle reports no
-//! error: `backward()` succeeds, and the parameters before such a layer never change. The loss may still fall. SER's
-//! published code trained with a detached loss. [`assert_reaches`] on the first step names every parameter that a loss
-//! fails to reach:
+//! candle-nn's `LayerNorm` (on contiguous input), `RmsNorm` and `softmax_last_dim` have no backward
+//! pass. candle reports no error: `backward()` succeeds, and the parameters before such a layer
+//! never change. The loss may still fall. SER's published code trained with a detached loss.
+//! [`assert_reaches`] on the first step names every parameter that a loss fails to reach:
 //!
 //! ```
 //! use candle_core::{D, DType, Device, Module, Tensor};
@@ -46,11 +46,11 @@ const BUFFERS: [&str; 2] = ["running_mean", "running_var"];
 
 /// The parameters of `map` under `prefix`, sorted by name.
 ///
-/// `prefix` is a path as in `VarBuilder::pp`: `"blocks.1"` covers `blocks.1.norm.weight`, but not `blocks.10.norm.weight`.
-/// An empty prefix covers the whole map.
+/// `prefix` is a path as in `VarBuilder::pp`: `"blocks.1"` covers `blocks.1.norm.weight`, but not
+/// `blocks.10.norm.weight`. An empty prefix covers the whole map.
 ///
-/// Variables named `running_mean` or `running_var` are left out. `candle_nn::BatchNorm` registers these buffers beside its
-/// parameters, but no gradient reaches them.
+/// Variables named `running_mean` or `running_var` are left out. `candle_nn::BatchNorm` registers
+/// these buffers beside its parameters, but no gradient reaches them.
 ///
 /// ```
 /// use candle_core::{DType, Device};

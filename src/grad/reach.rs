@@ -26,8 +26,8 @@ impl Reach {
 
 /// Runs `loss.backward()` and measures the gradient at each of `vars`, in their order.
 ///
-/// `vars` yields pairs of a name and a `Var`, as [`named`](super::named) returns them. `Var::from_tensor` turns a tensor of a
-/// `VarBuilder` back into its variable.
+/// `vars` yields pairs of a name and a `Var`, as [`named`](super::named) returns them.
+/// `Var::from_tensor` turns a tensor of a `VarBuilder` back into its variable.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -87,11 +87,12 @@ pub fn unreached<S: Into<String>, V: Borrow<Var>>(
 
 /// Fails with the names of the parameters that the gradient of `loss` does not reach.
 ///
-/// Pass `out.unweighted` of [`SerOutput`](crate::SerOutput) or of an add-on. In the sum with the base loss, the gradient of
-/// the base loss hides the missing one. `out.loss` has no gradient at `λ = 0`.
+/// Pass `out.unweighted` of [`SerOutput`](crate::SerOutput) or of an add-on. In the sum with the
+/// base loss, the gradient of the base loss hides the missing one. `out.loss` has no gradient at `λ
+/// = 0`.
 ///
-/// A gradient that is zero by design counts as missing, for example before a layer whose weights start at zero. So check
-/// with weights and a batch where the gradient is not zero.
+/// A gradient that is zero by design counts as missing, for example before a layer whose weights
+/// start at zero. So check with weights and a batch where the gradient is not zero.
 ///
 /// ```
 /// use candle_core::{Device, Var};

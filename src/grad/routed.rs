@@ -7,13 +7,16 @@ use candle_core::{Tensor, Var, backprop::GradStore};
 use super::check_scalar;
 use crate::{Error, Result};
 
-/// The sum of the gradients of several losses, where each loss trains only the variables listed with it.
+/// The sum of the gradients of several losses, where each loss trains only the variables listed
+/// with it.
 ///
-/// `Σ_i ∂loss_i/∂θ` over the losses that list `θ`. This is a stop-gradient that needs no change of the model. For example,
-/// a loss at one tapped layer can train only the blocks after the previous tapped layer. The base loss, listed with all
-/// variables, still trains every block. A variable that several blocks share gets the gradient of all its uses.
+/// `Σ_i ∂loss_i/∂θ` over the losses that list `θ`. This is a stop-gradient that needs no change of
+/// the model. For example, a loss at one tapped layer can train only the blocks after the previous
+/// tapped layer. The base loss, listed with all variables, still trains every block. A variable
+/// that several blocks share gets the gradient of all its uses.
 ///
-/// It costs one backward pass per loss with a variable. Pass the result to the `step` of an optimizer.
+/// It costs one backward pass per loss with a variable. Pass the result to the `step` of an
+/// optimizer.
 ///
 /// ```
 /// use candle_core::{Device, Var};
@@ -29,7 +32,8 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// If a loss is not a single floating-point number, no loss has a variable, or a backward pass fails.
+/// If a loss is not a single floating-point number, no loss has a variable, or a backward pass
+/// fails.
 pub fn routed<V: Borrow<Var>>(losses: &[(&Tensor, &[V])]) -> Result<GradStore> {
     let mut sum = GradStore::default();
     let mut any = false;
@@ -45,7 +49,8 @@ pub fn routed<V: Borrow<Var>>(losses: &[(&Tensor, &[V])]) -> Result<GradStore> {
             let Some(grad) = grads.remove(var) else {
                 continue;
             };
-            // Some gradients of candle keep their graph alive; the store lives until the optimizer step.
+            // Some gradients of candle keep their graph alive; the store lives until the optimizer
+            // step.
             let grad = match sum.get(var) {
                 Some(before) => (before + grad)?.detach(),
                 None => grad.detach(),
