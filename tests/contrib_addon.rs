@@ -851,211 +851,257 @@ fn descriptions_are_scaled_by_what_was_seen() {
     );
 }
 
-#[test]
-fn bad_input_is_refused() {
-    let vb = || VarBuilder::zeros(DType::F64, &Device::Cpu);
-    let x = |shape: &[usize]| Tensor::ones(shape, DType::F64, &Device::Cpu).unwrap();
-    let h = x(&[BATCH, CHANNELS]);
-    let [a, b] = parameters(23);
-    let none = AugmentationParameters::default();
+/// Each row is a refused call and what its message says.
+#[track_caller]
+fn assert_refused<T>(rows: impl IntoIterator<Item = (ser_reg::Result<T>, Vec<&'static str>)>) {
+    for (result, parts) in rows {
+        assert_says(result, &parts);
+    }
+}
 
-    // Parameters that were not written down.
-    let equi = EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    let lacks = |change: fn(&mut AugmentationParameters)| {
+fn zeros() -> VarBuilder<'static> {
+    VarBuilder::zeros(DType::F64, &Device::Cpu)
+}
+
+fn ones(shape: &[usize]) -> Tensor {
+    Tensor::ones(shape, DType::F64, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn missing_parameters_are_named() {
+    let input = AddonInput::Embedding;
+    let h = ones(&[BATCH, CHANNELS]);
+    let [a, b] = parameters(23);
+    let equi = EquiMod::new(equi_config(), input, CHANNELS, zeros()).unwrap();
+    let aug = AugSelf::new(aug_config(), input, CHANNELS, zeros()).unwrap();
+    let with = |change: fn(&mut AugmentationParameters)| {
         let mut b = b.clone();
         change(&mut b[3]);
         b
     };
     type Change = fn(&mut AugmentationParameters);
-    let changes: [(&str, Change); 6] = [
-        ("crop", |p| p.crop = None),
-        ("flip", |p| p.flip = None),
-        ("jitter", |p| p.jitter = None),
-        ("grayscale", |p| p.grayscale = None),
-        ("blur", |p| p.blur = None),
-        ("solarize", |p| p.solarize = None),
+    let missing: [(&str, Change, &[&str]); 7] = [
+        ("crop", |p| p.crop = None, &["EquiMod", "AugSelf"]),
+        ("flip", |p| p.flip = None, &["EquiMod", "AugSelf"]),
+        ("jitter", |p| p.jitter = None, &["EquiMod", "AugSelf"]),
+        ("grayscale", |p| p.grayscale = None, &["EquiMod"]),
+        ("blur", |p| p.blur = None, &["EquiMod", "AugSelf"]),
+        ("solarize", |p| p.solarize = None, &["EquiMod", "AugSelf"]),
+        ("rotation", |p| p.rotation = None, &["AugSelf"]),
     ];
-    for (name, change) in changes {
+    for (name, change, readers) in missing {
         let field = format!("AugmentationParameters::{name}");
-        let drawn = lacks(change);
-        assert_says(
-            equi.forward(&h, [&h, &h], [&a, &drawn]),
-            &["EquiMod", &field, "untouched"],
-        );
+        let b = with(change);
+        for (reader, out) in [
+            ("EquiMod", equi.forward(&h, [&h, &h], [&a, &b])),
+            ("AugSelf", aug.forward([&h, &h], [&a, &b])),
+        ] {
+            match readers.contains(&reader) {
+                true => assert_says(out, &[reader, &field, "untouched"]),
+                false => drop(out.unwrap()),
+            }
+        }
     }
-    let aug = AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    for (name, change) in changes.into_iter().filter(|(name, _)| *name != "grayscale") {
-        let field = format!("AugmentationParameters::{name}");
-        assert_says(
-            aug.forward([&h, &h], [&a, &lacks(change)]),
-            &["AugSelf", &field],
-        );
-    }
-    assert_says(
-        aug.forward([&h, &h], [&a, &lacks(|p| p.rotation = None)]),
-        &["AugSelf", "AugmentationParameters::rotation"],
-    );
-    // What no task asks for may be missing.
+    // A task without weight needs no parameters.
     let crop_only = AugSelfConfig {
         color: 0.0,
         ..AugSelfConfig::default()
     };
-    let crop_only = AugSelf::new(crop_only, AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    assert!(
-        crop_only
-            .forward([&h, &h], [&a, &lacks(|p| p.jitter = None)])
-            .is_ok()
-    );
-    let wild = lacks(|p| p.blur = Some(f32::NAN));
-    assert_says(equi.forward(&h, [&h, &h], [&a, &wild]), &["finite", "NaN"]);
-    assert_says(
-        equi.forward(&h, [&h, &h], [&a[1..], &b]),
-        &["4 samples", "3 and 4"],
-    );
-    assert_says(
-        aug.forward([&h, &h], [&a, &b[..0]]),
-        &["4 samples", "4 and 0"],
-    );
-    assert_says(ParameterStatistics::of(&[none], false), &["crop"]);
-    assert_says(ParameterStatistics::of(&[], false), &["at least one view"]);
+    let crop_only = AugSelf::new(crop_only, input, CHANNELS, zeros()).unwrap();
+    let no_jitter = with(|p| p.jitter = None);
+    crop_only.forward([&h, &h], [&a, &no_jitter]).unwrap();
 
-    // Batches.
-    let stl = Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    let odd = x(&[3, CHANNELS]);
-    assert_says(stl.forward([&odd, &odd]), &["even batch", "got 3"]);
-    assert_says(stl.forward([&h, &odd]), &["one batch", "got 3"]);
-    let one = x(&[1, CHANNELS]);
+    let nan = with(|p| p.blur = Some(f32::NAN));
+    assert_refused([
+        (
+            equi.forward(&h, [&h, &h], [&a, &nan]),
+            vec!["finite", "NaN"],
+        ),
+        (
+            equi.forward(&h, [&h, &h], [&a[1..], &b]),
+            vec!["4 samples", "3 and 4"],
+        ),
+        (
+            aug.forward([&h, &h], [&a, &b[..0]]),
+            vec!["4 samples", "4 and 0"],
+        ),
+    ]);
+    let unknown = [AugmentationParameters::default()];
+    assert_refused([
+        (ParameterStatistics::of(&unknown, false), vec!["crop"]),
+        (
+            ParameterStatistics::of(&[], false),
+            vec!["at least one view"],
+        ),
+    ]);
+}
+
+#[test]
+fn features_of_another_shape_are_refused() {
+    let input = AddonInput::Embedding;
+    let [a, b] = parameters(23);
+    let equi = EquiMod::new(equi_config(), input, CHANNELS, zeros()).unwrap();
+    let aug = AugSelf::new(aug_config(), input, CHANNELS, zeros()).unwrap();
+    let stl = Stl::new(stl_config(), input, CHANNELS, zeros()).unwrap();
+    let care = Care::new(CareConfig::default(), input, CHANNELS, zeros()).unwrap();
+    let essl = ESsl::new(essl_config(), input, CHANNELS, zeros()).unwrap();
+    let tapped = Stl::new(stl_config(), CLS, CHANNELS, zeros()).unwrap();
+
+    let h = ones(&[BATCH, CHANNELS]);
+    let (one, odd, none) = (
+        ones(&[1, CHANNELS]),
+        ones(&[3, CHANNELS]),
+        ones(&[0, CHANNELS]),
+    );
+    let map = |batch, tokens, channels| ones(&[batch, tokens, channels]);
+    let (empty, cls, wide) = (
+        map(0, TOKENS, CHANNELS),
+        map(BATCH, 1, CHANNELS),
+        map(BATCH, TOKENS, CHANNELS + 1),
+    );
+    let (single, integers) = (
+        h.to_dtype(DType::F32).unwrap(),
+        h.to_dtype(DType::U32).unwrap(),
+    );
     let (p, q) = (&a[..1], &b[..1]);
-    assert_says(
-        equi.forward(&one, [&one, &one], [p, q]),
-        &["at least 2 samples"],
-    );
-    assert_says(aug.forward([&one, &one], [p, q]), &["at least 2 samples"]);
-    let care = Care::new(CareConfig::default(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    assert_says(
-        care.forward([&h, &h]),
-        &["at least 2 samples in each of 8", "batch of 4"],
-    );
-    let essl = ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    assert_says(
-        essl.forward(&h, &[0, 1, 2]),
-        &["quarter turns", "4", "got 3"],
-    );
-    assert_says(essl.forward(&h, &[0, 1, 2, 4]), &["0 to 3", "got 4"]);
-    assert_says(
-        four_rotations(&x(&[2, 3, 4, 5])),
-        &["square", "[2, 3, 4, 5]"],
-    );
-    assert_says(four_rotations(&x(&[3, 4, 4])), &["(B, C, S, S)"]);
+    let pair = |x: &Tensor| stl.forward([x, x]);
+    let tokens = |x: &Tensor| tapped.forward([x, x]);
+    assert_refused([
+        (pair(&odd), vec!["even batch", "got 3"]),
+        (stl.forward([&h, &odd]), vec!["one batch", "got 3"]),
+        (
+            equi.forward(&odd, [&h, &h], [&a, &b]),
+            vec!["one batch", "got 4"],
+        ),
+        (
+            equi.forward(&one, [&one, &one], [p, q]),
+            vec!["at least 2 samples"],
+        ),
+        (
+            aug.forward([&one, &one], [p, q]),
+            vec!["at least 2 samples"],
+        ),
+        (
+            care.forward([&h, &h]),
+            vec!["at least 2 samples in each of 8", "batch of 4"],
+        ),
+        (
+            essl.forward(&h, &[0, 1, 2]),
+            vec!["quarter turns", "4", "got 3"],
+        ),
+        (essl.forward(&h, &[0, 1, 2, 4]), vec!["0 to 3", "got 4"]),
+        (pair(&none), vec!["at least one sample", "[0, 6]"]),
+        (pair(&wide), vec!["(B, 6)", "AddonInput::Tokens"]),
+        (pair(&single), vec!["type f64", "f32"]),
+        (pair(&integers), vec!["f16, bf16, f32 or f64", "u32"]),
+        (tokens(&empty), vec!["and sample", "[0, 3, 6]"]),
+        (tokens(&h), vec!["(B, 1 + N, 6)", "AddonInput::Embedding"]),
+        (tokens(&cls), vec!["at least one token"]),
+        (tokens(&wide), vec!["6", "[4, 3, 7]"]),
+    ]);
+    assert_refused([
+        (
+            four_rotations(&ones(&[2, 3, 4, 5])),
+            vec!["square", "[2, 3, 4, 5]"],
+        ),
+        (four_rotations(&ones(&[3, 4, 4])), vec!["(B, C, S, S)"]),
+        (
+            four_rotations(&ones(&[0, 3, 4, 4])),
+            vec!["at least one", "[0, 3, 4, 4]"],
+        ),
+    ]);
+}
 
-    // Layers.
-    let tapped = Stl::new(stl_config(), CLS, CHANNELS, vb()).unwrap();
-    let nobody = x(&[0, CHANNELS]);
-    assert_says(
-        stl.forward([&nobody, &nobody]),
-        &["at least one sample", "[0, 6]"],
-    );
-    let nobody = x(&[0, TOKENS, CHANNELS]);
-    assert_says(
-        tapped.forward([&nobody, &nobody]),
-        &["and sample", "[0, 3, 6]"],
-    );
-    assert_says(
-        tapped.forward([&h, &h]),
-        &["(B, 1 + N, 6)", "AddonInput::Embedding"],
-    );
-    let map = x(&[BATCH, 1, CHANNELS]);
-    assert_says(tapped.forward([&map, &map]), &["at least one token"]);
-    let map = x(&[BATCH, TOKENS, CHANNELS + 1]);
-    assert_says(tapped.forward([&map, &map]), &["6", "[4, 3, 7]"]);
-    assert_says(stl.forward([&map, &map]), &["(B, 6)", "AddonInput::Tokens"]);
-    let single = h.to_dtype(DType::F32).unwrap();
-    assert_says(stl.forward([&single, &single]), &["type f64", "f32"]);
-
-    // Settings.
+#[test]
+fn settings_out_of_range_are_refused() {
+    let aug = |set: fn(&mut AugSelfConfig)| {
+        let mut config = AugSelfConfig::default();
+        set(&mut config);
+        AugSelf::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let equi = |set: fn(&mut EquiModConfig)| {
+        let mut config = equi_config();
+        set(&mut config);
+        EquiMod::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let stl = |set: fn(&mut StlConfig)| {
+        let mut config = stl_config();
+        set(&mut config);
+        Stl::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let essl = |set: fn(&mut ESslConfig)| {
+        let mut config = ESslConfig::default();
+        set(&mut config);
+        ESsl::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let care = |set: fn(&mut CareConfig)| {
+        let mut config = CareConfig::default();
+        set(&mut config);
+        Care::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let wide = |channels| Stl::new(stl_config(), CLS, channels, zeros()).map(drop);
     let half = VarBuilder::zeros(DType::BF16, &Device::Cpu);
-    assert_says(
-        Stl::new(stl_config(), CLS, CHANNELS, half),
-        &["f32 or f64", "bf16"],
-    );
-    let aug = |config| AugSelf::new(config, CLS, CHANNELS, vb());
-    let zero = AugSelfConfig {
-        crop: 0.0,
-        color: 0.0,
-        ..AugSelfConfig::default()
-    };
-    assert_says(aug(zero), &["at least one weight above 0", "all 0"]);
-    let negative = AugSelfConfig {
-        blur: -1.0,
-        ..AugSelfConfig::default()
-    };
-    assert_says(aug(negative), &["AugSelfConfig::blur", "-1"]);
-    let stl = |config| Stl::new(config, CLS, CHANNELS, vb());
-    let zero = StlConfig {
-        invariance: 0.0,
-        equivariance: 0.0,
-        transformation: 0.0,
-        ..stl_config()
-    };
-    assert_says(stl(zero), &["above 0", "all 0"]);
-    assert_says(
-        stl(StlConfig {
-            temperature: 0.0,
-            ..stl_config()
-        }),
-        &["temperature", "0"],
-    );
-    assert_says(
-        stl(StlConfig {
-            lambda: f64::NAN,
-            ..stl_config()
-        }),
-        &["lambda", "NaN"],
-    );
-    assert_says(
-        stl(StlConfig {
-            out: 0,
-            ..stl_config()
-        }),
-        &["StlConfig::out", "at least 1"],
-    );
-    assert_says(
-        Stl::new(stl_config(), CLS, usize::MAX / 2, vb()),
-        &["channels", "hypernetwork"],
-    );
-    assert_says(
-        Stl::new(stl_config(), CLS, 0, vb()),
-        &["channels", "at least 1"],
-    );
-    let care = CareConfig {
-        chunks: 0,
-        ..CareConfig::default()
-    };
-    assert_says(Care::new(care, CLS, CHANNELS, vb()), &["chunks", "got 0"]);
-    let equi = |config| EquiMod::new(config, CLS, CHANNELS, vb());
-    assert_says(
-        equi(EquiModConfig {
-            solarize: false,
-            ..equi_config()
-        }),
-        &["17", "18 and 18"],
-    );
-    assert_says(
-        equi(EquiModConfig {
-            temperature: -1.0,
-            ..equi_config()
-        }),
-        &["temperature", "-1"],
-    );
-    let mut bad = equi_config();
-    bad.statistics.as_mut().unwrap().std[2] = -1.0;
-    assert_says(equi(bad), &["statistics", "-1"]);
-    let essl = ESslConfig {
-        hidden: 0,
-        ..ESslConfig::default()
-    };
-    assert_says(
-        ESsl::new(essl, CLS, CHANNELS, vb()),
-        &["ESslConfig::hidden"],
-    );
+    let half = Stl::new(stl_config(), CLS, CHANNELS, half).map(drop);
+    assert_refused([
+        (
+            aug(|c| (c.crop, c.color) = (0.0, 0.0)),
+            vec!["at least one weight above 0", "all 0"],
+        ),
+        (aug(|c| c.blur = -1.0), vec!["AugSelfConfig::blur", "-1"]),
+        (
+            aug(|c| c.hidden = 0),
+            vec!["AugSelfConfig::hidden", "at least 1"],
+        ),
+        (
+            aug(|c| c.color_widths[3] = f64::NAN),
+            vec!["AugSelfConfig::color_widths", "NaN"],
+        ),
+        (
+            aug(|c| c.lambda = -1.0),
+            vec!["AugSelfConfig::lambda", "-1"],
+        ),
+        (equi(|c| c.solarize = false), vec!["17", "18 and 18"]),
+        (
+            equi(|c| c.temperature = -1.0),
+            vec!["EquiModConfig::temperature", "-1"],
+        ),
+        (
+            equi(|c| c.out = 0),
+            vec!["EquiModConfig::out", "at least 1"],
+        ),
+        (
+            equi(|c| c.lambda = f64::INFINITY),
+            vec!["EquiModConfig::lambda", "inf"],
+        ),
+        (
+            equi(|c| c.statistics.as_mut().unwrap().std[2] = -1.0),
+            vec!["EquiModConfig::statistics", "-1"],
+        ),
+        (
+            stl(|c| (c.invariance, c.equivariance, c.transformation) = (0.0, 0.0, 0.0)),
+            vec!["above 0", "all 0"],
+        ),
+        (
+            stl(|c| c.temperature = 0.0),
+            vec!["StlConfig::temperature", "0"],
+        ),
+        (
+            stl(|c| c.lambda = f64::NAN),
+            vec!["StlConfig::lambda", "NaN"],
+        ),
+        (stl(|c| c.out = 0), vec!["StlConfig::out", "at least 1"]),
+        (wide(usize::MAX / 2), vec!["channels", "hypernetwork"]),
+        (wide(0), vec!["channels", "at least 1"]),
+        (half, vec!["f32 or f64", "bf16"]),
+        (essl(|c| c.hidden = 0), vec!["ESslConfig::hidden"]),
+        (
+            essl(|c| c.lambda = -0.1),
+            vec!["ESslConfig::lambda", "-0.1"],
+        ),
+        (care(|c| c.chunks = 0), vec!["CareConfig::chunks", "got 0"]),
+        (
+            care(|c| c.lambda = f64::NAN),
+            vec!["CareConfig::lambda", "NaN"],
+        ),
+    ]);
 }
