@@ -1,5 +1,4 @@
-//! The add-ons: closed forms, plain twins, derivatives by central differences, what layer they
-//! read, bad input.
+//! The add-ons: closed forms, plain candle operations, central differences, inputs, and errors.
 
 mod addon_common;
 mod loss_common;
@@ -86,7 +85,7 @@ fn care_config() -> CareConfig {
     }
 }
 
-/// The descriptions of views in units of what `equi_config` has seen, by the textbook.
+/// The parameter vectors, standardized by the draws of `equi_config`.
 fn z_scores(drawn: &[AugmentationParameters]) -> Vec<Vec<f64>> {
     let vectors = |of: &[AugmentationParameters]| -> Vec<Vec<f64>> {
         of.iter().map(|p| p.vector(true).unwrap()).collect()
@@ -207,7 +206,7 @@ fn seed_variables(vars: &VarMap, seed: u64, dtype: DType) {
     }
 }
 
-/// An add-on of f64 with seeded variables, and these.
+/// An add-on in f64 with its seeded variables.
 fn seeded<A>(seed: u64, build: impl Fn(VarBuilder) -> ser_reg::Result<A>) -> (A, VarMap) {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
@@ -252,8 +251,8 @@ fn gradients_match_central_differences() {
                 .chain(named);
             for (label, var) in all {
                 let values = flat(&var);
-                // The error falls with the square of the step, a hundredfold a decade, down to this
-                // one (STL: 6.5e-6 at 1e-5, 6.6e-8 here): curvature, no kink.
+                // The error falls with the square of the step: 6.5e-6 at 1e-5 and 6.6e-8 here for
+                // STL. So it comes from the curvature.
                 let numeric = differences(&values, 1e-6, |v| {
                     let v = Tensor::from_slice(v, var.shape(), &Device::Cpu).unwrap();
                     var.set(&v).unwrap();
@@ -290,9 +289,9 @@ fn losses_match_plain_operations() {
     }
 }
 
-/// Features that are all alike are all nothing after a batch normalization: every similarity is 0.
+/// Batch normalization maps equal features to zero, so every similarity is 0.
 #[test]
-fn equal_features_give_the_logarithm_of_the_choices() {
+fn equal_features_give_the_logarithm_of_the_candidates() {
     let (equi, _) = equi_mod(1);
     let same = Tensor::ones((3, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let drawn = [parameters(1)[0][0]; 3];
@@ -307,15 +306,15 @@ fn equal_features_give_the_logarithm_of_the_choices() {
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
     let terms: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
-    // Their hidden layers are alike, not nothing: after the shift of the normalization all rows are
-    // one vector, and each of the others is as good as the partner.
+    // The shift of the hidden normalization makes all rows one nonzero vector. All similarities are
+    // 1.
     assert_close(&terms, &[7f64.ln(), 15f64.ln(), 7f64.ln()], 1e-9);
 }
 
-/// With outputs of zero the losses are those of a guess.
+/// Zero logits have the loss of a uniform guess.
 #[test]
-fn silent_heads_guess() {
-    let silence = |vars: &VarMap, layer: &str| {
+fn zero_logits_have_the_loss_of_a_guess() {
+    let set_to_zero = |vars: &VarMap, layer: &str| {
         for (name, var) in grad::named(vars, "") {
             if name.contains(layer) {
                 var.set(&var.zeros_like().unwrap()).unwrap();
@@ -323,7 +322,7 @@ fn silent_heads_guess() {
         }
     };
     let case = Case::new("essl", AddonInput::Embedding, 2);
-    silence(&case.vars, "layer4");
+    set_to_zero(&case.vars, "layer4");
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
     assert_close(
         &flat(&case.forward(&inputs).unweighted),
@@ -339,7 +338,7 @@ fn silent_heads_guess() {
     let (aug, vars) = seeded(2, |vb| {
         AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb)
     });
-    silence(&vars, "layer3");
+    set_to_zero(&vars, "layer3");
     let crop = |top, left, height, width| {
         Some(CropParameters {
             top,
@@ -369,20 +368,20 @@ fn silent_heads_guess() {
     let out = aug
         .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
         .unwrap();
-    let figure = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
-    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign
-    // of one difference, no square.
+    let metric = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
+    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2). The mirror changes the
+    // sign of one difference, but no square.
     let crop = ((1.0 / 8.0f64).powi(2) + 0.25 + 1.0 / 16.0) / 4.0;
-    assert_close(&[figure("crop")], &[crop], 1e-7);
+    assert_close(&[metric("crop")], &[crop], 1e-7);
     let color = ((0.25f64 / 0.8).powi(2) + (0.125f64 / 0.2).powi(2)) / 4.0;
-    assert_close(&[figure("color")], &[color], 1e-7);
-    assert_close(&[figure("blur"), figure("solarize")], &[0.25, 0.0], 1e-12);
-    assert_close(&[figure("flip")], &[2f64.ln()], 1e-12);
-    assert_close(&[figure("rotation")], &[4f64.ln()], 1e-12);
+    assert_close(&[metric("color")], &[color], 1e-7);
+    assert_close(&[metric("blur"), metric("solarize")], &[0.25, 0.0], 1e-12);
+    assert_close(&[metric("flip")], &[2f64.ln()], 1e-12);
+    assert_close(&[metric("rotation")], &[4f64.ln()], 1e-12);
 }
 
-/// A bias that says `x` of the horizontal difference is right for the mirrored order and wrong for
-/// the other.
+/// A constant prediction of the horizontal difference is right for one order and wrong for the
+/// other, unless a mirror changes the sign.
 #[test]
 fn centers_are_mirrored_with_the_first_view() {
     let vars = VarMap::new();
@@ -416,8 +415,8 @@ fn centers_are_mirrored_with_the_first_view() {
         let (one, two) = ([at(0.0, flip1); 2], [at(0.5, flip2); 2]);
         scalar(&aug.forward([&x, &x], [&one, &two]).unwrap().unweighted)
     };
-    // Unmirrored: −1/2 there, +1/2 back. Mirrored there: +1/2 both ways. Mirrored back: −1/2 both
-    // ways.
+    // The differences of both orders are −1/2 and +1/2 without a flip, +1/2 twice if view 1 is
+    // flipped, and −1/2 twice if view 2 is flipped.
     assert_close(&[loss(false, false)], &[0.125], 1e-9);
     assert_close(&[loss(true, false)], &[0.0], 1e-9);
     assert_close(&[loss(false, true)], &[0.25], 1e-9);
@@ -457,7 +456,7 @@ fn pairs_of_different_chunks_do_not_count() {
     let case = Case::new("care", AddonInput::Embedding, 0);
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 8));
     let base = scalar(&case.forward(&inputs).unweighted);
-    // The second chunk turned as a whole: its own inner products stay.
+    // The sign of the whole second chunk changes, so its own inner products stay.
     let flip = |x: &Tensor| {
         let second = x.narrow(0, 2, 2).unwrap().neg().unwrap();
         Tensor::cat(&[&x.narrow(0, 0, 2).unwrap(), &second], 0).unwrap()
@@ -512,7 +511,7 @@ fn prefix_tokens_are_not_read() {
     }
 }
 
-/// Tokens in any order, as a map with channels first or last: one loss.
+/// The loss does not depend on the order of tokens and channels.
 #[test]
 fn a_map_is_a_set_of_tokens() {
     let vars = VarMap::new();
@@ -555,15 +554,14 @@ fn lambda_weighs_the_loss() {
         };
         let want = lambda * scalar(&out.unweighted);
         assert_close(&flat(&out.loss), &[want], 1e-12);
-        for (figure, value) in &out.metrics {
-            assert!(scalar(value).is_finite(), "{name}: {figure}");
-            assert!(!value.track_op(), "{name}: {figure} is detached");
+        for (metric, value) in &out.metrics {
+            assert!(scalar(value).is_finite(), "{name}: {metric}");
+            assert!(!value.track_op(), "{name}: {metric} is detached");
         }
     }
 }
 
-/// A term without weight has no head, so that every variable of the add-on learns, and costs
-/// nothing.
+/// A term of weight 0 has no head, so every variable of the add-on gets a gradient.
 #[test]
 fn a_term_without_weight_has_no_head() {
     let h = |seed| tokens(&mut rng(seed), (4, CHANNELS), DType::F64).unwrap();
@@ -603,11 +601,11 @@ fn a_term_without_weight_has_no_head() {
     }
 }
 
-/// What the diagnostics of EquiMod are for: they tell a prediction that ignores the augmentation.
+/// The metrics of EquiMod show a prediction that ignores the augmentation.
 #[test]
-fn a_blind_prediction_has_no_relative_equivariance() {
+fn a_prediction_without_parameters_has_no_relative_equivariance() {
     let (equi, vars) = equi_mod(16);
-    // u = [identity, 0]: ŷ is y₀, normalized once more.
+    // u = [identity, 0], so ŷ is the normalized y₀.
     let weight = grad::named(&vars, "predict")[0].1.clone();
     let identity: Vec<f64> = (0..4 * 8).map(|at| f64::from(at % 8 == at / 8)).collect();
     weight
@@ -616,18 +614,17 @@ fn a_blind_prediction_has_no_relative_equivariance() {
     let x: [Tensor; 1] = embeddings(17);
     let [a, b] = parameters(2);
     let out = equi.forward(&x[0], [&x[0], &x[0]], [&a, &b]).unwrap();
-    let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
+    let metrics: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
     let names: Vec<&str> = out.metrics.iter().map(|(n, _)| *n).collect();
     assert_eq!(names, ["absolute", "invariance", "relative", "matched"]);
-    // Three equal thirds: y has the statistics of y₀, so that the normalization changes a few parts
-    // in 1e-5 only.
-    assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
+    // All three views are equal, so y has the statistics of y₀. The second normalization changes it
+    // by a few parts in 1e-5.
+    assert_close(&metrics[..3], &[1.0, 1.0, 0.0], 1e-4);
 }
 
-/// Cosines of views with predictions and with the pictures, and which prediction is the nearest,
-/// worked out row by row.
+/// The metrics of EquiMod, computed row by row.
 #[test]
-fn the_diagnostics_of_equi_mod() {
+fn the_metrics_of_equi_mod() {
     let mut matched = Vec::new();
     for seed in 20..28 {
         let (equi, vars) = equi_mod(seed);
@@ -647,7 +644,7 @@ fn the_diagnostics_of_equi_mod() {
         };
         let (absolute, invariance) = (mean(&seen, &predicted), mean(&seen, &origin));
         assert!(absolute.abs() > 1e-3 && (absolute - invariance).abs() > 1e-3);
-        // Of all rows but itself, is the partner the nearest?
+        // A hit: the partner is the nearest of all other rows.
         let (all, n) = ([seen, predicted].concat(), 2 * BATCH);
         let hits = (0..2 * n).filter(|&i| {
             let partner = (i + n) % (2 * n);
@@ -655,22 +652,22 @@ fn the_diagnostics_of_equi_mod() {
             others.all(|j| cosine(&all[i], &all[j]) < cosine(&all[i], &all[partner]))
         });
         matched.push(hits.count() as f64 / (2 * n) as f64);
-        let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
+        let metrics: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
         let expected = [
             absolute,
             invariance,
             absolute - invariance,
             matched[matched.len() - 1],
         ];
-        // The add-on has 1e-6 inside its roots: 1e-5 tells that from an error.
-        assert_close(&figures, &expected, 1e-5);
+        // The add-on adds 1e-6 inside its roots, so the tolerance is 1e-5.
+        assert_close(&metrics, &expected, 1e-5);
     }
     assert!(matched.iter().any(|m| *m > 0.0) && matched.iter().all(|m| *m < 1.0));
 }
 
-/// Chunks of several sizes, pair by pair; the figure is the root of the mean over pairs.
+/// Chunks of several sizes, computed pair by pair. The metric is the root of the mean over pairs.
 #[test]
-fn ragged_chunks_are_compared_each_by_itself() {
+fn chunks_of_several_sizes_match_a_loop() {
     for (batch, chunks) in [(7, 3), (5, 2), (8, 3), (11, 4), (9, 3), (4, 1)] {
         for mean in [GramMean::Code, GramMean::Paper] {
             let config = CareConfig {
@@ -709,9 +706,9 @@ fn ragged_chunks_are_compared_each_by_itself() {
     }
 }
 
-/// A head that always says "twice".
+/// A head that always predicts two quarter turns.
 #[test]
-fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
+fn the_accuracy_of_essl_is_the_fraction_of_hits() {
     let (essl, vars) = seeded(31, |vb| {
         ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb)
     });
@@ -731,8 +728,7 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
     }
 }
 
-/// The same as if it had been widened before: to the bit, and so is the gradient, but for its
-/// rounding on the way back.
+/// Half precision has the loss of the widened input to the bit. The gradient is rounded once.
 #[test]
 fn half_precision_is_read_in_f32() {
     for name in NAMES {
@@ -791,7 +787,7 @@ fn zero_features_have_finite_gradients() {
 }
 
 #[test]
-fn turns_are_those_of_the_group() {
+fn four_rotations_are_the_powers_of_a_quarter_turn() {
     let x = tokens(&mut rng(21), (2, 3, 4, 4), DType::F32).unwrap();
     let (turned, turns) = four_rotations(&x).unwrap();
     assert_eq!(turns, [0, 0, 1, 1, 2, 2, 3, 3]);
@@ -817,7 +813,7 @@ fn turns_are_those_of_the_group() {
 }
 
 #[test]
-fn descriptions_are_scaled_by_what_was_seen() {
+fn statistics_are_means_and_deviations_of_the_draws() {
     let seen = parameters(22).concat();
     for solarize in [false, true] {
         let statistics = ParameterStatistics::of(&seen, solarize).unwrap();

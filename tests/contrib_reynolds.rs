@@ -1,5 +1,5 @@
-//! The Reynolds penalty: a projection by every law of one, its slow twin, and convolutions that
-//! commute with the group.
+//! The Reynolds penalty: the laws of a projection, loops, and convolutions that commute with the
+//! group.
 
 mod common;
 mod loss_common;
@@ -64,8 +64,8 @@ proptest! {
     #[test]
     fn the_average_is_an_orthogonal_projection((penalty, shape) in case(), seed: u64) {
         let (w, v) = (random(&shape, seed), random(&shape, seed ^ 1));
-        // Entries are means of at most eight numbers below 1; sums of n products are off by n·ε of
-        // the squared norms at worst, with n up to 3200.
+        // Entries are means of at most eight numbers below 1. The rounding of a sum of n ≤ 3200
+        // products is at most n·ε of the squared norms.
         let (entry, total) = (1e-14, 2e-12 * (inner(&w, &w) + inner(&v, &v)));
         let (pw, pv) = (penalty.project(&w).unwrap(), penalty.project(&v).unwrap());
         prop_assert!(max_gap(&penalty.project(&pw).unwrap(), &pw) < entry, "idempotent");
@@ -88,8 +88,8 @@ proptest! {
     fn the_average_matches_a_loop((penalty, shape) in case(), seed: u64) {
         let w = random(&shape, seed);
         let ours = flat(&penalty.project(&w).unwrap());
-        let twin = average(&penalty, &shape, &flat(&w));
-        for (i, (a, b)) in ours.iter().zip(&twin).enumerate() {
+        let loops = average(&penalty, &shape, &flat(&w));
+        for (i, (a, b)) in ours.iter().zip(&loops).enumerate() {
             prop_assert!((a - b).abs() < 1e-14, "element {}: {} and {}", i, a, b);
         }
     }
@@ -103,8 +103,7 @@ proptest! {
     }
 }
 
-/// `1/|G| Σ_g g·W`, cell by cell: every entry is sent where the element takes its point and its
-/// channels.
+/// `1/|G| Σ_g g·W` by loops over elements, channels and cells.
 fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
     let elements = penalty.group.elements();
     let order = elements.len();
@@ -118,7 +117,7 @@ fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
         }
     };
     let cell = |g: D4, rows: usize, cols: usize, i: usize, j: usize| {
-        // The result at a cell comes from the source of its center.
+        // The value at a cell comes from the source of its center.
         let center = [
             (i as f64 + 0.5) / rows as f64,
             (j as f64 + 0.5) / cols as f64,
@@ -224,7 +223,7 @@ fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
             // The regular representation of a larger group.
             (whole, Trivial, 8, 2),
         ] {
-            // A 3×3 convolution, and a patch embedding: stride as large as the kernel.
+            // A 3×3 convolution, and a patch embedding with the stride of its kernel.
             for (side, padding, stride) in [(3, 1, 1), (4, 0, 4)] {
                 let penalty = reynolds(group, kernel(output, input));
                 let w = random(&[o, i, side, side], 5);
@@ -258,19 +257,19 @@ fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
 
 #[test]
 fn closed_forms() -> Result<()> {
-    // An odd weight has no symmetric part at all.
+    // An odd weight has no symmetric part.
     let penalty = ReynoldsPenalty {
         group: Subgroup::HFlip,
         ..Default::default()
     };
     let odd = Tensor::new(&[[[[-1f64, 0., 1.]]]], CPU)?;
     assert_close(&[scalar(&penalty.forward(&odd)?)], &[1.], 1e-11);
-    // White noise on n cells keeps |orbits|/n of its energy; here it is counted: 3×3 cells, three
-    // orbits of D4.
+    // White noise on n cells keeps |orbits|/n of its squared norm. D4 has three orbits on 3×3
+    // cells.
     let cells = Tensor::eye(9, DType::F64, CPU)?.reshape((9, 1, 3, 3))?;
     let kept = 9. - scalar(&reynolds(Subgroup::D4, WeightSpace::default()).forward(&cells)?);
     assert_close(&[kept], &[3.], 1e-13);
-    // The trivial group asks for nothing.
+    // The trivial group has no penalty.
     let w = random(&[2, 3, 2, 5], 1);
     let nothing = reynolds(Subgroup::Trivial, WeightSpace::default());
     assert_eq!(scalar(&nothing.forward(&w)?), 0.);
@@ -292,7 +291,7 @@ fn prefix_rows_are_left_alone() -> Result<()> {
         scalar(&penalty(2).forward(&table)?),
         scalar(&penalty(0).forward(&cells)?)
     );
-    // A table may come without the leading 1, or stacked, or as a view.
+    // A table may have no leading axis, several tables, or strides.
     assert_eq!(
         projected.squeeze(0)?.to_vec2::<f64>()?,
         penalty(2).project(&table.squeeze(0)?)?.to_vec2::<f64>()?
@@ -322,7 +321,7 @@ fn zero_weights_and_half_precision() -> Result<()> {
         assert_eq!(grad.dtype(), dtype);
         assert_finite(grad);
 
-        // In f16 the squares of 200 and their sum would overflow.
+        // The square of 200 overflows f16.
         let w = (random(&[8, 2, 3, 3], 4) * 200.)?.to_dtype(dtype)?;
         assert_eq!(penalty.project(&w)?.dtype(), dtype);
         let exact = penalty.forward(&w.to_dtype(DType::F64)?)?;

@@ -115,8 +115,8 @@ impl OrbitPool {
     /// or `(B, D, …)`. A returned map is not transformed back.
     ///
     /// # Errors
-    /// Those of `f`. If `images` has another shape, or is not square and the group exchanges rows
-    /// and columns. If the outputs are not floats `(B, D, …)` of one shape, or the template of
+    /// The errors of `f`. If `images` has another shape, or is not square and the group exchanges
+    /// rows and columns. If the outputs are not floats `(B, D, …)` of one shape, or the template of
     /// attention does not fit them.
     pub fn images<E: From<Error>>(
         &self,

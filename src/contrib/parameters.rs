@@ -39,7 +39,7 @@ impl CropParameters {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct JitterParameters {
-    /// Whether the jitter was applied; if not, the other fields are those of
+    /// Whether the jitter was applied; if not, the other fields equal
     /// [`JitterParameters::NONE`].
     pub applied: bool,
     /// The order of the changes: 0 brightness, 1 contrast, 2 saturation, 3 hue.
