@@ -1101,3 +1101,25 @@ fn settings_out_of_range_are_refused() {
         ),
     ]);
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn settings_survive_json() {
+    fn assert_same<T>(settings: &T)
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let text = serde_json::to_string(settings).unwrap();
+        assert_eq!(
+            &serde_json::from_str::<T>(&text).unwrap(),
+            settings,
+            "{text}"
+        );
+    }
+    assert_same(&equi_config());
+    assert_same(&aug_config());
+    assert_same(&essl_config());
+    assert_same(&stl_config());
+    assert_same(&care_config());
+    assert_same(&parameters(1).concat());
+}

@@ -194,7 +194,7 @@ fn the_mean_is_the_reynolds_projection() -> Result<()> {
         let pooled = OrbitPool::new(group, attention).tokens(&x, grid)?;
         assert!(max_gap(&pooled, &mean) < 1e-15);
     }
-    // A steep template picks the member that fits it best.
+    // A large template selects the member with the largest product.
     let grid = TokenGrid::new(1, 2).unwrap();
     let x = Tensor::new(&[[[1f64], [2.]]], CPU)?;
     let right = Pool::Attention(Tensor::new(&[[0f64], [1e4]], CPU)?);

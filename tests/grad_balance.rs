@@ -405,3 +405,14 @@ fn tied_weights_count_once() -> Result<()> {
     assert_eq!(twice.groups[1].norm_inv, once.groups[0].norm_inv);
     Ok(())
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn settings_survive_json() {
+    let config = LambdaConfig {
+        target_ratio: 0.3,
+        ..config()
+    };
+    let text = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<LambdaConfig>(&text).unwrap(), config);
+}

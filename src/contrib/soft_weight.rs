@@ -26,9 +26,8 @@ pub enum WeightScope {
 /// p(v) = 1 − (1 − p_min)(1 − v)^k
 /// ```
 ///
-/// `v` is the visibility of a pair or of a token, 0 to 1. Turns, flips and zooms onto the same
-/// content keep `v = 1`; then all weights are 1. The loss of SER divides by the sum of the weights,
-/// so only their ratios matter.
+/// `v` is the visibility of a pair or of a token, 0 to 1. Quarter turns and flips have `v = 1`, and so
+/// weights of 1. The loss of SER divides by the sum of the weights, so only their ratios matter.
 ///
 /// Source: arXiv 2211.04625. The paper scales the loss of a sample by `p`.
 ///
