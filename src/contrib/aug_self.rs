@@ -273,8 +273,8 @@ impl AugSelf {
     /// `parameters` has the augmentation parameters of each sample and view.
     ///
     /// # Errors
-    /// If the batches differ or have fewer than two samples, shapes or types do not fit the input,
-    /// or a parameter of a task is `None`.
+    /// If the batches differ or have fewer than two samples. If shapes or types do not fit the
+    /// input, or a parameter of a task is `None`.
     pub fn forward(
         &self,
         views: [&Tensor; 2],
