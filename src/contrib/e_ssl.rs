@@ -41,13 +41,13 @@ impl Default for ESslConfig {
 /// L = λ · CE( r(h(rot90^k x_small)), k ),   k = 0, 1, 2, 3
 /// ```
 ///
-/// `x_small` is one extra crop of each image in all four rotations; [`four_rotations`] makes them. The
-/// crop has few pixels. For CIFAR-10 the authors take 16 of 32 pixels with 0.2 to 1 of the area. For
-/// ImageNet they take 96 of 224 pixels with 0.05 to 0.14 of the area.
+/// `x_small` is one extra crop of each image in all four rotations; [`four_rotations`] makes them.
+/// The crop has few pixels. For CIFAR-10 the authors take 16 of 32 pixels with 0.2 to 1 of the
+/// area. For ImageNet they take 96 of 224 pixels with 0.05 to 0.14 of the area.
 ///
 /// The head has two hidden layers with layer normalization and ReLU, a third linear map with layer
-/// normalization, and a linear map to four classes. The metric `accuracy` is the fraction of correctly
-/// classified crops; 1/4 is chance.
+/// normalization, and a linear map to four classes. The metric `accuracy` is the fraction of
+/// correctly classified crops; 1/4 is chance.
 ///
 /// Source: arXiv 2111.00899.
 ///
