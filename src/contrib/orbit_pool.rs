@@ -168,10 +168,8 @@ impl OrbitPool {
                 let all = Tensor::stack(orbit, 0)?;
                 let (order, batch) = (all.dim(0)?, all.dim(1)?);
                 if all.dims().get(2..) != Some(template.dims()) {
-                    let expected = format!(
-                        "a template of the shape of one member, {:?}",
-                        &all.dims()[2..]
-                    );
+                    let expected =
+                        format!("a template {:?}, the shape of one member", &all.dims()[2..]);
                     return Err(Error::input(op, expected, format!("{:?}", template.dims())));
                 }
                 check::work_dtype(op, template)?;
