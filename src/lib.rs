@@ -104,10 +104,10 @@ struct Symmetries;
 #[doc = include_str!("../docs/fields-and-layers.md")]
 struct FieldsAndLayers;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "contrib"))]
 #[doc = include_str!("../docs/companions.md")]
 struct Companions;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "contrib"))]
 #[doc = include_str!("../docs/addons.md")]
 struct Addons;

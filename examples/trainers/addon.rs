@@ -7,9 +7,9 @@ use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 use ser_reg::{
     Layout,
-    addon::{
-        AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod,
-        EquiModConfig, ParameterStatistics, AddonInput, Stl, StlConfig, four_rotations,
+    contrib::{
+        AddonInput, AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig,
+        EquiMod, EquiModConfig, ParameterStatistics, Stl, StlConfig, four_rotations,
     },
     grad, tap,
 };
