@@ -1,5 +1,6 @@
-//! Runs every case of a directory of reference values (`tests/goldens`, or the one that `SER_REG_GOLDENS` names) and
-//! prints how many. An unknown kind or op fails. The format is described in `tests/goldens/README.md`.
+//! Runs every case of a directory of reference values (`tests/goldens`, or the one that
+//! `SER_REG_GOLDENS` names) and prints how many. An unknown kind or op fails. The format is
+//! described in `tests/goldens/README.md`.
 
 #[path = "goldens/runner.rs"]
 mod runner;

@@ -1,4 +1,5 @@
-//! Gradients of several losses, each for its own variables: SER at several layers with blocks kept apart.
+//! Gradients of several losses, each for its own variables: SER at several layers with blocks kept
+//! apart.
 
 mod loss_common;
 mod ser_common;
@@ -33,7 +34,8 @@ impl Net {
         self.0.data().lock().unwrap()[name].clone()
     }
 
-    /// With `cut` each block starts from a copy of the tapped map without its graph: the reference for `routed`.
+    /// With `cut` each block starts from a copy of the tapped map without its graph: the reference
+    /// for `routed`.
     fn forward(&self, x: &Tensor, cut: bool) -> Result<Tensor> {
         let mut x = x.clone();
         for block in LAYERS {

@@ -89,7 +89,10 @@ fn peak_is_small_at_the_papers_size_and_at_four_times_as_many_tokens() -> ser_re
     for (images, forward_limit, limit) in [(16, 32.0, 32.0), (64, 64.0, 80.0)] {
         let (z, zp) = pair((images, 196, 512))?;
         let gradients = 2.0 * z.elem_count() as f64 * 4.0 / MIB;
-        for (name, run) in [("one direction", nt_xent as Run), ("both", nt_xent_symmetric)] {
+        for (name, run) in [
+            ("one direction", nt_xent as Run),
+            ("both", nt_xent_symmetric),
+        ] {
             let config = Contrastive::default();
             let mut forward = 0.0;
             let whole = peak_of(|| {
@@ -193,9 +196,11 @@ fn ser_loss_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result
         let (map1, map2) = pair((images, 64, 32))?;
         let turns = D4::ALL.into_iter().cycle().take(images).collect();
         let relative = Relative::new(turns, grid, grid)?;
-        least_peak_of(|| Ok(ser
+        least_peak_of(|| {
+            Ok(ser
                 .forward(&MapPair::new([&map1, &map2], &relative).head(&head))?
-                .loss))
+                .loss)
+        })
     };
     let (small, large) = (peak(16)?, peak(64)?);
     println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");

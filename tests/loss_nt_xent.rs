@@ -129,7 +129,8 @@ proptest! {
 
         let candidate_groups: Vec<&[u32]> = sets.iter().map(|s| s.labels).collect();
         let loops = Loops { d, groups: &own, candidate_groups: &candidate_groups, weights, temperature, eps: 1e-6 };
-        // One flat vector of all distinct tensors, so that a tensor in several parts moves in all of them.
+        // One flat vector of all distinct tensors, so that a tensor in several parts moves in all
+        // of them.
         let mut vars = vec![&z, &zp];
         vars.extend(extra.iter().map(|(t, _)| t));
         let all: Vec<f64> = vars.iter().flat_map(|v| flat(v)).collect();
@@ -188,7 +189,8 @@ proptest! {
         assert_close(&[scalar(&out.loss), scalar(&out.accuracy)], &expected, 1e-12);
     }
 
-    /// Sizes below, at and above the tiles of the fast path, blocks of one row and of all, in both of its types.
+    /// Sizes below, at and above the tiles of the fast path, blocks of one row and of all, in both
+    /// of its types.
     #[test]
     fn both_engines_agree(
         seed in any::<u64>(), m in prop_oneof![1usize..=9, 100usize..=700], d in 1usize..=40, images in 1u32..=40,
@@ -201,7 +203,8 @@ proptest! {
         let (z, zp) = (tokens(rng, (m, d), dtype)?, tokens(rng, (m, d), dtype)?);
         let zp = if same { z.clone() } else { zp };
         let (form, same_image) = FORMS[form];
-        // Both directions on the CPU take images of one size, with a weight each. Powers of two do not round.
+        // Both directions on the CPU take images of one size, with a weight each. Powers of two do
+        // not round.
         let b = (images as usize).min(m);
         let n = m / b;
         let m = if symmetric { b * n } else { m };
@@ -230,13 +233,14 @@ proptest! {
         let slow = nt_xent_portable(&left, &right, &ids, weights, &config, symmetric)?;
         prop_assert_eq!(fast.loss.dtype(), slow.loss.dtype());
         assert_close(&[scalar(&fast.loss)], &[scalar(&slow.loss)], tol);
-        // In f32 rounding decides for an anchor whose best two cosines are equal, as many are with one channel or equal tokens.
+        // In f32 rounding decides for an anchor whose best two cosines are equal, as many are with
+        // one channel or equal tokens.
         let fence = if double { 0.0 } else { 2.0 / m as f64 };
         if double || (!same && d > 1) {
             assert_close(&[scalar(&fast.accuracy)], &[scalar(&slow.accuracy)], 1e-6 + fence);
         }
-        // The radial part of a gradient is taken out, and one channel has no other: what eps leaves is rounding of terms of about
-        // share/(τ·|x|), with tokens at least 0.2 long.
+        // The radial part of a gradient is taken out, and one channel has no other: what eps leaves
+        // is rounding of terms of about share/(τ·|x|), with tokens at least 0.2 long.
         let epsilon = if double { f64::EPSILON } else { f64::from(f32::EPSILON) };
         let total: f32 = weights.map_or(1.0, |w| w.iter().sum());
         let share = weights.map_or(1.0 / m as f64, |w| f64::from(w.iter().copied().fold(0.0, f32::max) / total));
@@ -263,12 +267,7 @@ fn pair(seed: u64, shape: (usize, usize, usize), dtype: DType) -> Result<(Var, V
 }
 
 /// Loss, and the gradients of `z` and `zp`.
-fn evaluate(
-    run: Run,
-    z: &Var,
-    zp: &Var,
-    config: &Contrastive,
-) -> Result<(Tensor, Tensor, Tensor)> {
+fn evaluate(run: Run, z: &Var, zp: &Var, config: &Contrastive) -> Result<(Tensor, Tensor, Tensor)> {
     let out = run(z, zp, config)?;
     let grads = out.loss.backward()?;
     let grad = |v: &Var| grads.get(v).cloned().expect("a gradient");
@@ -343,7 +342,8 @@ fn the_block_size_does_not_change_the_result() -> Result<()> {
 
 #[test]
 fn accuracy_counts_the_matched_anchors() -> Result<()> {
-    // Three images of one token; the third positive is the second token, so it is nearer to the second anchor.
+    // Three images of one token; the third positive is the second token, so it is nearer to the
+    // second anchor.
     let z = Tensor::new(&[[1f32, 0., 0.], [0., 1., 0.], [0., 0., 1.]], &Device::Cpu)?;
     let zp = Tensor::new(&[[1f32, 0., 0.], [0., 1., 0.], [0., 1., 0.1]], &Device::Cpu)?;
     let config = Contrastive {
@@ -365,7 +365,8 @@ fn accuracy_counts_the_matched_anchors() -> Result<()> {
     Ok(())
 }
 
-/// Two kernels make the cosines of the positive and of negatives. Where all tokens are equal only rounding differs.
+/// Two kernels make the cosines of the positive and of negatives. Where all tokens are equal only
+/// rounding differs.
 #[test]
 fn a_collapsed_encoder_matches_nothing() -> Result<()> {
     let config = Contrastive::default();
@@ -406,7 +407,8 @@ fn a_token_too_long_for_its_type_is_no_zero_token() -> Result<()> {
     Ok(())
 }
 
-/// Just above the temperature below which the two directions run one by one, all tokens opposite: weights of 1/Z add up.
+/// Just above the temperature below which the two directions run one by one, all tokens opposite:
+/// weights of 1/Z add up.
 #[test]
 fn opposite_tokens_at_the_coldest_common_temperature_are_finite() -> Result<()> {
     for temperature in [0.0229, 0.02305, 0.0231, 0.0232, 0.0249, 0.02501, 0.0252] {
@@ -627,7 +629,8 @@ fn each_process_finds_its_part_of_the_whole_gradient() -> Result<()> {
             let (loss, gz, gzp) = evaluate(run, &z, &zp, &config)?;
             for rank in 0..world {
                 let (first, count) = (rank * images / world, images / world);
-                // What a gather without gradient returns, with the live slice of this process in its place.
+                // What a gather without gradient returns, with the live slice of this process in
+                // its place.
                 let gathered = |v: &Var| -> Result<(Var, Tensor)> {
                     let local = Var::from_tensor(&v.narrow(0, first, count)?)?;
                     let before = v.narrow(0, 0, first)?.detach();

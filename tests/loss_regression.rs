@@ -1,4 +1,5 @@
-//! The objectives without negatives: values by loops, derivatives by differences, and what is refused.
+//! The objectives without negatives: values by loops, derivatives by differences, and what is
+//! refused.
 
 mod loss_common;
 
@@ -179,7 +180,12 @@ fn bad_input_is_named() -> Result<()> {
     for (name, loss, _) in OBJECTIVES {
         let op = name.split(' ').next().expect("a name");
         for (a, b, weights, parts) in [
-            (a, &short, None, &["one shape", "[2, 3, 4]", "[2, 2, 4]"][..]),
+            (
+                a,
+                &short,
+                None,
+                &["one shape", "[2, 3, 4]", "[2, 2, 4]"][..],
+            ),
             (a, &double, None, &["one type", "f32", "f64"]),
             (&ints, &ints, None, &["f16, bf16, f32 or f64", "i64"]),
             (&empty, &empty, None, &["at least one token", "[2, 0, 4]"]),

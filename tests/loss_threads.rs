@@ -42,7 +42,8 @@ fn the_number_of_threads_does_not_change_a_bit() -> ser_reg::Result<()> {
         println!("{}", bits()?);
         return Ok(());
     }
-    // The pools of rayon and of candle's products are sized once per process: each count needs another process.
+    // The pools of rayon and of candle's products are sized once per process: each count needs
+    // another process.
     let on = |threads: &str| {
         let test = std::env::current_exe().expect("the path of this test");
         let out = Command::new(test)

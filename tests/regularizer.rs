@@ -125,7 +125,8 @@ fn by_hand(
     }
 }
 
-/// That both have the same values, and the same gradients at the variables before the tap and at the head.
+/// That both have the same values, and the same gradients at the variables before the tap and at
+/// the head.
 #[track_caller]
 fn assert_same_step(vars: &VarMap, got: (&Tensor, &Tensor, usize), want: &SerOutput) {
     let (loss, unweighted, anchors) = got;
@@ -257,7 +258,10 @@ fn without_a_head_the_tokens_themselves_are_compared() -> Done {
     let out = ser.forward(&x, &mut rng(5), |view| net.forward(view))?;
     let views = ser.sampler().sample_pair(&mut rng(5), 3)?;
     let map = |view: &Tensor| net.stem.forward(view)?.tanh();
-    let (map1, map2) = (map(&views.first.apply(&x)?)?, map(&views.second.apply(&x)?)?);
+    let (map1, map2) = (
+        map(&views.first.apply(&x)?)?,
+        map(&views.second.apply(&x)?)?,
+    );
     let relative = views.relative();
     let want = loss.forward(&MapPair::new([&map1, &map2], &relative))?;
     assert_eq!(scalar(&out.loss), scalar(&want.loss));
@@ -367,7 +371,10 @@ fn scaled_views_run_through_a_convolutional_model() -> Done {
     }
     sides.sort_unstable();
     sides.dedup();
-    assert!(sides.len() > 3, "scales give views of several sizes: {sides:?}");
+    assert!(
+        sides.len() > 3,
+        "scales give views of several sizes: {sides:?}"
+    );
     assert!(sides.iter().all(|(h, w)| h % 2 == 0 && w % 2 == 0));
     // A grid that the model does not have is named.
     let sampler = ViewSampler::new(TokenGrid::square(2)?, ViewConfig::default())?;
@@ -460,7 +467,8 @@ fn batch_norm_moves_in_train_mode_alone_and_up_to_the_tap() -> Done {
     assert_ne!(after[0], before[0], "train mode");
     assert_eq!(after[1], before[1], "the norm behind the tap did not run");
     let reached = grad::named(&vars, "").into_iter();
-    let reached = reached.filter(|(name, _)| !name.contains("late_norm") && !name.contains("classes"));
+    let reached =
+        reached.filter(|(name, _)| !name.contains("late_norm") && !name.contains("classes"));
     grad::assert_reaches(&out.unweighted, reached)?;
 
     // The supervised loss of the upright images is the base loss.
@@ -496,7 +504,8 @@ fn the_generator_decides_everything() -> Done {
         assert_eq!(a.next_u64(), b.next_u64());
     }
 
-    // The views are the images themselves, so that only the draw of tokens differs between two calls.
+    // The views are the images themselves, so that only the draw of tokens differs between two
+    // calls.
     let still = ViewConfig {
         pairing: Pairing::Independent(Subgroup::Trivial),
         ..ViewConfig::default()
@@ -546,8 +555,10 @@ fn views_without_overlap_are_an_error_of_their_own() -> Done {
     }
     assert!(apart > 0, "the test needs views without overlap");
     // In the paper's form too.
-    let seed = (0..20)
-        .find(|&seed| ser.forward(&x, &mut rng(seed), |view| net.forward(view)).is_err());
+    let seed = (0..20).find(|&seed| {
+        ser.forward(&x, &mut rng(seed), |view| net.forward(view))
+            .is_err()
+    });
     let again = ser.forward_with_outputs(&x, &mut rng(seed.unwrap()), |view| net.forward(view));
     assert!(matches!(again, Err(Error::NoOverlap { images: 2 })));
     Ok(())

@@ -1,4 +1,5 @@
-//! `SerLoss` on maps whose channels turn with the grid: a group convolution made by hand, and gradients.
+//! `SerLoss` on maps whose channels turn with the grid: a group convolution made by hand, and
+//! gradients.
 
 mod loss_common;
 mod ser_common;
@@ -30,8 +31,8 @@ fn on_field(
     ser.forward(&MapPair::new(maps, relative).field(field))
 }
 
-/// A lifting convolution: `blocks` kernels, each acted on by every element of the group; `(B, C, S, S)` to
-/// `(B, blocks·order, S, S)`, the elements varying fastest.
+/// A lifting convolution: `blocks` kernels, each acted on by every element of the group; `(B, C, S,
+/// S)` to `(B, blocks·order, S, S)`, the elements varying fastest.
 struct Lifting {
     kernel: Tensor,
 }
@@ -169,7 +170,8 @@ fn a_head_on_each_group_element_keeps_the_field() -> Done {
 
 #[test]
 fn both_directions_undo_each_other_on_scales_and_crops() -> Done {
-    // Scale and crop keep the D4 part of a turn: a map moved by hand has no loss in the frame of its copy.
+    // Scale and crop keep the D4 part of a turn: a map moved by hand has no loss in the frame of
+    // its copy.
     let window = Element::from(Window::new(0.0, 0.25, 1.0, 0.5)?);
     let grid = TokenGrid::new(4, 4)?;
     let elements = [

@@ -308,7 +308,10 @@ fn weights_that_do_not_fit_are_named() -> Done {
         (samples(&[1.0, -1.0, 1.0]), &["at least 0", "-1"]),
         (samples(&[1.0, f32::NAN, 1.0]), &["finite", "NaN"]),
         (samples(&[1.0, f32::INFINITY, 1.0]), &["finite", "inf"]),
-        (on(0, &short[..]), &["token of the first view, 36", "got 35"]),
+        (
+            on(0, &short[..]),
+            &["token of the first view, 36", "got 35"],
+        ),
         (
             on(1, &short[..]),
             &["token of the second view, 36", "got 35"],

@@ -334,7 +334,8 @@ fn the_cap_on_anchors_is_spread_evenly_and_drawn_from_the_seed() -> Done {
         });
     assert!(seen.iter().all(|s| *s));
 
-    // What an image without so many valid tokens leaves goes to the others, whichever is drawn first.
+    // What an image without so many valid tokens leaves goes to the others, whichever is drawn
+    // first.
     let (map1, map2) = maps(12, 3, &crops());
     let counted = |max_tokens, seed| {
         let ser = build(SerConfig {

@@ -50,13 +50,7 @@ fn directed(
     }
     let rows = Tensor::new(rows, &Device::Cpu)?;
     let pick = |x: &Tensor| x.flatten(0, 1)?.contiguous()?.index_select(&rows, 0);
-    let out = nt_xent_ragged(
-        &pick(z)?,
-        &pick(&keys)?,
-        &ids,
-        Some(&weights),
-        contrastive,
-    )?;
+    let out = nt_xent_ragged(&pick(z)?, &pick(&keys)?, &ids, Some(&weights), contrastive)?;
     Ok((out.loss, out.accuracy))
 }
 
@@ -87,7 +81,8 @@ fn oracle(
     let resample = Resample::default();
     let weight = |view: usize| {
         move |image: usize, token: usize| {
-            weights.samples.map_or(1.0, |w| w[image]) * weights.tokens[view].map_or(1.0, |w| w[token])
+            weights.samples.map_or(1.0, |w| w[image])
+                * weights.tokens[view].map_or(1.0, |w| w[token])
         }
     };
     let there = relative.to_second(&resample)?;
@@ -218,8 +213,15 @@ fn one_pass_turns_the_channels_of_a_field_too() -> Done {
             let out = ser.forward(&MapPair::new(maps, &relative).head(&head))?;
             let field = head.output_field();
             let none = unweighted();
-            let expected =
-                oracle(maps, None, Some(&head), field, &relative, &none, &contrastive)?;
+            let expected = oracle(
+                maps,
+                None,
+                Some(&head),
+                field,
+                &relative,
+                &none,
+                &contrastive,
+            )?;
             let mut all = vars.all_vars();
             all.extend([map1.clone(), map2.clone()]);
             let got = (&out.loss, &out.accuracy.expect("NT-Xent"));
@@ -269,15 +271,7 @@ fn other_pairs_take_two_directed_passes() -> Done {
             (Some(keys), unweighted()),
             (Some(keys), both),
         ] {
-            let expected = oracle(
-                pair,
-                keys,
-                None,
-                &field,
-                &relative,
-                &weights,
-                &contrastive,
-            )?;
+            let expected = oracle(pair, keys, None, &field, &relative, &weights, &contrastive)?;
             let mut input = MapPair::new(pair, &relative).weights(&weights);
             if let Some(keys) = keys {
                 input = input.keys(keys, None);
@@ -297,7 +291,15 @@ fn other_pairs_take_two_directed_passes() -> Done {
     });
     let out = stopped.forward(&MapPair::new(pair, &relative))?;
     let none = unweighted();
-    let expected = oracle(pair, Some(pair), None, &field, &relative, &none, &contrastive)?;
+    let expected = oracle(
+        pair,
+        Some(pair),
+        None,
+        &field,
+        &relative,
+        &none,
+        &contrastive,
+    )?;
     let got = (&out.loss, &out.accuracy.expect("NT-Xent"));
     assert_same(got, &expected, &[map1.clone(), map2.clone()], 1e-12);
 
@@ -329,7 +331,10 @@ fn half_precision_maps_take_the_same_pass() -> Done {
             let out = ser.forward(&MapPair::new(maps, &relative))?;
             let none = unweighted();
             let expected = oracle(maps, None, None, &field, &relative, &none, &contrastive)?;
-            assert_eq!((out.loss.dtype(), expected.0.dtype()), (DType::F32, DType::F32));
+            assert_eq!(
+                (out.loss.dtype(), expected.0.dtype()),
+                (DType::F32, DType::F32)
+            );
             assert_close(&[scalar(&out.loss)], &[scalar(&expected.0)], 1e-6);
             let accuracy = out.accuracy.expect("NT-Xent");
             assert_close(&[scalar(&accuracy)], &[scalar(&expected.1)], 1e-6);

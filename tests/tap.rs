@@ -1,4 +1,5 @@
-//! Taps: the tensor that is captured, its graph, where a forward pass ends, and what stays afterwards.
+//! Taps: the tensor that is captured, its graph, where a forward pass ends, and what stays
+//! afterwards.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -162,9 +163,7 @@ fn context_around_the_end_leaves_it_the_end() {
         anyhow::Context::context(record("a", &scalar(1.)), "in block 3")?;
         Ok(())
     };
-    let map = tap::capture_until("a", || {
-        model().map_err(|e| Error::msg(format!("{e:#}")))
-    });
+    let map = tap::capture_until("a", || model().map_err(|e| Error::msg(format!("{e:#}"))));
     assert_eq!(value(&map.unwrap()), 1.);
 }
 
@@ -278,8 +277,16 @@ fn an_error_of_the_closure_passes_through_and_ends_the_capture() {
 fn a_panic_in_the_closure_leaves_the_stack_clean() {
     let panics = || -> Result<()> { panic!("in the model") };
     for run in [
-        || drop(tap::capture("a", || -> Result<()> { panic!("in the model") })),
-        || drop(tap::capture_until("a", || -> Result<()> { panic!("in the model") })),
+        || {
+            drop(tap::capture("a", || -> Result<()> {
+                panic!("in the model")
+            }))
+        },
+        || {
+            drop(tap::capture_until("a", || -> Result<()> {
+                panic!("in the model")
+            }))
+        },
         || drop(tap::shield(|| -> Result<()> { panic!("in the model") })),
     ] {
         assert!(catch_unwind(run).is_err());
@@ -347,7 +354,8 @@ fn captured_while(other: fn() -> Result<()>) -> Result<Tensor> {
         let own = std::thread::current().id();
         let (_, map) = tap::capture("a", || {
             rayon::join(
-                // The other thread holds the second half, so this thread takes the spawned work while it waits.
+                // The other thread holds the second half, so this thread takes the spawned work
+                // while it waits.
                 move || {
                     start.recv().unwrap();
                     rayon::spawn(move || {
