@@ -6,7 +6,9 @@ mod ser_common;
 use std::cell::Cell;
 
 use candle_core::{DType, Device, Module, ModuleT, Result, Tensor, Var};
-use candle_nn::{BatchNorm, Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, batch_norm, conv2d};
+use candle_nn::{
+    BatchNorm, Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, batch_norm, conv2d, conv2d_no_bias,
+};
 use loss_common::{assert_close, assert_says, flat, rng, scalar, tokens};
 use rand::{Rng, RngCore};
 use ser_common::{nt_xent_at, reseed, small_head, with_objective};
@@ -421,7 +423,8 @@ impl Supervised {
             ..Default::default()
         };
         Ok(Self {
-            conv: conv2d(2, WIDTH, 2, config, vb.pp("conv"))?,
+            // A bias would have no gradient under the norm.
+            conv: conv2d_no_bias(2, WIDTH, 2, config, vb.pp("conv"))?,
             norm: batch_norm(WIDTH, 1e-5, vb.pp("norm"))?,
             late_norm: batch_norm(WIDTH, 1e-5, vb.pp("late_norm"))?,
             classes: candle_nn::linear(WIDTH, 3, vb.pp("classes"))?,
