@@ -9,7 +9,7 @@ use ser_reg::{
     Layout,
     addon::{
         AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod,
-        EquiModConfig, ParameterStatistics, Reads, Stl, StlConfig, four_rotations,
+        EquiModConfig, ParameterStatistics, AddonInput, Stl, StlConfig, four_rotations,
     },
     grad, tap,
 };
@@ -63,8 +63,8 @@ impl AddOn {
         } = *addon;
         let block = (layer < vit.depth).then(|| format!("block{layer}"));
         let reads = match &block {
-            None => Reads::Final,
-            Some(_) => Reads::Tokens(Layout {
+            None => AddonInput::Embedding,
+            Some(_) => AddonInput::Tokens(Layout {
                 prefix: vit.prefix(layer),
                 ..Layout::default()
             }),
@@ -213,7 +213,7 @@ impl AddOn {
 pub fn seen(step: Step, out: &AddonOutput) -> Result<(Step, Vec<(&'static str, f64)>)> {
     let addon = Some(out.unweighted.to_scalar::<f32>()?);
     let number = |(name, x): &(&'static str, Tensor)| Ok((*name, f64::from(x.to_scalar::<f32>()?)));
-    let figures = out.figures.iter().map(number).collect::<Result<_>>()?;
+    let figures = out.metrics.iter().map(number).collect::<Result<_>>()?;
     Ok((Step { addon, ..step }, figures))
 }
 
