@@ -101,8 +101,8 @@ struct IntegrateYourModel;
 struct Symmetries;
 
 #[cfg(doctest)]
-#[doc = include_str!("../docs/fields-and-layers.md")]
-struct FieldsAndLayers;
+#[doc = include_str!("../docs/fields.md")]
+struct Fields;
 
 #[cfg(all(doctest, feature = "contrib"))]
 #[doc = include_str!("../docs/companions.md")]
