@@ -1,10 +1,9 @@
-//! How the gradients of the base loss and of the regularizer compare within a run, and λ by that.
+//! The comparison of the gradients of both losses within a run, and the λ that follows it.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use ser_reg::{
     grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig},
-    ser::SerOutput,
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,7 +74,7 @@ impl Balance {
         }
         Ok(Self {
             rule: ser.balance,
-            initial: ser.lambda,
+            initial: ser.loss.lambda,
             average: Var::zeros((), DType::F64, &Device::Cpu)?,
             prefixes,
         })
@@ -104,17 +103,15 @@ impl Balance {
         &self,
         step: usize,
         invariance: &Tensor,
-        out: &SerOutput,
+        equivariance: &Tensor,
         online: &Weights,
     ) -> Result<Option<Balanced>> {
         let Some(rule) = self.rule.filter(|rule| step.is_multiple_of(rule.every)) else {
             return Ok(None);
         };
-        let lambda = self.lambda()?;
-        let equivariance = (&out.loss / lambda)?;
         let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
         let balance =
-            GradientBalance::of_losses(invariance, &equivariance, online.named(), &prefixes)?;
+            GradientBalance::of_losses(invariance, equivariance, online.named(), &prefixes)?;
         // A measurement that suggests nothing must not pass for a first one.
         if let Some(target_ratio) = rule.target
             && balance.suggested_lambda(target_ratio)?.is_some()

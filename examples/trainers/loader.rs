@@ -44,7 +44,7 @@ pub struct LoaderConfig {
 
 /// What an add-on wants of a batch besides the two views.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Wishes {
+pub struct Extras {
     /// For each of the first pictures of a batch, the one whose crops and colors it shares; empty: all draw their own.
     pub alike: Vec<usize>,
     /// A third view of the first pictures, those that do not have one crop in both views.
@@ -126,15 +126,15 @@ impl Loader {
 
     /// Starts to make batches.
     pub fn new(source: Source, augment: Augment, config: LoaderConfig) -> Result<Self> {
-        Self::with_wishes(source, augment, config, Wishes::default())
+        Self::with_extras(source, augment, config, Extras::default())
     }
 
     /// Starts to make batches with more than two views in them, or with views that pictures share.
-    pub fn with_wishes(
+    pub fn with_extras(
         source: Source,
         augment: Augment,
         config: LoaderConfig,
-        wishes: Wishes,
+        extras: Extras,
     ) -> Result<Self> {
         ensure!(
             (1..=source.len()).contains(&config.batch),
@@ -150,9 +150,9 @@ impl Loader {
         );
         let plain = config.batch - config.shared;
         ensure!(
-            wishes.alike.len() <= plain && wishes.alike.iter().all(|&p| p < plain),
+            extras.alike.len() <= plain && extras.alike.iter().all(|&p| p < plain),
             "expected at most {plain} pictures of a batch that share their views with one of them, got {:?}",
-            wishes.alike
+            extras.alike
         );
         ensure!(
             config.workers > 0,
@@ -173,13 +173,13 @@ impl Loader {
         let (send, batches) = sync_channel(config.prefetch);
         let stop = Arc::new(AtomicBool::new(false));
         let shape = (config.batch, source.channels(), augment.side, augment.side);
-        let side = wishes.third.map_or(0, |third| third.side(augment.side));
+        let side = extras.third.map_or(0, |third| third.side(augment.side));
         let third = (plain, source.channels(), side, side);
         let producer = Producer {
             source,
             augment,
             config,
-            wishes,
+            extras,
             stop: stop.clone(),
         };
         let thread = thread::Builder::new()
@@ -272,7 +272,7 @@ struct Producer {
     source: Source,
     augment: Augment,
     config: LoaderConfig,
-    wishes: Wishes,
+    extras: Extras,
     stop: Arc<AtomicBool>,
 }
 
@@ -323,7 +323,7 @@ impl Producer {
         let size = self.source.channels() * self.augment.side * self.augment.side;
         let plain = batch - self.config.shared;
         let mut views = [vec![0f32; batch * size], vec![0f32; batch * size]];
-        let third = self.wishes.third.map(|t| t.side(self.augment.side));
+        let third = self.extras.third.map(|t| t.side(self.augment.side));
         let third_size = third.map_or(0, |side| self.source.channels() * side * side);
         let mut third = third.map(|_| vec![0f32; plain * third_size]);
         let [first, second] = &mut views;
@@ -438,7 +438,7 @@ impl Producer {
         let shared = position + self.config.shared >= self.config.batch;
         let [first, second] = &mut place.views;
         let views = [&mut **first, &mut **second];
-        place.drawn = match self.wishes.alike.get(position) {
+        place.drawn = match self.extras.alike.get(position) {
             None => {
                 let rng = &mut stream(self.config.seed, Purpose::Views, [step, position]);
                 self.augment.views(&picture, shared, rng, shaper, views)?
@@ -450,7 +450,7 @@ impl Producer {
                     .views_on(sheet, &picture, shared, rng, shaper, views)?
             }
         };
-        match (&self.wishes.third, &mut place.third) {
+        match (&self.extras.third, &mut place.third) {
             (Some(Third::Untouched), Some(out)) => self.augment.untouched(&picture, shaper, out),
             (Some(Third::Small(small)), Some(out)) => {
                 let rng = &mut stream(self.config.seed, Purpose::Third, [step, position]);

@@ -2,7 +2,6 @@
 //! lines.
 
 use candle_core::{Result, Tensor};
-use ser_reg::ser::SerOutput;
 use serde::{Deserialize, Serialize};
 
 /// `None` for what JSON cannot hold.
@@ -45,15 +44,20 @@ pub struct Step {
 }
 
 impl Step {
-    /// With the regularizer's values; none where λ is 0 and nothing was computed.
-    pub fn regularized(self, out: &SerOutput, lambda: f64) -> Result<Self> {
+    /// With the values of the regularizer. At λ = 0 it trains nothing, and they are left out.
+    pub fn regularized(
+        self,
+        unweighted: &Tensor,
+        accuracy: Option<&Tensor>,
+        lambda: f64,
+    ) -> Result<Self> {
         let number = |x: &Tensor| x.to_scalar::<f32>();
         if lambda == 0.0 {
             return Ok(self);
         }
         Ok(Self {
-            equivariance: Some(number(&out.equivariance)?),
-            matching: out.accuracy.as_ref().map(number).transpose()?,
+            equivariance: Some(number(unweighted)?),
+            matching: accuracy.map(number).transpose()?,
             lambda,
             ..self
         })

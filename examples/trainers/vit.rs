@@ -1,9 +1,16 @@
 //! A small vision transformer (pre-norm, GELU) whose CLS token joins after a block of choice.
 
+use std::cell::Cell;
+
 use candle_core::{D, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::{GridOperator, Resample, TokenGrid, group::Scale, tap};
+use ser_reg::{
+    GridOperator, Resample, TokenGrid,
+    contrib::companion::ReynoldsPenalty,
+    group::Scale,
+    tap,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -41,9 +48,9 @@ pub struct VitConfig {
     pub last_map: bool,
     /// Whether the patch embedding keeps its initial values, as in MoCo-v3.
     pub frozen_patches: bool,
-    /// Probability that the last block is skipped in training, for each picture; it rises linearly from 0 at the first one.
+    /// Probability that the last block is skipped in training, for each image; it rises linearly from 0 at the first one.
     pub drop_path: f64,
-    /// Averages the patch kernel over the eight poses of a square: turning a patch then changes nothing.
+    /// Averages the patch kernel over D4: a rotation of a patch then changes nothing.
     pub symmetric_patches: bool,
 }
 
@@ -52,7 +59,7 @@ impl VitConfig {
     pub const SMALL_DEPTH: usize = 4;
     pub const S16_DEPTH: usize = 12;
 
-    /// The preset for such pictures, with a tap on block `layer`, counted from 1.
+    /// The preset for such images, with a tap on block `layer`, counted from 1.
     ///
     /// The CLS token joins after that block, so that the tapped map has patches only, or before the first one if
     /// `early_cls`. After the last block it would see no patches, so it then joins before it.
@@ -135,7 +142,7 @@ impl Vit {
         } = *config;
         if patch == 0 || !side.is_multiple_of(patch) {
             bail!(
-                "expected pictures whose side is a multiple of the patch size {patch}, got {side}"
+                "expected images whose side is a multiple of the patch size {patch}, got {side}"
             );
         }
         if config.heads == 0 || dim % config.heads != 0 || dim % 4 != 0 {
@@ -186,7 +193,7 @@ impl Vit {
         vit
     }
 
-    /// Pictures `(B, C, H, W)` to the normalized CLS token `(B, D)`; `H` and `W` are multiples of the patch size, by default
+    /// Images `(B, C, H, W)` to the normalized CLS token `(B, D)`; `H` and `W` are multiples of the patch size, by default
     /// the side of the configuration.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         self.run(images, &mut |_, branch| Ok(branch))
@@ -208,7 +215,15 @@ impl Vit {
         })
     }
 
-    /// `branch` is applied to what each half of each block adds.
+    /// The encoder in training. Each of its forward passes drops other branches.
+    pub fn training(&self, seed: u64) -> Training<'_> {
+        Training {
+            vit: self,
+            seed: Cell::new(seed),
+        }
+    }
+
+    /// `branch` is applied to the output of each half of each block, before it is added.
     fn run(&self, images: &Tensor, branch: &mut Branch) -> Result<Tensor> {
         let mut x = self.embed(images)?;
         if self.config.cls_after == 0 {
@@ -221,7 +236,7 @@ impl Vit {
                 true => block.forward_cls(&x, &mut branch)?,
                 false => block.forward(&x, &mut branch)?,
             };
-            tap::record(&format!("block{}", i + 1), &x); // SER: the one line in the model
+            tap::record(format_args!("block{}", i + 1), &x)?; // SER: the one line in the model
             if joins {
                 x = self.join_cls(&x)?;
             }
@@ -246,11 +261,10 @@ impl Vit {
             .permute(vec![0, 2, 4, 1, 3, 5])?
             .contiguous()?
             .reshape((batch, grid.len(), channels * patch * patch))?;
-        let patches = match self.config.symmetric_patches {
-            true => symmetrize(&patches, channels, patch)?,
-            false => patches,
+        let mut tokens = match self.config.symmetric_patches {
+            true => self.symmetric_patch()?.forward(&patches)?,
+            false => self.patch.forward(&patches)?,
         };
-        let mut tokens = self.patch.forward(&patches)?;
         if self.config.frozen_patches {
             tokens = tokens.detach();
         }
@@ -260,7 +274,7 @@ impl Vit {
         }
     }
 
-    /// The positions of a grid over the same picture: coarser or finer than that of the configuration, or the same.
+    /// The positions of a grid over the same image: coarser or finer than that of the configuration, or the same.
     fn positions_on(&self, grid: TokenGrid) -> Result<Option<Tensor>> {
         let side = self.config.grid();
         let own = TokenGrid::square(side)?;
@@ -279,9 +293,36 @@ impl Vit {
         })
     }
 
+    /// The patch embedding with its kernel averaged over D4.
+    fn symmetric_patch(&self) -> Result<Linear> {
+        let VitConfig {
+            channels, patch, dim, ..
+        } = self.config;
+        self.patch.map_weight(|weight| {
+            let kernel = weight.t()?.reshape((dim, channels, patch, patch))?;
+            let kernel = ReynoldsPenalty::default().project(&kernel)?;
+            kernel.reshape((dim, channels * patch * patch))?.t()?.contiguous()
+        })
+    }
+
     fn join_cls(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, _, dim) = x.dims3()?;
         Tensor::cat(&[&self.cls.expand((batch, 1, dim))?, x], 1)
+    }
+}
+
+/// An encoder in training: see [`Vit::training`].
+pub struct Training<'a> {
+    vit: &'a Vit,
+    seed: Cell<u64>,
+}
+
+impl Training<'_> {
+    /// As [`Vit::forward_training`], with another seed for each call.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        let seed = self.seed.get();
+        self.seed.set(seed.wrapping_add(1));
+        self.vit.forward_training(images, seed)
     }
 }
 
@@ -396,19 +437,4 @@ fn sin_cos(grid: TokenGrid, side: usize, dim: usize, device: &Device) -> Result<
         }
     }
     Tensor::from_vec(values, (1, grid.len(), dim), device)
-}
-
-/// The mean of each patch `(.., C·P·P)` over its eight poses; the same as a symmetric kernel.
-fn symmetrize(patches: &Tensor, channels: usize, side: usize) -> Result<Tensor> {
-    let shape = patches.dims().to_vec();
-    let square = patches.reshape(((), channels, side, side))?;
-    let transposed = square.transpose(2, 3)?.contiguous()?;
-    let mut total = square.zeros_like()?;
-    for pose in [square, transposed] {
-        let mirrored = pose.flip(&[3])?;
-        for half in [&pose, &mirrored] {
-            total = ((total + half)? + half.flip(&[2])?)?;
-        }
-    }
-    (total / 8.0)?.reshape(shape)
 }

@@ -3,12 +3,16 @@
 //! candle cannot seed its CPU generator, so a `VarMap` starts every run somewhere else. This store hands out the same
 //! `VarBuilder` interface, and any module that takes a builder can be made from it.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Shape, Tensor, Var, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand_distr::{Distribution, StandardNormal};
 
 use super::vit::VitConfig;
 
@@ -62,6 +66,41 @@ impl Weights {
                 .with_context(|| format!("no weight {name} to follow"))?
                 .as_detached_tensor();
             var.set(&((var.as_detached_tensor() * m)? + (target * (1.0 - m))?)?)?;
+        }
+        Ok(())
+    }
+
+    /// Sets the weights whose names begin with `prefix` to `tensors`, which lack it in their names.
+    ///
+    /// # Errors
+    /// If a name is in one of both only, or a shape differs. Nothing is changed then.
+    pub fn load(&self, prefix: &str, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let own = under(&self.named(), prefix);
+        let own = own.iter().map(|(name, var)| (&name[prefix.len()..], var));
+        let own: HashMap<&str, &Var> = own.collect();
+        let mut problems: Vec<String> = Vec::new();
+        for (name, var) in &own {
+            match tensors.get(*name) {
+                None => problems.push(format!("{name} is missing in the file")),
+                Some(t) if t.shape() != var.shape() => problems.push(format!(
+                    "{name}: expected {:?}, got {:?}",
+                    var.shape(),
+                    t.shape()
+                )),
+                Some(_) => {}
+            }
+        }
+        let extra = tensors.keys().filter(|name| !own.contains_key(name.as_str()));
+        problems.extend(extra.map(|name| format!("{name} is not in this encoder")));
+        problems.sort();
+        ensure!(
+            problems.is_empty(),
+            "the weights do not fit: {}",
+            problems.join("; ")
+        );
+        for (name, var) in own {
+            let value = tensors[name].to_dtype(var.dtype())?.to_device(var.device())?;
+            var.set(&value)?;
         }
         Ok(())
     }
@@ -172,13 +211,11 @@ fn draw(shape: &Shape, init: Init, rng: &mut StdRng) -> candle_core::Result<Tens
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// Normal numbers by the method of Box and Muller.
+/// Normal numbers.
 fn normal(n: usize, mean: f64, std: f64, rng: &mut StdRng) -> Vec<f32> {
     let draw = |_| {
-        // 1 - u lies in (0, 1], so that the logarithm is finite.
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let angle = std::f64::consts::TAU * rng.random::<f64>();
-        (mean + std * radius * angle.cos()) as f32
+        let z: f64 = StandardNormal.sample(rng);
+        (mean + std * z) as f32
     };
     (0..n).map(draw).collect()
 }

@@ -29,6 +29,16 @@ pub struct State {
 }
 
 impl State {
+    /// Of these weights, with AdamW. `momentum` is the key or teacher encoder.
+    pub fn new(online: &Weights, momentum: Option<&Weights>) -> Result<Self> {
+        Ok(Self {
+            online: online.clone(),
+            momentum: momentum.cloned(),
+            optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
+            buffers: Vec::new(),
+        })
+    }
+
     /// All variables, by the names they have in a checkpoint.
     fn vars(&self) -> Vec<(String, Var)> {
         let named = |part: &str, weights: &Weights| {

@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     augment::{Augment, CropRanges, Photometric, SmallCrop},
     data::{self, Images, Interpolation, Picture, Shaper, Source, Wanted},
-    loader::{Drawn, Loader, LoaderConfig, Third, Wishes},
+    loader::{Drawn, Loader, LoaderConfig, Third, Extras},
 };
 use tempfile::TempDir;
 
@@ -570,7 +570,7 @@ fn parameters_say_what_was_drawn() {
 }
 
 #[test]
-fn wishes_change_nothing_else() {
+fn extras_change_nothing_else() {
     let augment = Augment {
         side: 12,
         ..Augment::small(12, vec![(0.3, 0.2)])
@@ -579,8 +579,8 @@ fn wishes_change_nothing_else() {
         shared: 2,
         ..config(8, 3)
     };
-    let batches = |wishes: Wishes| -> Vec<(Vec<Vec<f32>>, Drawn)> {
-        let loader = Loader::with_wishes(memory(24, 1), augment.clone(), config, wishes);
+    let batches = |extras: Extras| -> Vec<(Vec<Vec<f32>>, Drawn)> {
+        let loader = Loader::with_extras(memory(24, 1), augment.clone(), config, extras);
         let mut loader = loader.unwrap();
         (0..3)
             .map(|_| {
@@ -592,7 +592,7 @@ fn wishes_change_nothing_else() {
             })
             .collect()
     };
-    let plain = batches(Wishes::default());
+    let plain = batches(Extras::default());
     assert!(plain.iter().all(|(_, drawn)| drawn.third.is_none()));
     assert!(
         plain
@@ -606,11 +606,11 @@ fn wishes_change_nothing_else() {
         area: (0.2, 1.0),
     });
     for (third, side) in [(Third::Untouched, 12), (small, 8)] {
-        let wishes = Wishes {
+        let extras = Extras {
             third: Some(third),
-            ..Wishes::default()
+            ..Extras::default()
         };
-        for ((views, drawn), (expected, known)) in batches(wishes).iter().zip(&plain) {
+        for ((views, drawn), (expected, known)) in batches(extras).iter().zip(&plain) {
             assert!(views == expected);
             assert_eq!(drawn.parameters, known.parameters);
             let third = drawn.third.as_ref().unwrap();
@@ -619,11 +619,11 @@ fn wishes_change_nothing_else() {
     }
 
     // Pictures alike: the first of each group draws as ever, the others as it does; the posed ones are left alone.
-    let wishes = Wishes {
+    let extras = Extras {
         alike: vec![0, 0, 2, 2, 4, 4],
         third: None,
     };
-    for ((views, drawn), (expected, known)) in batches(wishes).iter().zip(&plain) {
+    for ((views, drawn), (expected, known)) in batches(extras).iter().zip(&plain) {
         for view in 0..2 {
             let (drawn, known) = (&drawn.parameters[view], &known.parameters[view]);
             for i in 0..6 {
@@ -640,11 +640,11 @@ fn wishes_change_nothing_else() {
             assert!(views[view][picture(1)] != expected[view][picture(1)]);
         }
     }
-    let beyond = Wishes {
+    let beyond = Extras {
         alike: vec![0; 7],
         third: None,
     };
-    let error = Loader::with_wishes(memory(24, 1), augment.clone(), config, beyond).err();
+    let error = Loader::with_extras(memory(24, 1), augment.clone(), config, beyond).err();
     assert!(error.unwrap().to_string().contains("at most 6 pictures"));
 }
 
