@@ -93,6 +93,7 @@ impl TokenGrid {
 
 /// Where the channels of a rank-4 map stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Channels {
     /// `(B, C, H, W)`: convolutional networks, ConvNeXt.
     #[default]
@@ -118,6 +119,7 @@ pub enum Channels {
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Layout {
     /// Leading tokens of a sequence that are no grid cells (CLS, registers).
     pub prefix: usize,

@@ -193,6 +193,7 @@ impl GroupAction for D4 {
 /// assert_eq!(Subgroup::C4.generators(), [D4::ROT90]);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Subgroup {
     /// The identity alone.
     Trivial,

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 
 /// How values between cells are interpolated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Filter {
     /// One cell. On axis-aligned maps the one that holds the upper left corner of the target cell, as PyTorch's
     /// `nearest` does; on others the one that holds its center.
@@ -57,6 +58,7 @@ impl Filter {
 
 /// What lies beyond the border of the grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Padding {
     /// Nothing: such taps weigh zero.
     Zeros,
@@ -81,6 +83,7 @@ pub enum Padding {
 /// assert_eq!(Resample::from(Filter::Fourier).padding, Padding::Periodic);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Resample {
     /// How values between cells are interpolated.
     pub filter: Filter,
