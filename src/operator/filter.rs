@@ -8,6 +8,7 @@ use crate::{Error, Result};
 /// How values between cells are interpolated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Filter {
     /// One cell. On axis-aligned maps the one that holds the upper left corner of the target cell, as PyTorch's
     /// `nearest` does; on others the one that holds its center.
@@ -59,6 +60,7 @@ impl Filter {
 /// What lies beyond the border of the grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Padding {
     /// Nothing: such taps weigh zero.
     Zeros,

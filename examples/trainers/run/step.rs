@@ -45,6 +45,14 @@ impl Batch {
         self.now.momentum.context("expected a method with a momentum encoder")
     }
 
+    /// Features of both crops, as [`views::encode`].
+    pub fn encode(
+        &self,
+        model: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> candle_core::Result<Option<[Tensor; 2]>> {
+        views::encode(&self.crops, model)
+    }
+
     /// The generator of the regularizer's views. It is separate: crops and order are the same without the regularizer.
     pub fn rng(&self) -> StdRng {
         generator(self.seed, Purpose::Views, self.step())

@@ -113,7 +113,7 @@ impl Ser {
             ..self.loss
         })?;
         let layer = format!("block{}", self.layer);
-        Ok(Regularizer::from_parts(layer, sampler, Some(head), loss)?)
+        Ok(Regularizer::from_parts(layer, sampler, Some(head), loss))
     }
 
     /// The tokens that the loss has as negatives.

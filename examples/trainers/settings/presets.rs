@@ -23,6 +23,14 @@ fn nt_xent(lambda: f64, temperature: f64) -> SerConfig {
     }
 }
 
+/// `views` with an overlap of a tenth at least, so that crops from the command line leave tokens to compare.
+fn overlapping(views: ViewConfig) -> ViewConfig {
+    ViewConfig {
+        min_overlap: 0.1,
+        ..views
+    }
+}
+
 impl Settings {
     /// Values that work in minutes; docs/results.md has the accuracy.
     pub(super) fn fashion_tiny(method: Method) -> Self {
@@ -75,7 +83,7 @@ impl Settings {
                     out: 128,
                     ..Default::default()
                 },
-                views: ViewConfig::default(),
+                views: overlapping(ViewConfig::default()),
                 balance: None,
             },
             optimizer: Optimizer {
@@ -152,7 +160,7 @@ impl Settings {
                     _ => nt_xent(1.0, 0.3),
                 },
                 head: ProjectorConfig::default(),
-                views: ViewConfig::paper(),
+                views: overlapping(ViewConfig::paper()),
                 balance: None,
             },
             optimizer: Optimizer {
