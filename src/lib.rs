@@ -55,6 +55,7 @@
 mod check;
 mod error;
 mod grid;
+mod storage;
 
 #[cfg(feature = "contrib")]
 pub mod contrib;

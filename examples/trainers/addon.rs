@@ -10,9 +10,9 @@ use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 use ser_reg::{
     Layout,
-    contrib::addon::{
+    contrib::{
         AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod,
-        EquiModConfig, ParameterStatistics, Reads, Stl, StlConfig, four_rotations,
+        EquiModConfig, ParameterStatistics, AddonInput, Stl, StlConfig, four_rotations,
     },
     grad, tap,
 };
@@ -69,8 +69,8 @@ impl AddOn {
         } = *addon;
         let block = (layer < vit.depth).then(|| format!("block{layer}"));
         let reads = match &block {
-            None => Reads::Final,
-            Some(_) => Reads::Tokens(Layout {
+            None => AddonInput::Embedding,
+            Some(_) => AddonInput::Tokens(Layout {
                 prefix: vit.prefix(layer),
                 ..Layout::default()
             }),

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
-use ser_reg::contrib::addon::AugmentationParameters;
+use ser_reg::contrib::AugmentationParameters;
 
 use super::{
     augment::{Augment, SmallCrop},

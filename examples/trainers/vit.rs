@@ -7,7 +7,7 @@ use candle_nn::{Init, VarBuilder};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
     GridOperator, Resample, TokenGrid,
-    contrib::companion::ReynoldsPenalty,
+    contrib::ReynoldsPenalty,
     group::Scale,
     tap,
 };

@@ -207,7 +207,9 @@ impl ViewConfig {
                 "views of fewer than 2^32 tokens on the base grid {base}"
             ));
         };
-        let rotates = self.affine.is_some_and(|range| range.rotation != (0.0, 0.0));
+        let rotates = self
+            .affine
+            .is_some_and(|range| range.rotation != (0.0, 0.0));
         let short = self.scaled(base, least, high)?.rows();
         let narrow = self.scaled(base, least, low)?.cols();
         let slender = (tall.rows() as f64 / narrow as f64).max(wide.cols() as f64 / short as f64);

@@ -59,7 +59,8 @@ impl View {
             ));
         }
         let (rows, cols) = (self.base.rows(), self.base.cols());
-        let patch = (height % rows == 0 && width % cols == 0).then(|| (height / rows, width / cols));
+        let patch =
+            (height % rows == 0 && width % cols == 0).then(|| (height / rows, width / cols));
         if self.scaled && patch.is_none() {
             return fail(format!(
                 "for a scaled view images with H a multiple of {rows} and W a multiple of {cols}, \
@@ -77,7 +78,8 @@ impl View {
                 );
             }
         }
-        let fits = |(h, w)| out.rows() == self.grid.rows() * h && out.cols() == self.grid.cols() * w;
+        let fits =
+            |(h, w)| out.rows() == self.grid.rows() * h && out.cols() == self.grid.cols() * w;
         if !patch.is_none_or(fits) {
             return fail(format!(
                 "images of square patches on the base token grid {}, since a quarter turn swaps the \

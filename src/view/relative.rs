@@ -170,7 +170,7 @@ const POINTS: usize = 4;
 /// The operator of one element for its mask alone, which does not depend on the filter. Nothing is
 /// cached: the element of a drawn pair does not come again.
 fn mask<G: GroupAction>(g: &G, from: TokenGrid, to: TokenGrid) -> Result<GridOperator> {
-    GridOperator::anew(g, from, to, &Filter::Nearest.into())
+    GridOperator::between(std::slice::from_ref(g), from, to, &Filter::Nearest.into())
 }
 
 /// The smaller share of the tokens that the other view sees.

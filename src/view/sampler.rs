@@ -52,6 +52,11 @@ impl ViewSampler {
         Ok(Self { config, base })
     }
 
+    /// The token grid of an image of the usual size.
+    pub fn grid(&self) -> TokenGrid {
+        self.base
+    }
+
     /// Draws both views of a batch. The same state of `rng` gives the same draw.
     ///
     /// # Errors
@@ -94,12 +99,7 @@ impl ViewSampler {
     }
 
     /// Draws second views again until each sees enough of the first.
-    fn redraw(
-        &self,
-        first: &Transforms,
-        second: &mut Transforms,
-        rng: &mut StdRng,
-    ) -> Result<()> {
+    fn redraw(&self, first: &Transforms, second: &mut Transforms, rng: &mut StdRng) -> Result<()> {
         let (from, to) = (first.grid, second.grid);
         for (one, two) in first.samples.iter().zip(&mut second.samples) {
             let enough = |two: &Transform| -> Result<bool> {

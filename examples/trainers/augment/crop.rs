@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng};
-use ser_reg::contrib::addon::CropParameters;
+use ser_reg::contrib::CropParameters;
 use serde::{Deserialize, Serialize};
 
 use super::range;

@@ -6,7 +6,7 @@ mod photometric;
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use rand::{Rng, rngs::StdRng};
-use ser_reg::contrib::addon::AugmentationParameters;
+use ser_reg::contrib::AugmentationParameters;
 use serde::{Deserialize, Serialize};
 
 pub use crop::{Crop, CropRanges};

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
-use ser_reg::contrib::addon::{AugmentationParameters, JitterParameters};
+use ser_reg::contrib::{AugmentationParameters, JitterParameters};
 use serde::{Deserialize, Serialize};
 
 use super::{probability, range};

@@ -179,7 +179,7 @@ impl Run {
             let out = addon.loss(encoder, &batch.drawn, dropped)?;
             loss = (loss + &out.loss)?;
             seen.addon = Some(out.unweighted.to_scalar()?);
-            for (name, value) in &out.figures {
+            for (name, value) in &out.metrics {
                 figures.push((name, f64::from(value.to_scalar::<f32>()?)));
             }
             if self.step == 0 {

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{cases, random};
 use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
-use ser_reg::contrib::companion::{EqSim, Margin};
+use ser_reg::contrib::{EqSim, Margin};
 
 const CPU: &Device = &Device::Cpu;
 

@@ -1,24 +1,25 @@
-//! What an augmentation drew, as numbers that a head can be told or asked for.
+//! The random parameters of an augmentation.
 
 use std::fmt::Debug;
 
 use crate::{Error, Result};
 
-/// The window that a view shows, as fractions of the picture's sides.
+/// The crop window of a view, in fractions of the image sides.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CropParameters {
-    /// First row (the authors' `i`) and first column (`j`).
+    /// The upper edge, `i` in the authors' code.
     pub top: f32,
-    /// See `top`.
+    /// The left edge, `j` in the authors' code.
     pub left: f32,
-    /// Rows and columns of the window.
+    /// The height.
     pub height: f32,
-    /// See `height`.
+    /// The width.
     pub width: f32,
 }
 
 impl CropParameters {
-    /// All of the picture.
+    /// The whole image.
     pub const WHOLE: Self = Self {
         top: 0.0,
         left: 0.0,
@@ -26,7 +27,7 @@ impl CropParameters {
         width: 1.0,
     };
 
-    /// The center `(y, x)`, as seen in a mirror or not.
+    /// The center `(y, x)`, with x mirrored or not.
     fn center(&self, mirrored: bool) -> [f64; 2] {
         let x = f64::from(self.left) + 0.5 * f64::from(self.width);
         let y = f64::from(self.top) + 0.5 * f64::from(self.height);
@@ -34,20 +35,21 @@ impl CropParameters {
     }
 }
 
-/// A color jitter: four changes, one after the other.
+/// The color jitter of a view: four changes in a random order.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct JitterParameters {
-    /// Whether it was applied; if not, the rest is that of [`JitterParameters::NONE`].
+    /// Whether the jitter was applied; if not, the other fields are those of [`JitterParameters::NONE`].
     pub applied: bool,
-    /// Which change came first, second, …: 0 brightness, 1 contrast, 2 saturation, 3 hue.
+    /// The order of the changes: 0 brightness, 1 contrast, 2 saturation, 3 hue.
     pub order: [u8; 4],
-    /// Factors, 1 for no change.
+    /// The brightness factor; 1 for no change.
     pub brightness: f32,
-    /// See `brightness`.
+    /// The contrast factor; 1 for no change.
     pub contrast: f32,
-    /// See `brightness`.
+    /// The saturation factor; 1 for no change.
     pub saturation: f32,
-    /// Whole turns of the color circle, 0 for no change.
+    /// The hue shift in full turns of the color circle; 0 for no change.
     pub hue: f32,
 }
 
@@ -63,11 +65,13 @@ impl JitterParameters {
     };
 }
 
-/// What was drawn for one view of one picture. `None` is what the augmentation did not write down: an add-on that needs it
-/// says so. What the augmentation knows and left alone has the values of [`AugmentationParameters::untouched`].
+/// The augmentation parameters of one view of one image.
+///
+/// `None` is an unknown parameter; an add-on that needs it returns an error. A known parameter of an augmentation that was
+/// not applied has its value in [`AugmentationParameters::untouched`].
 ///
 /// ```
-/// use ser_reg::contrib::addon::{AugmentationParameters, CropParameters};
+/// use ser_reg::contrib::{AugmentationParameters, CropParameters};
 /// let view = AugmentationParameters {
 ///     crop: Some(CropParameters { top: 0.25, left: 0.0, height: 0.5, width: 0.5 }),
 ///     flip: Some(true),
@@ -81,25 +85,26 @@ impl JitterParameters {
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AugmentationParameters {
-    /// The window.
+    /// The crop window.
     pub crop: Option<CropParameters>,
-    /// Whether the view is mirrored, left and right exchanged.
+    /// Whether the view is flipped horizontally.
     pub flip: Option<bool>,
-    /// Brightness, contrast, saturation, hue.
+    /// The color jitter.
     pub jitter: Option<JitterParameters>,
-    /// Whether colors were taken away.
+    /// Whether the view was converted to grayscale.
     pub grayscale: Option<bool>,
-    /// Standard deviation of the blur; 0 for none.
+    /// Standard deviation of the Gaussian blur in pixels; 0 for none.
     pub blur: Option<f32>,
-    /// Values from here on, of 0 to 1, were inverted; 1 for none.
+    /// Threshold of the solarization, 0 to 1: values from it on were inverted; 1 for none.
     pub solarize: Option<f32>,
-    /// Quarter turns, counter-clockwise as displayed.
+    /// Counterclockwise quarter turns.
     pub rotation: Option<u32>,
 }
 
 impl AugmentationParameters {
-    /// The picture as it is: everything known, nothing done.
+    /// The parameters of the unaugmented image; all are known.
     pub const fn untouched() -> Self {
         Self {
             crop: Some(CropParameters::WHOLE),
@@ -112,16 +117,16 @@ impl AugmentationParameters {
         }
     }
 
-    /// EquiMod's description of a view (arXiv 2211.01244), before it is scaled:
+    /// The parameter vector of EquiMod (arXiv 2211.01244), unscaled:
     ///
     /// ```text
     /// top, left, height, width, flip | jitter?, order (4), brightness, contrast, saturation, hue, grayscale? | blur?, σ
     /// ```
     ///
-    /// 17 numbers, and whether the view was solarized as an 18th if `solarize`.
+    /// It has 17 numbers. With `solarize` an 18th is 1 for a solarized view.
     ///
     /// # Errors
-    /// If one of these was not written down, or is not finite.
+    /// If one of these parameters is `None` or not finite.
     pub fn vector(&self, solarize: bool) -> Result<Vec<f64>> {
         let crop = need("EquiMod", "crop", self.crop)?;
         let jitter = need("EquiMod", "jitter", self.jitter)?;
@@ -148,8 +153,7 @@ impl AugmentationParameters {
         finite("EquiMod", vector)
     }
 
-    /// AugSelf's difference of crops: of the centers' y and x, of heights, of widths. Both centers are seen in a mirror if
-    /// this view is mirrored.
+    /// AugSelf's differences of center y, center x, height and width. Both centers are mirrored if this view is flipped.
     pub(super) fn crop_difference(&self, other: &Self) -> Result<Vec<f64>> {
         let (a, b) = (
             self.known("crop", self.crop)?,
@@ -162,7 +166,7 @@ impl AugmentationParameters {
         finite("AugSelf", vec![y1 - y2, x1 - x2, h1 - h2, w1 - w2])
     }
 
-    /// AugSelf's difference of the four strengths, each in units of the range that it is drawn from; 0 where that has no width.
+    /// AugSelf's differences of the four jitter parameters in units of their ranges; 0 for a range of no width.
     pub(super) fn color_difference(&self, other: &Self, widths: &[f64; 4]) -> Result<Vec<f64>> {
         let strengths = |jitter: JitterParameters| {
             let JitterParameters {
@@ -195,7 +199,7 @@ impl AugmentationParameters {
         finite("AugSelf", vec![f64::from(a) - f64::from(b)])
     }
 
-    /// 1 if both are mirrored, or neither.
+    /// 1 if the flips of both views agree, else 0.
     pub(super) fn flips_agree(&self, other: &Self) -> Result<u32> {
         let (a, b) = (
             self.known("flip", self.flip)?,
@@ -221,8 +225,8 @@ fn need<T>(op: &'static str, name: &str, value: Option<T>) -> Result<T> {
         Error::input(
             op,
             format!(
-                "AugmentationParameters::{name} of every view (have the augmentation write down what it draws; \
-                 AugmentationParameters::untouched() has what it leaves alone)"
+                "AugmentationParameters::{name} of every view (record it in the augmentation; \
+                 AugmentationParameters::untouched() has the value for an augmentation that was not applied)"
             ),
             "None",
         )
@@ -236,30 +240,31 @@ fn finite(op: &'static str, values: Vec<f64>) -> Result<Vec<f64>> {
     }
 }
 
-/// Mean and standard deviation of each number of [`AugmentationParameters::vector`], over what an augmentation draws.
+/// Mean and standard deviation of each number of [`AugmentationParameters::vector`] over many draws.
 ///
 /// ```
-/// use ser_reg::contrib::addon::{AugmentationParameters, ParameterStatistics};
-/// let mirrored = AugmentationParameters { flip: Some(true), ..AugmentationParameters::untouched() };
-/// let seen = [mirrored, AugmentationParameters::untouched()];
-/// let statistics = ParameterStatistics::of(&seen, false)?;
+/// use ser_reg::contrib::{AugmentationParameters, ParameterStatistics};
+/// let flipped = AugmentationParameters { flip: Some(true), ..AugmentationParameters::untouched() };
+/// let draws = [flipped, AugmentationParameters::untouched()];
+/// let statistics = ParameterStatistics::of(&draws, false)?;
 /// assert_eq!((statistics.mean[4], statistics.std[4]), (0.5, 0.5));
-/// assert_eq!(statistics.std[0], 0.0, "what never changes says nothing, and becomes 0");
+/// assert_eq!(statistics.std[0], 0.0, "a constant number is scaled to 0");
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ParameterStatistics {
-    /// Means, 17 or 18.
+    /// The means, 17 or 18.
     pub mean: Vec<f64>,
-    /// Standard deviations, as many; a number whose deviation is 0 becomes 0.
+    /// The standard deviations, as many as means; a number of deviation 0 is scaled to 0.
     pub std: Vec<f64>,
 }
 
 impl ParameterStatistics {
-    /// Of some views' parameters; a few thousand draws of the recipe will do.
+    /// The statistics of some draws of the augmentation; a few thousand suffice.
     ///
     /// # Errors
-    /// If there are none, or one of them lacks a parameter.
+    /// If there is no draw, or a parameter of the vector is `None` or not finite.
     pub fn of(parameters: &[AugmentationParameters], solarize: bool) -> Result<Self> {
         if parameters.is_empty() {
             return Err(Error::input(
@@ -314,12 +319,12 @@ impl ParameterStatistics {
     }
 }
 
-/// Numbers in EquiMod's description of a view.
+/// The length of EquiMod's parameter vector.
 pub(super) fn width(solarize: bool) -> usize {
     17 + usize::from(solarize)
 }
 
-/// That there are parameters for each sample of each view.
+/// There are parameters for each sample of each view.
 pub(super) fn check_counts(
     op: &'static str,
     parameters: [&[AugmentationParameters]; 2],

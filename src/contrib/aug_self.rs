@@ -1,42 +1,44 @@
-//! AugSelf (arXiv 2111.09613): tell from two views how their augmentations differ.
+//! AugSelf (arXiv 2111.09613): predict how the augmentations of two views differ.
 
-use candle_core::{Device, Module, Tensor};
+use candle_core::{Module, Tensor};
 use candle_nn::VarBuilder;
 
 use super::{
-    AddonOutput, Reads,
-    nn::{self, Mlp},
+    AddonInput, AddonOutput,
+    addon::Reader,
+    check,
+    nn::{self, Mlp, MlpConfig, Norm, Output},
     parameters::{self, AugmentationParameters},
-    reads::Reader,
 };
 use crate::{Error, Result};
 
-/// The settings of [`AugSelf`]. A weight of 0 leaves its task out, and its head.
+/// The settings of [`AugSelf`]. A task of weight 0 has no head and is not computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AugSelfConfig {
     /// Width of both hidden layers of each head.
     pub hidden: usize,
-    /// Weight of where the windows lie and how large they are.
+    /// Weight of the crop task.
     pub crop: f64,
-    /// Weight of the four strengths of the color jitter.
+    /// Weight of the color jitter task.
     pub color: f64,
-    /// Weight of whether both views are mirrored, or neither.
+    /// Weight of the flip task.
     pub flip: f64,
-    /// Weight of the blurs.
+    /// Weight of the blur task.
     pub blur: f64,
-    /// Weight of the thresholds of solarization.
+    /// Weight of the solarization task.
     pub solarize: f64,
-    /// Weight of the quarter turns.
+    /// Weight of the rotation task.
     pub rotation: f64,
-    /// Widths of the ranges that brightness, contrast, saturation and hue are drawn from; 0 for what is not drawn.
+    /// Widths of the ranges of brightness, contrast, saturation and hue; 0 for a constant.
     pub color_widths: [f64; 4],
-    /// Weight λ of the whole; finite and at least 0.
+    /// Weight `λ` of the loss; finite and at least 0.
     pub lambda: f64,
 }
 
 impl Default for AugSelfConfig {
-    /// The authors' for ImageNet-100: crop and color weigh 0.5, the rest is off; heads are 512 wide; jitter of 0.4, 0.4, 0.4
-    /// and 0.1. For STL-10 they weigh crop and color with 1.
+    /// The authors' values for ImageNet-100: weights of 0.5 for crop and color, 512 hidden units, jitter of 0.4, 0.4, 0.4 and
+    /// 0.1. For STL-10 their weights are 1.
     fn default() -> Self {
         Self {
             hidden: 512,
@@ -65,13 +67,13 @@ impl AugSelfConfig {
     }
 
     fn check(&self) -> Result<()> {
-        nn::check_widths(&[("AugSelfConfig::hidden", self.hidden)])?;
-        nn::check_weight("AugSelfConfig::lambda", self.lambda)?;
+        check::widths(&[("AugSelfConfig::hidden", self.hidden)])?;
+        check::not_negative("AugSelfConfig::lambda", self.lambda)?;
         for task in Task::ALL {
-            nn::check_weight(task.field(), self.weight(task))?;
+            check::not_negative(task.field(), self.weight(task))?;
         }
         for width in self.color_widths {
-            nn::check_weight("AugSelfConfig::color_widths", width)?;
+            check::not_negative("AugSelfConfig::color_widths", width)?;
         }
         if Task::ALL.iter().all(|&task| self.weight(task) == 0.0) {
             return Err(Error::config(
@@ -86,7 +88,7 @@ impl AugSelfConfig {
 
 type P = AugmentationParameters;
 
-/// What is asked of a pair of views.
+/// A prediction task on a pair of views.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
     Crop,
@@ -97,11 +99,11 @@ enum Task {
     Rotation,
 }
 
-/// What a task's head shall say.
+/// The target of a task.
 enum Target {
-    /// `tanh` of its outputs, one row a pair.
+    /// Regression of `tanh` of the outputs, one row per pair.
     Numbers(Vec<f64>),
-    /// Its largest output.
+    /// Classification, one class per pair.
     Classes(Vec<u32>),
 }
 
@@ -144,7 +146,7 @@ impl Task {
         }
     }
 
-    /// Of pairs of a view and another.
+    /// The target of each pair of views.
     fn target(self, pairs: &[(&P, &P)], config: &AugSelfConfig) -> Result<Target> {
         let numbers = |difference: &dyn Fn(&P, &P) -> Result<Vec<f64>>| {
             let rows = pairs.iter().map(|(a, b)| difference(a, b));
@@ -176,7 +178,7 @@ impl Target {
             }
             Self::Classes(classes) => {
                 let logits = match outputs.dim(1)? {
-                    // One output is the logit against 0: cross-entropy over both is the binary one, and never overflows.
+                    // The cross-entropy of (0, logit) is the binary cross-entropy; it does not overflow.
                     1 => Tensor::cat(&[&outputs.zeros_like()?, outputs], 1)?,
                     _ => outputs.clone(),
                 };
@@ -186,36 +188,39 @@ impl Target {
     }
 }
 
-/// AugSelf's heads and loss.
+/// The heads and the loss of AugSelf.
 ///
 /// ```text
 /// L = λ Σ_a w_a · mean ℓ_a( MLP_a([h₁; h₂]), d_a(1, 2) ),   over the orders (1, 2) and (2, 1)
 /// ```
 ///
-/// | task | `d(1, 2)` | ℓ |
+/// | task | target `d(1, 2)` | ℓ |
 /// |---|---|---|
-/// | crop | differences of the centers' y and x, of heights, of widths, in sides of the picture; both centers mirrored if view 1 is | MSE of tanh |
-/// | color | differences of brightness, contrast, saturation, hue, each over the width of its range | MSE of tanh |
-/// | blur, solarize | difference of the deviations σ, of the thresholds | MSE of tanh |
-/// | flip | whether both views are mirrored, or neither | binary cross-entropy |
+/// | crop | differences of center y, center x, height and width, in units of the image side | MSE of tanh |
+/// | color | differences of brightness, contrast, saturation and hue, in units of their ranges | MSE of tanh |
+/// | blur | difference of the standard deviations σ | MSE of tanh |
+/// | solarize | difference of the thresholds | MSE of tanh |
+/// | flip | 1 if the flips of both views agree, else 0 | binary cross-entropy |
 /// | rotation | `(k₁ − k₂) mod 4` | cross-entropy |
 ///
-/// Each task has an MLP of its own, 2D → 512 → 512 → outputs, with batch normalization and ReLU; both orders are one batch.
-/// Both features get the gradient; if one comes from a momentum encoder, only the other does. The figures are the tasks'
-/// losses before their weights.
+/// If view 1 is flipped, the crop task mirrors the centers of both views. Each task has its own MLP, 2D → 512 → 512 →
+/// outputs, with batch normalization and ReLU. Both orders form one batch. Both features get a gradient, unless one comes
+/// from a momentum encoder. The metrics are the losses of the tasks before their weights.
+///
+/// Source: arXiv 2111.09613.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use candle_nn::{VarBuilder, VarMap};
-/// use ser_reg::contrib::addon::{AugSelf, AugSelfConfig, AugmentationParameters, Reads};
+/// use ser_reg::contrib::{AddonInput, AugSelf, AugSelfConfig, AugmentationParameters};
 ///
 /// let vars = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-/// let add_on = AugSelf::new(AugSelfConfig::default(), Reads::Final, 16, vb)?;
+/// let addon = AugSelf::new(AugSelfConfig::default(), AddonInput::Embedding, 16, vb)?;
 /// let h = || Tensor::randn(0f32, 1., (4, 16), &Device::Cpu);
-/// let drawn = [AugmentationParameters::untouched(); 4];
-/// let out = add_on.forward([&h()?, &h()?], [&drawn, &drawn])?;
-/// assert_eq!(out.figures.len(), 2, "crop and color");
+/// let parameters = [AugmentationParameters::untouched(); 4];
+/// let out = addon.forward([&h()?, &h()?], [&parameters, &parameters])?;
+/// assert_eq!(out.metrics.len(), 2, "crop and color");
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -228,24 +233,29 @@ pub struct AugSelf {
 impl AugSelf {
     const OP: &'static str = "AugSelf";
 
-    /// The add-on for features of `channels` channels at the layer that `reads` names. Variables: `norm.*` (tokens only), and
-    /// those of a head for each task with a weight, `crop.*`, `color.*`, ….
+    /// An add-on for features of `channels` channels.
+    ///
+    /// Variables: `norm.*` (tokens only), and a head for each task with a weight: `crop.*`, `color.*`, ….
     ///
     /// # Errors
-    /// If a setting is out of range, no task has a weight, or `vb` cannot hand out the variables.
+    /// If a setting is out of range, no task has a weight, or `vb` fails to return a variable.
     pub fn new(
         config: AugSelfConfig,
-        reads: Reads,
+        input: AddonInput,
         channels: usize,
         vb: VarBuilder,
     ) -> Result<Self> {
         config.check()?;
-        let reader = Reader::new(reads, channels, vb.clone())?;
+        let reader = Reader::new(input, channels, vb.clone())?;
         let mut heads = Vec::new();
         for task in Task::ALL {
             if config.weight(task) > 0.0 {
-                let widths = [2 * channels, config.hidden, config.hidden, task.outputs()];
-                heads.push((task, Mlp::batch_norm(&widths, true, vb.pp(task.name()))?));
+                let head = MlpConfig {
+                    widths: &[2 * channels, config.hidden, config.hidden, task.outputs()],
+                    norm: Norm::Batch,
+                    output: Output::Affine,
+                };
+                heads.push((task, Mlp::new(&head, vb.pp(task.name()))?));
             }
         }
         Ok(Self {
@@ -255,42 +265,36 @@ impl AugSelf {
         })
     }
 
-    /// The loss of two views' features, (B, D) or token maps as [`Reads`] says, and of what was drawn for each.
+    /// The loss of the features of two views, `(B, D)` or token maps as [`AddonInput`] says.
+    ///
+    /// `parameters` has the augmentation parameters of each sample and view.
     ///
     /// # Errors
-    /// If the batches differ or have fewer than two samples, shapes or types do not fit the layer that is read, or a parameter
-    /// that a task asks for was not written down.
+    /// If the batches differ or have fewer than two samples, shapes or types do not fit the input, or a parameter of a task
+    /// is `None`.
     pub fn forward(
         &self,
         views: [&Tensor; 2],
         parameters: [&[AugmentationParameters]; 2],
     ) -> Result<AddonOutput> {
-        let features = self.reader.all(Self::OP, views)?;
-        let [h1, h2] = &features[..] else {
-            return Err(Error::input(Self::OP, "two views", features.len()));
-        };
+        let [h1, h2] = self.reader.pair(Self::OP, views)?;
         let batch = h1.dim(0)?;
-        nn::check_batch(Self::OP, batch)?;
+        check::batch(Self::OP, batch)?;
         parameters::check_counts(Self::OP, parameters, batch)?;
-        let there = Tensor::cat(&[h1, h2], 1)?;
-        let back = Tensor::cat(&[h2, h1], 1)?;
-        let pairs = Tensor::cat(&[there, back], 0)?;
+        let h12 = Tensor::cat(&[&h1, &h2], 1)?;
+        let h21 = Tensor::cat(&[&h2, &h1], 1)?;
+        let features = Tensor::cat(&[h12, h21], 0)?;
         let [first, second] = parameters;
-        let orders: Vec<(&P, &P)> = first
-            .iter()
-            .zip(second)
-            .chain(second.iter().zip(first))
-            .collect();
+        let there = first.iter().zip(second);
+        let back = second.iter().zip(first);
+        let pairs: Vec<(&P, &P)> = there.chain(back).collect();
 
-        let mut total =
-            Tensor::zeros((), pairs.dtype(), &Device::Cpu)?.to_device(pairs.device())?;
-        let mut figures = Vec::with_capacity(self.heads.len());
+        let mut terms = Vec::with_capacity(self.heads.len());
         for (task, head) in &self.heads {
-            let target = task.target(&orders, &self.config)?;
-            let loss = target.loss(&head.forward(&pairs)?)?;
-            total = (total + (&loss * self.config.weight(*task))?)?;
-            figures.push((task.name(), loss.detach()));
+            let target = task.target(&pairs, &self.config)?;
+            let loss = target.loss(&head.forward(&features)?)?;
+            terms.push((task.name(), self.config.weight(*task), loss));
         }
-        AddonOutput::weighted(total, self.config.lambda, figures)
+        AddonOutput::of_terms(&terms, self.config.lambda)
     }
 }

@@ -1,12 +1,13 @@
-//! Do predictions agree over views of one input?
+//! Consistency of predictions over the views of one input (arXiv 2203.03304).
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::{check_pair, sum, work_dtype};
+use super::{autograd::with_gradient_of, check, orbit::sum};
 use crate::{Error, Result};
 
-/// How far apart the predictions `p_1 … p_K` of one sample are; `l_k = log p_k`, bars are means over views.
+/// The divergence of the predictions `p_1 … p_K` of one sample; `l_k = log p_k`, and bars are means over views.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Divergence {
     /// The mean over pairs of `½ KL(p_k‖p_l) + ½ KL(p_l‖p_k)`, unbounded:
     /// `1/(K−1) Σ_k Σ_c (p_k − p̄)(l_k − l̄)`.
@@ -18,23 +19,24 @@ pub enum Divergence {
     Mse,
 }
 
-/// A penalty on predictions that differ over the views of one input, for supervised training.
+/// A consistency penalty on the predictions of several views of one input, for supervised training.
 ///
-/// `p_k = softmax(z_k/τ)`; the divergence of each sample's K predictions, averaged over samples. No pair is formed: all
-/// three kinds cost O(K·B·C). The gradient reaches all views; hand in `detach`ed logits for a view that is a fixed target.
-/// It is finite for logits as far apart as ±10⁴ in f32 and f16 (the maximum is taken out; zero probabilities have finite
-/// logarithms). A class that all views mask (logits of −∞) adds nothing and gets no gradient. One that only some of them
-/// mask is infinitely far off under symmetric KL: it counts with `log p = −10³⁰`. Other infinite logits, and NaN, give NaN.
+/// `p_k = softmax(z_k/τ)`. The loss is the divergence of the K predictions of a sample, averaged over samples. No pair is
+/// formed: each kind costs O(K·B·C). All views get a gradient; for a fixed target, detach the logits of its view.
 ///
-/// Source: arXiv 2203.03304, which adds a divergence between predictions of different augmentations to the mean of
-/// their cross-entropies (the direction of its KL is not known to us).
+/// Logits of ±10⁴ have finite losses and gradients in f32 and f16. A class that all views mask (logit −∞) adds nothing and
+/// gets no gradient. A class that some views mask has an infinite symmetric KL divergence; it counts with `log p = −10³⁰`.
+/// NaN and other infinite logits give NaN.
+///
+/// Source: arXiv 2203.03304. It adds a divergence between the predictions of different augmentations to the mean of their
+/// cross-entropies. The paper does not state the direction of its KL divergence.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use ser_reg::contrib::companion::{Divergence, PredictionConsistency};
+/// use ser_reg::contrib::{Divergence, PredictionConsistency};
 /// let logits = Tensor::new(&[[[2f32, 0.]], [[0., 2.]]], &Device::Cpu)?; // K = 2 views, one sample, two classes
 /// let value = |kind| PredictionConsistency { kind, ..Default::default() }.forward(&logits)?.to_scalar::<f32>();
-/// // p = (σ(2), σ(−2)) and its reverse
+/// // p = (σ(2), σ(−2)), and reversed
 /// let p = 1. / (1. + (-2f32).exp());
 /// assert!((value(Divergence::SymmetricKl)? - 2. * (2. * p - 1.)).abs() < 1e-6);
 /// assert!((value(Divergence::Mse)? - (2. * p - 1.).powi(2)).abs() < 1e-6);
@@ -42,10 +44,11 @@ pub enum Divergence {
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PredictionConsistency {
     /// The divergence.
     pub kind: Divergence,
-    /// `τ > 0`; larger ones compare softer predictions. The loss is not rescaled by `τ²`.
+    /// Temperature `τ`, finite and above 0. The loss is not rescaled by `τ²`.
     pub temperature: f64,
 }
 
@@ -61,50 +64,48 @@ impl Default for PredictionConsistency {
 
 const OP: &str = "PredictionConsistency";
 
-/// In place of the logits and logarithms of what is masked: finite, and its exponential is 0 in every type.
+/// Replaces the logits and log-probabilities of masked classes: it is finite, and its exponential is 0 in every type.
 const FLOOR: f64 = -1e30;
 
 impl PredictionConsistency {
     /// The mean divergence of logits `(K, B, C)`: K ≥ 2 views of B samples, C ≥ 2 classes.
     ///
     /// # Errors
-    /// If the shape is another, the type no floating point type, or the temperature not finite and above 0.
+    /// If the shape differs, the type is not a floating-point type, or the temperature is not finite and above 0.
     pub fn forward(&self, logits: &Tensor) -> Result<Tensor> {
-        let (tau, dtype) = (self.temperature, work_dtype(OP, logits)?);
-        if !(tau.is_finite() && tau > 0.0) {
-            let field = "PredictionConsistency::temperature";
-            return Err(Error::config(field, "a finite value above 0", tau));
-        }
+        let (tau, dtype) = (self.temperature, check::work_dtype(OP, logits)?);
+        check::positive("PredictionConsistency::temperature", tau)?;
         let views = match *logits.dims() {
             [k, b, c] if k >= 2 && b > 0 && c >= 2 => k as f64,
             _ => {
-                let expected = "logits (K, B, C) of at least two views and two classes (a single logit z is the pair (z, 0))";
+                let expected = "logits (K, B, C) of at least two views and two classes (for a single logit z take the pair (z, 0))";
                 return Err(Error::input(OP, expected, format!("{:?}", logits.dims())));
             }
         };
-        // Where it is the floor that counts, no gradient passes.
+        // The maximum passes no gradient where it is the floor.
         let z = logits.to_dtype(dtype)?.maximum(FLOOR)?;
         let (value, gradient) = self.evaluate(&z.detach(), views)?;
-        // A term of value 0 carries the gradient.
-        Ok((value + ((&z - z.detach())? * gradient)?.sum_all()?)?)
+        // Zero, with the gradient; a product with z itself could overflow.
+        let carrier = ((&z - z.detach())? * gradient)?.sum_all()?;
+        Ok(with_gradient_of(&value, &carrier)?)
     }
 
-    /// The value and its derivative with respect to the logits: fewer passes than a graph of them would take.
+    /// The value and its derivative with respect to the logits. This takes fewer passes than autograd.
     ///
     /// With `G_k = ∂L/∂l_k`, where `p_k = exp l_k`, the derivative is `(G_k − p_k Σ_c G_k)/τ`.
     fn evaluate(&self, z: &Tensor, views: f64) -> Result<(Tensor, Tensor)> {
         let (_, batch, classes) = z.dims3()?;
         let l = log_softmax(z, self.temperature)?;
         let p = l.exp()?;
-        // View by view: candle is slow where it has to broadcast over the first axis.
+        // View by view, because candle broadcasts slowly over the first axis.
         let split = |x: &Tensor| -> Result<Vec<Tensor>> { Ok(x.chunk(x.dim(0)?, 0)?) };
-        let mean = |x: &[Tensor]| -> Result<Tensor> { Ok((sum(OP, x)? / views)?) };
+        let mean = |x: &[Tensor]| -> Result<Tensor> { Ok((sum(x)? / views)?) };
         let (ls, ps) = (split(&l)?, split(&p)?);
         let p_mean = mean(&ps)?;
         let mut values = Vec::with_capacity(ps.len());
         let mut slopes = Vec::with_capacity(ps.len());
         match self.kind {
-            // The pairs' (p_k − p_l)(l_k − l_l) sum to K times the covariance.
+            // (p_k − p_l)(l_k − l_l), summed over pairs, is K times the covariance.
             Divergence::SymmetricKl => {
                 let l_mean = mean(&ls)?;
                 for (p, l) in ps.iter().zip(&ls) {
@@ -149,53 +150,53 @@ impl PredictionConsistency {
         let gradient = Tensor::cat(&gradients, 0)?;
         let batch = batch as f64;
         Ok((
-            (sum(OP, &values)? * (value / batch))?,
+            (sum(&values)? * (value / batch))?,
             (gradient * (slope / (batch * self.temperature)))?,
         ))
     }
 
-    /// The same for one tensor `(B, C)` per view.
+    /// [`forward`](Self::forward) for one tensor `(B, C)` per view.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward); if the views differ in shape, type or device.
+    /// As [`forward`](Self::forward), and if the views differ in shape, type or device.
     pub fn forward_views(&self, views: &[Tensor]) -> Result<Tensor> {
         let (first, others) = match views {
             [first, others @ ..] if !others.is_empty() => (first, others),
             _ => return Err(Error::input(OP, "at least two views", views.len())),
         };
         for other in others {
-            check_pair(OP, first, other)?;
+            check::pair(OP, first, other)?;
         }
         self.forward(&Tensor::stack(views, 0)?)
     }
 }
 
-/// `log softmax(z/τ)` over the last axis.
+/// `log softmax(z/τ)` over the last axis. `candle_nn::ops::log_softmax` of `z/τ` rounds large logits before it subtracts
+/// their maximum.
 fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
     let top = z.max_keepdim(D::Minus1)?;
     let z = (z.broadcast_sub(&top)? / tau)?;
     let log_sum = z.exp()?.sum_keepdim(D::Minus1)?.log()?;
-    // Once more: a low temperature may have led below it.
+    // The division by a low temperature may lead below the floor.
     Ok(z.broadcast_sub(&log_sum)?.maximum(FLOOR)?)
 }
 
-/// How invariant are predictions? The mean over samples and pairs of views of the symmetric KL divergence
-/// `½ KL(p_k‖p_l) + ½ KL(p_l‖p_k)`, for logits `(K, B, C)`; in f64 on the host.
+/// An invariance score of predictions: the mean symmetric KL divergence over samples and pairs of views.
 ///
-/// 0 if all views give one prediction. A model that gives one prediction for all images has 0 as well: report it beside
-/// accuracy.
+/// `½ KL(p_k‖p_l) + ½ KL(p_l‖p_k)` for logits `(K, B, C)`, computed in f64 on the host. It is 0 if all views have the same
+/// prediction. A model with one prediction for all images also has 0, so report the score with the accuracy.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// let one = Tensor::new(&[[[2f32, 0.]], [[2., 0.]]], &Device::Cpu)?;
-/// assert_eq!(ser_reg::contrib::companion::mean_pairwise_symmetric_kl(&one)?, 0.);
+/// assert_eq!(ser_reg::contrib::mean_pairwise_symmetric_kl(&one)?, 0.);
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 ///
 /// # Errors
-/// As [`PredictionConsistency::forward`]; if a logit is not finite, unless all views mask a class by −∞.
+/// As [`PredictionConsistency::forward`], and if a logit is not finite. A class may be −∞ in all views.
 pub fn mean_pairwise_symmetric_kl(logits: &Tensor) -> Result<f64> {
-    work_dtype("mean_pairwise_symmetric_kl", logits)?;
+    check::work_dtype("mean_pairwise_symmetric_kl", logits)?;
     let logits = logits
         .detach()
         .to_device(&Device::Cpu)?

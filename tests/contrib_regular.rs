@@ -8,7 +8,7 @@ use common::{cases, max_gap, random};
 use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
 use ser_reg::{
-    companion::{Distance, RegularRep},
+    contrib::{Distance, RegularRep},
     group::{D4, GroupAction, Subgroup},
 };
 

@@ -10,7 +10,7 @@ use loss_common::{assert_close, assert_finite, assert_says, differences, flat, s
 use proptest::prelude::*;
 use ser_reg::{
     GridOperator, Resample, TokenGrid,
-    companion::{InvariantIntegration, Monomial, OrbitPool, Pool, ReynoldsPenalty, WeightSpace},
+    contrib::{InvariantIntegration, Monomial, OrbitPool, Pool, ReynoldsPenalty, WeightSpace},
     grad,
     group::{D4, Subgroup},
 };

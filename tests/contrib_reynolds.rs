@@ -9,7 +9,7 @@ use loss_common::{assert_close, assert_finite, assert_says, differences, flat, s
 use proptest::prelude::*;
 use ser_reg::{
     GridOperator, Resample, TokenGrid,
-    companion::{Fibre, RegularRep, ReynoldsPenalty, WeightSpace},
+    contrib::{Fibre, RegularRep, ReynoldsPenalty, WeightSpace},
     group::{D4, GroupAction, Subgroup},
 };
 

@@ -1,23 +1,24 @@
-//! Equivariant similarity: scores of pairs change alike when either side is swapped.
+//! EqSim (arXiv 2303.14465): swapping either side of two pairs changes their scores alike.
 
 use candle_core::Tensor;
 
-use super::work_dtype;
+use super::check;
 use crate::{Error, Result};
 
-/// What is forgiven.
+/// The margin below which differences are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Margin {
-    /// Nothing: the closed form, which clamps nowhere.
+    /// No margin and no clamping: the closed form.
     #[default]
     None,
-    /// The authors' form: each of the two means over pairs, less this, clamped at 0.
+    /// The authors' first form: each of the two means over pairs, minus this margin, clamped at 0.
     Mean(f64),
-    /// Their second form: each pair's squares, less this, clamped at 0, then the mean.
+    /// The authors' second form: the squares of each pair, minus this margin, clamped at 0, then the mean.
     Pair(f64),
 }
 
-/// A penalty on a matrix of scores `S`, `s_ij` that of item `i` on one side and item `j` on the other.
+/// A penalty on a matrix of scores `S`; `s_ij` is the score of item `i` of one side and item `j` of the other.
 ///
 /// For two matched pairs, swapping either side should change the score by the same amount:
 ///
@@ -32,29 +33,33 @@ pub enum Margin {
 /// L = mean_{i≠j} (s_ij − s_ji)² + w · Var(diag S)             Var over B − 1
 /// ```
 ///
-/// and the mean over pairs of both sides is twice that at `w = 2`. With a margin the sides are formed one by one, as the authors
-/// do (their weight is 0.5, their margin 0.1): `L = [mean (a−b)² − m]₊ + [mean (a+b)² − m]₊`, or the same within the mean.
-/// A clamped term has no gradient at all, and in contrastive losses such clamping has multiplied the variance between seeds (arXiv 2603.00951):
-/// watch [`EqSimOutput::clamped`], and prefer no margin and a small weight.
+/// The mean over pairs of both sides is twice this value at `w = 2`. With a margin the sides are formed separately, as in
+/// the authors' code: `L = [mean (a−b)² − m]₊ + [mean (a+b)² − m]₊`, or the same within the mean. Their weight is 0.5, their
+/// margin 0.1.
 ///
-/// Source: EqSim, arXiv 2303.14465. The diagonal wants equal scores of all matched pairs, which a temperature-free cosine
-/// may have and raw logits need not.
+/// A clamped term has no gradient. In contrastive losses such clamping has multiplied the variance between seeds
+/// (arXiv 2603.00951). Log [`EqSimOutput::clamped`], and prefer no margin and a small weight.
+///
+/// The diagonal term asks for equal scores of all matched pairs. Cosines can satisfy it; raw logits need not.
+///
+/// Source: arXiv 2303.14465.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use ser_reg::contrib::companion::{EqSim, Margin};
+/// use ser_reg::contrib::{EqSim, Margin};
 /// let s = Tensor::new(&[[1f32, 0.5], [0.2, 0.6]], &Device::Cpu)?;
 /// let out = EqSim::default().forward(&s)?;
 /// assert!((out.loss.to_scalar::<f32>()? - (0.09 + 0.08)).abs() < 1e-6); // 0.3² + 0.4²/2
-/// let forgiving = EqSim { margin: Margin::Pair(1.), ..Default::default() }.forward(&s)?;
-/// assert_eq!((forgiving.loss.to_scalar::<f32>()?, forgiving.clamped.to_scalar::<f32>()?), (0., 1.));
+/// let within = EqSim { margin: Margin::Pair(1.), ..Default::default() }.forward(&s)?;
+/// assert_eq!((within.loss.to_scalar::<f32>()?, within.clamped.to_scalar::<f32>()?), (0., 1.));
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct EqSim {
-    /// `w`, the weight of the diagonal's variance; 0 asks for a symmetric matrix only. Not used with a margin.
+    /// Weight `w` of the variance of the diagonal; 0 penalizes asymmetry only. A margin ignores it.
     pub diagonal: f64,
-    /// What is forgiven.
+    /// The margin.
     pub margin: Margin,
 }
 
@@ -68,7 +73,7 @@ impl Default for EqSim {
     }
 }
 
-/// The penalty and what it is made of; f32 (f64 for f64), and only the loss carries a gradient.
+/// The penalty and its parts, f32 (f64 for f64). Only the loss has a graph.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EqSimOutput {
@@ -76,9 +81,9 @@ pub struct EqSimOutput {
     pub loss: Tensor,
     /// `mean_{i≠j} (s_ij − s_ji)²`.
     pub asymmetry: Tensor,
-    /// `Var(diag S)`, over `B − 1`.
+    /// `Var(diag S)` with the denominator `B − 1`.
     pub variance: Tensor,
-    /// The part of the terms that are clamped, 0 without a margin.
+    /// The fraction of clamped terms; 0 without a margin.
     pub clamped: Tensor,
 }
 
@@ -88,19 +93,17 @@ impl EqSim {
     /// The penalty of scores `(B, B)` with at least two rows.
     ///
     /// # Errors
-    /// If the matrix is not square, has one row, or is not of a floating point type; if the weight or the margin is negative or not
-    /// finite.
+    /// If the matrix is not square, has fewer than two rows, or is not of a floating-point type. If the weight or the margin
+    /// is negative or not finite.
     pub fn forward(&self, scores: &Tensor) -> Result<EqSimOutput> {
-        let dtype = work_dtype(OP, scores)?;
+        let dtype = check::work_dtype(OP, scores)?;
         let (margin, field) = match self.margin {
             Margin::None => (0.0, "EqSim::margin"),
             Margin::Mean(m) => (m, "Margin::Mean"),
             Margin::Pair(m) => (m, "Margin::Pair"),
         };
         for (field, value) in [("EqSim::diagonal", self.diagonal), (field, margin)] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::config(field, "a finite value of at least 0", value));
-            }
+            check::not_negative(field, value)?;
         }
         let n = match *scores.dims() {
             [rows, cols] if rows == cols && rows >= 2 => rows,
@@ -111,7 +114,7 @@ impl EqSim {
         };
         let s = scores.to_dtype(dtype)?;
         let pairs = (n * (n - 1)) as f64;
-        // Every i next to every j, each pair twice; zero where i = j.
+        // Each pair (i, j) occurs twice; the diagonal is zero.
         let b = (&s - s.t()?)?;
         let index: Vec<u32> = (0..n).map(|i| (i * (n + 1)) as u32).collect();
         let index = Tensor::from_vec(index, n, s.device())?;
@@ -135,10 +138,10 @@ impl EqSim {
                     _ => (sides, pairs),
                 };
                 let over = (terms - margin)?;
-                // Zero at the margin counts as clamped: there is no gradient either.
+                // A term at the margin counts as clamped: it has no gradient.
                 let open = over.detach().gt(0.0)?.to_dtype(dtype)?;
                 let loss = ((over * &open)?.sum_all()? / each)?;
-                // The diagonal's zeros are never open; they are no pairs.
+                // The zeros of the diagonal are never open, so `each` counts pairs only.
                 (loss, (1.0 - (open.sum_all()? / (2.0 * each))?)?)
             }
         };

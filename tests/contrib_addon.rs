@@ -9,10 +9,10 @@ use candle_nn::{VarBuilder, VarMap};
 use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
 use ser_reg::{
     Channels, GridOperator, Layout, Resample, TokenGrid,
-    addon::{
-        AddonOutput, AugSelf, AugSelfConfig, AugmentationParameters, Care, CareConfig,
+    contrib::{
+        AddonInput, AddonOutput, AugSelf, AugSelfConfig, AugmentationParameters, Care, CareConfig,
         CropParameters, ESsl, ESslConfig, EquiMod, EquiModConfig, GramMean, JitterParameters,
-        ParameterStatistics, Reads, Stl, StlConfig, four_rotations,
+        ParameterStatistics, Stl, StlConfig, four_rotations,
     },
     grad,
     group::D4,
@@ -21,7 +21,7 @@ use ser_reg::{
 const CHANNELS: usize = 6;
 const BATCH: usize = 4;
 const TOKENS: usize = 3;
-const CLS: Reads = Reads::Tokens(Layout {
+const CLS: AddonInput = AddonInput::Tokens(Layout {
     prefix: 1,
     channels: Channels::First,
 });
@@ -115,11 +115,11 @@ fn z_scores(drawn: &[AugmentationParameters]) -> Vec<Vec<f64>> {
 
 impl Case {
     /// In f64 with seeded variables.
-    fn new(name: &str, reads: Reads, seed: u64) -> (Self, VarMap) {
+    fn new(name: &str, reads: AddonInput, seed: u64) -> (Self, VarMap) {
         Self::of(name, reads, seed, DType::F64)
     }
 
-    fn of(name: &str, reads: Reads, seed: u64, dtype: DType) -> (Self, VarMap) {
+    fn of(name: &str, reads: AddonInput, seed: u64, dtype: DType) -> (Self, VarMap) {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, dtype, &Device::Cpu);
         let case = match name {
@@ -138,7 +138,7 @@ impl Case {
     }
 
     /// Features that it takes, in f64: of the picture itself and two views, of crops, of two views.
-    fn inputs(&self, reads: Reads, seed: u64) -> Vec<Var> {
+    fn inputs(&self, reads: AddonInput, seed: u64) -> Vec<Var> {
         let count = match self {
             Self::EquiMod(_) => 3,
             Self::ESsl(_) => 1,
@@ -146,8 +146,8 @@ impl Case {
         };
         let rng = &mut rng(seed);
         let mut input = || match reads {
-            Reads::Final => tokens(rng, (BATCH, CHANNELS), DType::F64).unwrap(),
-            Reads::Tokens(layout) => {
+            AddonInput::Embedding => tokens(rng, (BATCH, CHANNELS), DType::F64).unwrap(),
+            AddonInput::Tokens(layout) => {
                 tokens(rng, (BATCH, TOKENS + layout.prefix, CHANNELS), DType::F64).unwrap()
             }
         };
@@ -197,7 +197,7 @@ fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
 #[test]
 fn gradients_match_central_differences() {
     for name in NAMES {
-        for reads in [Reads::Final, CLS] {
+        for reads in [AddonInput::Embedding, CLS] {
             let (case, vars) = Case::new(name, reads, 5);
             let inputs = case.inputs(reads, 6);
             let loss = || case.forward(&plain_tensors(&inputs)).unweighted;
@@ -229,7 +229,7 @@ fn gradients_match_central_differences() {
 #[test]
 fn losses_match_their_plain_twins() {
     for name in NAMES {
-        for (reads, prefix) in [(Reads::Final, None), (CLS, Some(1))] {
+        for (reads, prefix) in [(AddonInput::Embedding, None), (CLS, Some(1))] {
             for seed in 0..4 {
                 let (case, vars) = Case::new(name, reads, seed);
                 let inputs = case.inputs(reads, 10 + seed);
@@ -250,7 +250,7 @@ fn losses_match_their_plain_twins() {
 /// Features that are all alike are all nothing after a batch normalization: every similarity is 0.
 #[test]
 fn equal_features_give_the_logarithm_of_the_choices() {
-    let (case, _) = Case::new("equimod", Reads::Final, 1);
+    let (case, _) = Case::new("equimod", AddonInput::Embedding, 1);
     let Case::EquiMod(equi) = &case else {
         unreachable!()
     };
@@ -261,13 +261,13 @@ fn equal_features_give_the_logarithm_of_the_choices() {
         .unwrap();
     assert_close(&flat(&out.unweighted), &[11f64.ln()], 1e-12);
 
-    let (case, _) = Case::new("stl", Reads::Final, 1);
+    let (case, _) = Case::new("stl", AddonInput::Embedding, 1);
     let Case::Stl(stl) = &case else {
         unreachable!()
     };
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
-    let terms: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
+    let terms: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
     // Their hidden layers are alike, not nothing: after the shift of the normalization all rows are one vector, and each of
     // the others is as good as the partner.
     assert_close(&terms, &[7f64.ln(), 15f64.ln(), 7f64.ln()], 1e-9);
@@ -283,9 +283,9 @@ fn silent_heads_guess() {
             }
         }
     };
-    let (case, vars) = Case::new("essl", Reads::Final, 2);
+    let (case, vars) = Case::new("essl", AddonInput::Embedding, 2);
     silence(&vars, "layer4");
-    let inputs = plain_tensors(&case.inputs(Reads::Final, 3));
+    let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
     assert_close(
         &flat(&case.forward(&inputs).unweighted),
         &[4f64.ln()],
@@ -297,7 +297,7 @@ fn silent_heads_guess() {
         1e-12,
     );
 
-    let (case, vars) = Case::new("augself", Reads::Final, 2);
+    let (case, vars) = Case::new("augself", AddonInput::Embedding, 2);
     silence(&vars, "layer3");
     let Case::AugSelf(aug) = &case else {
         unreachable!()
@@ -327,11 +327,11 @@ fn silent_heads_guess() {
         crop: crop(0.25, 0.5, 0.25, 0.5),
         ..AugmentationParameters::untouched()
     };
-    let x = plain_tensors(&case.inputs(Reads::Final, 3));
+    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
     let out = aug
         .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
         .unwrap();
-    let figure = |name: &str| scalar(&out.figures.iter().find(|(n, _)| *n == name).unwrap().1);
+    let figure = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
     // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign of one difference, no square.
     let crop = ((1.0 / 8.0f64).powi(2) + 0.25 + 1.0 / 16.0) / 4.0;
     assert_close(&[figure("crop")], &[crop], 1e-7);
@@ -353,7 +353,7 @@ fn centers_are_mirrored_with_the_first_view() {
         color: 0.0,
         ..AugSelfConfig::default()
     };
-    let aug = AugSelf::new(config, Reads::Final, CHANNELS, vb).unwrap();
+    let aug = AugSelf::new(config, AddonInput::Embedding, CHANNELS, vb).unwrap();
     for (name, var) in grad::named(&vars, "crop.layer3") {
         let value = match name.ends_with("bias") {
             true => Tensor::new(&[0f64, 0.5f64.atanh(), 0.0, 0.0], &Device::Cpu).unwrap(),
@@ -392,7 +392,7 @@ fn inner_products_are_kept_by_orthogonal_maps_only() {
             mean,
             lambda: 0.5,
         };
-        Care::new(config, Reads::Final, 2, vb.clone()).unwrap()
+        Care::new(config, AddonInput::Embedding, 2, vb.clone()).unwrap()
     };
     let new = |rows: &[[f64; 2]]| {
         Tensor::from_slice(rows.as_flattened(), (rows.len(), 2), &Device::Cpu).unwrap()
@@ -413,8 +413,8 @@ fn inner_products_are_kept_by_orthogonal_maps_only() {
 
 #[test]
 fn pairs_of_different_chunks_do_not_count() {
-    let (case, _) = Case::new("care", Reads::Final, 0);
-    let inputs = plain_tensors(&case.inputs(Reads::Final, 8));
+    let (case, _) = Case::new("care", AddonInput::Embedding, 0);
+    let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 8));
     let base = scalar(&case.forward(&inputs).unweighted);
     // The second chunk turned as a whole: its own inner products stay.
     let flip = |x: &Tensor| {
@@ -477,7 +477,7 @@ fn a_map_is_a_set_of_tokens() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
     let of = |channels| {
-        let reads = Reads::Tokens(Layout {
+        let reads = AddonInput::Tokens(Layout {
             prefix: 0,
             channels,
         });
@@ -505,8 +505,8 @@ fn a_map_is_a_set_of_tokens() {
 #[test]
 fn lambda_weighs_the_loss() {
     for name in NAMES {
-        let (case, _) = Case::new(name, Reads::Final, 14);
-        let out = case.forward(&plain_tensors(&case.inputs(Reads::Final, 15)));
+        let (case, _) = Case::new(name, AddonInput::Embedding, 14);
+        let out = case.forward(&plain_tensors(&case.inputs(AddonInput::Embedding, 15)));
         let lambda = match name {
             "essl" => 0.4,
             "care" => 0.01,
@@ -514,7 +514,7 @@ fn lambda_weighs_the_loss() {
         };
         let want = lambda * scalar(&out.unweighted);
         assert_close(&flat(&out.loss), &[want], 1e-12);
-        for (figure, value) in &out.figures {
+        for (figure, value) in &out.metrics {
             assert!(scalar(value).is_finite(), "{name}: {figure}");
             assert!(!value.track_op(), "{name}: {figure} is detached");
         }
@@ -547,9 +547,9 @@ fn a_term_without_weight_has_no_head() {
     ] {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
-        let stl = Stl::new(config, Reads::Final, CHANNELS, vb).unwrap();
+        let stl = Stl::new(config, AddonInput::Embedding, CHANNELS, vb).unwrap();
         let out = stl.forward([&h(1), &h(2)]).unwrap();
-        assert_eq!(out.figures.len(), terms);
+        assert_eq!(out.metrics.len(), terms);
         let named = grad::named(&vars, "");
         let mut found: Vec<_> = named
             .iter()
@@ -564,7 +564,7 @@ fn a_term_without_weight_has_no_head() {
 /// What the diagnostics of EquiMod are for: they tell a prediction that ignores the augmentation.
 #[test]
 fn a_blind_prediction_has_no_relative_equivariance() {
-    let (case, vars) = Case::new("equimod", Reads::Final, 16);
+    let (case, vars) = Case::new("equimod", AddonInput::Embedding, 16);
     let Case::EquiMod(equi) = &case else {
         unreachable!()
     };
@@ -574,11 +574,11 @@ fn a_blind_prediction_has_no_relative_equivariance() {
     weight
         .set(&Tensor::from_vec(identity, (4, 8), &Device::Cpu).unwrap())
         .unwrap();
-    let x = plain_tensors(&case.inputs(Reads::Final, 17));
+    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 17));
     let [a, b] = parameters(2);
     let out = equi.forward(&x[0], [&x[0], &x[0]], [&a, &b]).unwrap();
-    let figures: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
-    let names: Vec<&str> = out.figures.iter().map(|(n, _)| *n).collect();
+    let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
+    let names: Vec<&str> = out.metrics.iter().map(|(n, _)| *n).collect();
     assert_eq!(names, ["absolute", "invariance", "relative", "matched"]);
     // Three equal thirds: y has the statistics of y₀, so that the normalization changes a few parts in 1e-5 only.
     assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
@@ -589,11 +589,11 @@ fn a_blind_prediction_has_no_relative_equivariance() {
 fn the_diagnostics_of_equi_mod() {
     let mut matched = Vec::new();
     for seed in 20..28 {
-        let (case, vars) = Case::new("equimod", Reads::Final, seed);
+        let (case, vars) = Case::new("equimod", AddonInput::Embedding, seed);
         let Case::EquiMod(equi) = &case else {
             unreachable!()
         };
-        let x = plain_tensors(&case.inputs(Reads::Final, seed + 1));
+        let x = plain_tensors(&case.inputs(AddonInput::Embedding, seed + 1));
         let drawn = parameters(2);
         let out = equi
             .forward(&x[0], [&x[1], &x[2]], [&drawn[0], &drawn[1]])
@@ -617,7 +617,7 @@ fn the_diagnostics_of_equi_mod() {
             others.all(|j| cosine(&all[i], &all[j]) < cosine(&all[i], &all[partner]))
         });
         matched.push(hits.count() as f64 / (2 * n) as f64);
-        let figures: Vec<f64> = out.figures.iter().map(|(_, t)| scalar(t)).collect();
+        let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
         let expected = [
             absolute,
             invariance,
@@ -641,7 +641,7 @@ fn ragged_chunks_are_compared_each_by_itself() {
                 ..CareConfig::default()
             };
             let vb = VarBuilder::zeros(DType::F64, &Device::Cpu);
-            let care = Care::new(config, Reads::Final, CHANNELS, vb).unwrap();
+            let care = Care::new(config, AddonInput::Embedding, CHANNELS, vb).unwrap();
             let rng = &mut rng(30 + batch as u64);
             let [h1, h2] = [0; 2].map(|_| tokens(rng, (batch, CHANNELS), DType::F64).unwrap());
             let out = care.forward([&h1, &h2]).unwrap();
@@ -666,7 +666,7 @@ fn ragged_chunks_are_compared_each_by_itself() {
                 GramMean::Paper => sum / pairs,
             };
             assert_close(&flat(&out.unweighted), &[loss], 1e-9);
-            assert_close(&flat(&out.figures[0].1), &[(sum / pairs).sqrt()], 1e-9);
+            assert_close(&flat(&out.metrics[0].1), &[(sum / pairs).sqrt()], 1e-9);
         }
     }
 }
@@ -674,7 +674,7 @@ fn ragged_chunks_are_compared_each_by_itself() {
 /// A head that always says "twice".
 #[test]
 fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
-    let (case, vars) = Case::new("essl", Reads::Final, 31);
+    let (case, vars) = Case::new("essl", AddonInput::Embedding, 31);
     for (name, var) in grad::named(&vars, "head.layer4") {
         let values = match name.ends_with("bias") {
             true => Tensor::new(&[0f64, 0.0, 3.0, 0.0], &Device::Cpu).unwrap(),
@@ -685,10 +685,10 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
     let Case::ESsl(essl) = &case else {
         unreachable!()
     };
-    let x = plain_tensors(&case.inputs(Reads::Final, 32));
+    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 32));
     for (turns, accuracy) in [([2, 2, 2, 1], 0.75), ([0, 1, 3, 0], 0.0), ([2; 4], 1.0)] {
         let out = essl.forward(&x[0], &turns).unwrap();
-        assert_close(&flat(&out.figures[0].1), &[accuracy], 1e-12);
+        assert_close(&flat(&out.metrics[0].1), &[accuracy], 1e-12);
         let loss = (3f64.exp() + 3.0).ln() - 3.0 * accuracy;
         assert_close(&flat(&out.unweighted), &[loss], 1e-12);
     }
@@ -698,7 +698,7 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
 #[test]
 fn half_precision_is_read_in_f32() {
     for name in NAMES {
-        for reads in [Reads::Final, CLS] {
+        for reads in [AddonInput::Embedding, CLS] {
             let (case, _) = Case::of(name, reads, 0, DType::F32);
             let inputs = case.inputs(reads, 18);
             for dtype in [DType::BF16, DType::F16] {
@@ -824,7 +824,7 @@ fn bad_input_is_refused() {
     let none = AugmentationParameters::default();
 
     // Parameters that were not written down.
-    let equi = EquiMod::new(equi_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    let equi = EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
     let lacks = |change: fn(&mut AugmentationParameters)| {
         let mut b = b.clone();
         change(&mut b[3]);
@@ -847,7 +847,7 @@ fn bad_input_is_refused() {
             &["EquiMod", &field, "untouched"],
         );
     }
-    let aug = AugSelf::new(aug_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    let aug = AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
     for (name, change) in changes.into_iter().filter(|(name, _)| *name != "grayscale") {
         let field = format!("AugmentationParameters::{name}");
         assert_says(
@@ -864,7 +864,7 @@ fn bad_input_is_refused() {
         color: 0.0,
         ..AugSelfConfig::default()
     };
-    let crop_only = AugSelf::new(crop_only, Reads::Final, CHANNELS, vb()).unwrap();
+    let crop_only = AugSelf::new(crop_only, AddonInput::Embedding, CHANNELS, vb()).unwrap();
     assert!(
         crop_only
             .forward([&h, &h], [&a, &lacks(|p| p.jitter = None)])
@@ -884,7 +884,7 @@ fn bad_input_is_refused() {
     assert_says(ParameterStatistics::of(&[], false), &["at least one view"]);
 
     // Batches.
-    let stl = Stl::new(stl_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    let stl = Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
     let odd = x(&[3, CHANNELS]);
     assert_says(stl.forward([&odd, &odd]), &["even batch", "got 3"]);
     assert_says(stl.forward([&h, &odd]), &["one batch", "got 3"]);
@@ -895,12 +895,12 @@ fn bad_input_is_refused() {
         &["at least 2 samples"],
     );
     assert_says(aug.forward([&one, &one], [p, q]), &["at least 2 samples"]);
-    let care = Care::new(CareConfig::default(), Reads::Final, CHANNELS, vb()).unwrap();
+    let care = Care::new(CareConfig::default(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
     assert_says(
         care.forward([&h, &h]),
         &["at least 2 samples in each of 8", "batch of 4"],
     );
-    let essl = ESsl::new(essl_config(), Reads::Final, CHANNELS, vb()).unwrap();
+    let essl = ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
     assert_says(
         essl.forward(&h, &[0, 1, 2]),
         &["quarter turns", "4", "got 3"],
@@ -924,12 +924,12 @@ fn bad_input_is_refused() {
         tapped.forward([&nobody, &nobody]),
         &["and sample", "[0, 3, 6]"],
     );
-    assert_says(tapped.forward([&h, &h]), &["(B, 1 + N, 6)", "Reads::Final"]);
+    assert_says(tapped.forward([&h, &h]), &["(B, 1 + N, 6)", "AddonInput::Embedding"]);
     let map = x(&[BATCH, 1, CHANNELS]);
     assert_says(tapped.forward([&map, &map]), &["at least one token"]);
     let map = x(&[BATCH, TOKENS, CHANNELS + 1]);
     assert_says(tapped.forward([&map, &map]), &["6", "[4, 3, 7]"]);
-    assert_says(stl.forward([&map, &map]), &["(B, 6)", "Reads::Tokens"]);
+    assert_says(stl.forward([&map, &map]), &["(B, 6)", "AddonInput::Tokens"]);
     let single = h.to_dtype(DType::F32).unwrap();
     assert_says(stl.forward([&single, &single]), &["type f64", "f32"]);
 

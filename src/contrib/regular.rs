@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{check_eps, check_pair, work_dtype};
+use super::check;
 use crate::{
     Error, Result,
     fibre::FibreOperator,
@@ -10,39 +10,41 @@ use crate::{
     loss,
 };
 
-/// How far apart two vectors are.
+/// The distance of two vectors.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Distance {
     /// `(1/D) Σ_c (a_c − b_c)²`.
     Mse,
-    /// `1 − ⟨a, b⟩ / (√(|a|² + eps) √(|b|² + eps))`: a zero vector counts as orthogonal to everything.
+    /// `1 − ⟨a, b⟩ / (√(|a|² + eps) √(|b|² + eps))`. A zero vector has distance 1 to every vector.
     Cosine {
-        /// At least 0; above 0 keeps the gradient at zero vectors finite.
+        /// Finite and at least 0. A value above 0 keeps the gradient at zero vectors finite.
         eps: f64,
     },
 }
 
 /// Copies of the regular representation of `group` on vectors of `D = m·|G|` channels.
 ///
-/// The channels are `m` blocks of `|G|`, one channel for each element `h` in the order of [`Subgroup::elements`]; channel
-/// `(i, h)` has the index `i·|G| + h`. An element permutes each block as it permutes the group:
+/// The channels are `m` blocks of `|G|`, with one channel for each element `h` in the order of [`Subgroup::elements`].
+/// Channel `(i, h)` has the index `i·|G| + h`. An element permutes each block as it permutes the group:
 ///
 /// ```text
 /// (ρ(g)z)[i, h] = z[i, g⁻¹h]          ρ(a)ρ(b) = ρ(a∘b),  ρ(g)ᵀ = ρ(g⁻¹)
 /// L = mean_b d(ρ(g_b) z1_b, z2_b)      g_b = g₂∘g₁⁻¹ carries view 1 into view 2
 /// ```
 ///
-/// The loss has no parameters, and asks of the last embedding what SER asks of a map: that a motion of the image be a
-/// known permutation. Source: arXiv 2506.08244, whose loss is the sum over channels where [`Distance::Mse`] is the mean.
-/// Channels that are equal within each block (invariant ones) have zero loss too, so the loss needs another beside it that
-/// rewards information; the mean of each block is an invariant vector, which an invariance loss may read.
+/// The loss has no parameters. It asks of the last embedding what SER asks of a map: a motion of the image is a known
+/// permutation. Channels that are equal within each block (invariant channels) also have zero loss. So combine it with a
+/// loss that rewards information. The mean of each block is an invariant vector, which an invariance loss may read.
+///
+/// Source: arXiv 2506.08244. Its loss is the sum over channels; [`Distance::Mse`] is the mean.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use ser_reg::{contrib::companion::{Distance, RegularRep}, group::{D4, Subgroup}};
+/// use ser_reg::{contrib::{Distance, RegularRep}, group::{D4, Subgroup}};
 /// let rep = RegularRep::new(Subgroup::C4);
 /// let z = Tensor::new(&[[1f32, 2., 3., 4.], [1., 2., 3., 4.]], &Device::Cpu)?;
-/// // each sample has its own element
+/// // one element per sample
 /// let turned = rep.apply(&[D4::ROT90, D4::ROT180], &z)?;
 /// assert_eq!(turned.to_vec2::<f32>()?, [[4., 1., 2., 3.], [3., 4., 1., 2.]]);
 /// let loss = rep.loss(&[D4::ROT90, D4::ROT180], &z, &turned, Distance::Mse)?;
@@ -65,15 +67,16 @@ impl RegularRep {
         self.group
     }
 
-    /// `ρ(g)z` for vectors `(B, D)`: one element for all of them, or one per vector. A permutation: exact in any floating
-    /// point type, and differentiable.
+    /// `ρ(g)z` for vectors `(B, D)`, with one element for all vectors or one per vector.
+    ///
+    /// It permutes channels, so it is exact in every floating-point type. It is differentiable.
     ///
     /// # Errors
-    /// If `z` is not `(B, D)` of a floating point type with `D` a multiple of the group's order, there is neither one
+    /// If `z` is not `(B, D)` of a floating-point type, or the order of the group does not divide `D`. If there is neither one
     /// element nor one per vector, or an element is not in the group.
     pub fn apply(&self, elements: &[D4], z: &Tensor) -> Result<Tensor> {
         let op = "RegularRep::apply";
-        work_dtype(op, z)?;
+        check::work_dtype(op, z)?;
         let order = self.group.order();
         let (batch, width) = match *z.dims() {
             [b, d] if b > 0 && d > 0 && d.is_multiple_of(order) => (b, d),
@@ -100,10 +103,10 @@ impl RegularRep {
 
     /// The mean distance between `ρ(g_b) z1_b` and `z2_b`, differentiable with respect to both.
     ///
-    /// `ρ` is orthogonal, so `g` on `z1` is the same loss as `g⁻¹` on `z2`.
+    /// `ρ` is orthogonal, so `g` on `z1` has the same loss as `g⁻¹` on `z2`.
     ///
     /// # Errors
-    /// As [`act`](Self::act); if `z1` and `z2` differ in shape, type or device; if `eps` is negative or not finite.
+    /// As [`apply`](Self::apply). If `z1` and `z2` differ in shape, type or device. If `eps` is negative or not finite.
     pub fn loss(
         &self,
         elements: &[D4],
@@ -112,12 +115,12 @@ impl RegularRep {
         distance: Distance,
     ) -> Result<Tensor> {
         let op = "RegularRep::loss";
-        check_pair(op, z1, z2)?;
+        check::pair(op, z1, z2)?;
         let turned = self.apply(elements, z1)?;
         match distance {
             Distance::Mse => loss::mse(&turned, z2, None),
             Distance::Cosine { eps } => {
-                check_eps("Distance::Cosine::eps", eps)?;
+                check::not_negative("Distance::Cosine::eps", eps)?;
                 loss::cosine(&turned, z2, eps, None)
             }
         }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{cases, random};
 use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
-use ser_reg::contrib::companion::{Divergence, PredictionConsistency, mean_pairwise_symmetric_kl};
+use ser_reg::contrib::{Divergence, PredictionConsistency, mean_pairwise_symmetric_kl};
 
 const CPU: &Device = &Device::Cpu;
 const KINDS: [Divergence; 3] = [

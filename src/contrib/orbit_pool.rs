@@ -1,30 +1,34 @@
-//! Pooling over the orbit of a token map or a batch of images.
+//! Pooling over the orbit of a token map or of images.
 
 use candle_core::{Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::{check_grid, check_tokens, sum, turn, work_dtype};
+use super::{
+    autograd::with_gradient_of,
+    check,
+    orbit::{sum, turn},
+};
 use crate::{Error, Result, TokenGrid, group::Subgroup};
 
-/// What becomes of the members `y_g` of an orbit.
+/// The pooling of the members `y_g` of an orbit.
 #[derive(Clone, Debug)]
 pub enum Pool {
     /// `1/|G| Σ_g y_g`.
     Mean,
-    /// The largest of each element; the gradient is shared where several are largest.
+    /// The element-wise maximum. Equal maxima share the gradient.
     Max,
-    /// `Σ_g a_g y_g` with `a = softmax_g ⟨v, y_g⟩`: learned weights. `v` is a template of one member's shape without the
-    /// batch; what fits it best counts most.
+    /// `Σ_g a_g y_g` with `a = softmax_g ⟨v, y_g⟩`, for a learned template `v`.
     ///
-    /// Weights that belong to the elements themselves would break the invariance; these belong to what is seen.
+    /// The template has the shape of one member without the batch. The weights depend on the members; weights that depend on
+    /// the group elements would break the invariance.
     Attention(Tensor),
 }
 
 impl Pool {
-    /// Attention whose template is the variable `template` of `vb`, zero at first: it starts as the mean.
+    /// Attention whose template is the variable `template` of `vb`. It starts at zero, which is the mean.
     ///
     /// # Errors
-    /// If the shape has no element, or `vb` cannot hand out the variable.
+    /// If the shape has no element, or `vb` fails to return the variable.
     pub fn attention(shape: impl Into<Shape>, vb: VarBuilder) -> Result<Self> {
         let shape = shape.into();
         if shape.rank() == 0 || shape.elem_count() == 0 {
@@ -40,24 +44,25 @@ impl Pool {
     }
 }
 
-/// Features that are exactly invariant to a group: the orbit of the input is pooled.
+/// Exactly invariant features: a pooled orbit of the input.
 ///
 /// ```text
 /// map        A(F) = pool_g ρ(g)F          A(ρ(h)F) = A(F) for every h in G
 /// images     A(x) = pool_g f(g·x)         for any f, whether equivariant or not
 /// ```
 ///
-/// The orbit of `ρ(h)F` is that of `F` in another order, so the result is the same, for the mean and attention up to the
-/// rounding of a sum of `|G|` terms, for the maximum to the bit. A pooled map is constant on the orbits of cells; its
-/// mean over tokens is no more than the mean over tokens of `F`, so read it as a map, or take the maximum, attention or
-/// [`InvariantIntegration`](super::InvariantIntegration), which do see more. For images this is averaging at test time,
-/// and it can be trained through.
+/// `ρ(h)F` has the same orbit as `F`, in another order. So the maximum is invariant exactly, the mean and attention up to
+/// the rounding of a sum of `|G|` terms.
 ///
-/// Source: arXiv 2202.03967 (group averages; there the weights are learned too, and act on neighboring cells).
+/// A pooled map is constant on the orbits of cells. The mean over tokens of a mean-pooled map is the mean over tokens of
+/// `F`. So use it as a map, or take the maximum, attention or [`InvariantIntegration`](super::InvariantIntegration). Pooling
+/// over images is averaging at test time; it also works in training.
+///
+/// Source: arXiv 2202.03967 (group averages; its weights are learned too, and act on neighboring cells).
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use ser_reg::{TokenGrid, contrib::companion::{OrbitPool, Pool}, group::Subgroup};
+/// use ser_reg::{TokenGrid, contrib::{OrbitPool, Pool}, group::Subgroup};
 /// let grid = TokenGrid::new(1, 3)?;
 /// let pool = OrbitPool::new(Subgroup::HFlip, Pool::Max);
 /// let map = Tensor::new(&[[[1f32], [5.], [2.]]], &Device::Cpu)?;
@@ -76,21 +81,21 @@ pub struct OrbitPool {
 }
 
 impl OrbitPool {
-    /// Pools over the orbits of `group`.
+    /// Pooling over the orbits of `group`.
     pub fn new(group: Subgroup, pool: Pool) -> Self {
         Self { group, pool }
     }
 
-    /// The pooled map, `(B, N, C)` from tokens `(B, N, C)` on `grid`, without prefix tokens; differentiable.
+    /// The pooled map `(B, N, C)` of tokens `(B, N, C)` on `grid`, without prefix tokens; differentiable.
     ///
     /// # Errors
-    /// If the tokens do not fit the grid, are empty or not of a floating point type, the grid is not square where the
-    /// group exchanges rows and columns, or the template of attention is not `(N, C)`.
+    /// If the tokens do not fit the grid, are empty, or are not of a floating-point type. If the grid is not square and the
+    /// group exchanges rows and columns. If the template of attention is not `(N, C)`.
     pub fn tokens(&self, tokens: &Tensor, grid: TokenGrid) -> Result<Tensor> {
         let op = "OrbitPool::tokens";
-        check_tokens(op, tokens, grid)?;
-        check_grid(op, self.group, grid)?;
-        let dtype = work_dtype(op, tokens)?;
+        check::tokens(op, tokens, grid)?;
+        check::grid(op, self.group, grid)?;
+        let dtype = check::work_dtype(op, tokens)?;
         let tokens = tokens.contiguous()?;
         let mut orbit = Vec::with_capacity(self.group.order());
         for &g in self.group.elements() {
@@ -99,14 +104,14 @@ impl OrbitPool {
         Ok(self.pool(op, &orbit)?.to_dtype(tokens.dtype())?)
     }
 
-    /// The pooled results of `f` on images `(B, C, H, W)`; differentiable as far as `f` is.
+    /// The pooled outputs of `f` on images `(B, C, H, W)`; differentiable if `f` is.
     ///
-    /// `f` runs once for each element of the group, on all images, and returns `(B, D)` (vectors, logits) or `(B, D, …)`.
-    /// A map that it returns is not turned back.
+    /// `f` runs once for each group element, on all images. It returns vectors or logits `(B, D)`, or `(B, D, …)`. A
+    /// returned map is not transformed back.
     ///
     /// # Errors
-    /// Those of `f`. If these are no images, they are not square where the group exchanges rows and columns, `f` returns
-    /// something other than floats `(B, D, …)` of one shape, or the template of attention has another.
+    /// Those of `f`. If `images` has another shape, or is not square and the group exchanges rows and columns. If the
+    /// outputs are not floats `(B, D, …)` of one shape, or the template of attention does not fit them.
     pub fn images<E: From<Error>>(
         &self,
         images: &Tensor,
@@ -116,18 +121,18 @@ impl OrbitPool {
         let grid = match *images.dims() {
             [b, c, h, w] if b > 0 && c > 0 && h > 0 && w > 0 => TokenGrid::new(h, w)?,
             _ => {
-                let expected = "images (B, C, H, W), none of them empty";
+                let expected = "nonempty images (B, C, H, W)";
                 return Err(Error::input(op, expected, format!("{:?}", images.dims())).into());
             }
         };
-        check_grid(op, self.group, grid)?;
+        check::grid(op, self.group, grid)?;
         let candle = |e: candle_core::Error| E::from(Error::from(e));
         let images = images.contiguous().map_err(candle)?;
         let mut orbit: Vec<Tensor> = Vec::with_capacity(self.group.order());
         let mut own = None;
         for &g in self.group.elements() {
             let y = f(&turn(g, &images, grid)?)?;
-            let dtype = work_dtype(op, &y)?;
+            let dtype = check::work_dtype(op, &y)?;
             own.get_or_insert(y.dtype());
             let fits = match (orbit.first(), y.dims()) {
                 (Some(first), dims) => dims == first.dims(),
@@ -136,7 +141,7 @@ impl OrbitPool {
             };
             if !fits {
                 let expected = format!(
-                    "a closure that returns one shape (B, D) or (B, D, …) for every turned batch, B = {}",
+                    "a closure that returns one shape (B, D) or (B, D, …) for every group element, B = {}",
                     images.dims()[0]
                 );
                 return Err(Error::input(op, expected, format!("{:?}", y.dims())).into());
@@ -151,16 +156,19 @@ impl OrbitPool {
     /// Pools members `(B, …)` of one shape and type.
     fn pool(&self, op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
         match &self.pool {
-            Pool::Mean => Ok((sum(op, orbit)? / orbit.len() as f64)?),
-            Pool::Max => max(op, orbit),
+            Pool::Mean => Ok((sum(orbit)? / orbit.len() as f64)?),
+            Pool::Max => Ok(max(orbit)?),
             Pool::Attention(template) => {
                 let all = Tensor::stack(orbit, 0)?;
                 let (order, batch) = (all.dim(0)?, all.dim(1)?);
                 if all.dims().get(2..) != Some(template.dims()) {
-                    let expected = format!("a template {:?}, one member's shape", &all.dims()[2..]);
+                    let expected = format!(
+                        "a template of the shape of one member, {:?}",
+                        &all.dims()[2..]
+                    );
                     return Err(Error::input(op, expected, format!("{:?}", template.dims())));
                 }
-                work_dtype(op, template)?;
+                check::work_dtype(op, template)?;
                 let template = template.to_dtype(all.dtype())?;
                 let scores = all.broadcast_mul(&template)?.flatten_from(2)?.sum(2)?;
                 let top = scores.max_keepdim(0)?.detach();
@@ -174,16 +182,16 @@ impl OrbitPool {
     }
 }
 
-/// The maximum of an orbit. Cells that a group element leaves where they are appear several times in it, and candle's own
-/// gradient would count each of them in full: here it is shared. Infinite values are values like others; one NaN makes NaN.
-fn max(op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
+/// The element-wise maximum of an orbit.
+///
+/// A cell that a group element maps to itself occurs several times. candle's maximum would pass the full gradient to each
+/// copy; here the copies share it. Infinite values are allowed; a NaN gives NaN.
+fn max(orbit: &[Tensor]) -> candle_core::Result<Tensor> {
     let fixed: Vec<Tensor> = orbit.iter().map(Tensor::detach).collect();
-    let [first, others @ ..] = &fixed[..] else {
-        return Err(Error::input(op, "an orbit of at least one member", 0));
-    };
-    let mut top = first.clone();
-    for y in others {
-        // A maximum passes over a NaN on its right.
+    debug_assert!(!fixed.is_empty(), "an orbit has at least one member");
+    let mut top = fixed[0].clone();
+    for y in &fixed[1..] {
+        // candle's maximum ignores a NaN on its right.
         top = y.ne(y)?.where_cond(y, &top.maximum(y)?)?;
     }
     let mut largest = Vec::with_capacity(orbit.len());
@@ -193,17 +201,15 @@ fn max(op: &'static str, orbit: &[Tensor]) -> Result<Tensor> {
         counts.push(is_top.to_dtype(y.dtype())?);
         largest.push(is_top);
     }
-    let share = sum(op, &counts)?.recip()?;
+    let share = sum(&counts)?.recip()?;
     let zero = top.zeros_like()?;
     let mut carried = Vec::with_capacity(orbit.len());
     for (y, largest) in orbit.iter().zip(&largest) {
-        // Chosen, not multiplied by 0, which an infinite value would turn into NaN; shared before the sum, which could
-        // overflow.
+        // Selected: a product of an infinite value with 0 would be NaN. Divided before the sum, which could overflow.
         carried.push((largest.where_cond(y, &zero)? * &share)?);
     }
-    let carrier = sum(op, &carried)?;
-    // Where it is finite, a term of value 0 carries the gradient, so that the value is the maximum to the bit.
+    let carrier = sum(&carried)?;
+    // At infinite maxima the difference of the carrier to itself is NaN, but the carrier has the right value.
     let finite = top.abs()?.lt(f64::INFINITY)?;
-    let exact = (top + (&carrier - carrier.detach())?)?;
-    Ok(finite.where_cond(&exact, &carrier)?)
+    finite.where_cond(&with_gradient_of(&top, &carrier)?, &carrier)
 }
