@@ -72,7 +72,13 @@ fn train() -> Result<()> {
             // The paper's form: the features of the views also enter the base loss.
             Some(Images::Shared(images)) => {
                 let (model, keys) = (colored(model), colored(keys));
-                Term::and_outputs(ser.forward_with_outputs_and_keys(images, rng, model, keys, &teacher_ser)?) // SER
+                Term::and_outputs(ser.forward_with_outputs_and_keys(
+                    images,
+                    rng,
+                    model,
+                    keys,
+                    &teacher_ser,
+                )?) // SER
             }
         };
 
@@ -84,7 +90,11 @@ fn train() -> Result<()> {
         let targets = [target(&scores[0])?, target(&scores[1])?];
         let loss = dino::loss(&[s1?, s2?], &targets, base.student_temperature)?;
         // The next step has this center.
-        center.set(&dino::updated_center(&center, &Tensor::cat(&scores, 0)?, base.center_momentum)?)?;
+        center.set(&dino::updated_center(
+            &center,
+            &Tensor::cat(&scores, 0)?,
+            base.center_momentum,
+        )?)?;
 
         let mut losses = Losses {
             keys: Some((&teacher_encoder, &teacher_ser)),
@@ -95,7 +105,10 @@ fn train() -> Result<()> {
         if run.epoch_ends() {
             // A collapse shows here first: both entropies are zero, or both are ln K.
             let entropies = Entropies::of(&Tensor::cat(&targets, 0)?)?;
-            losses.figures = vec![("entropy", entropies.each), ("entropy of mean", entropies.mean)];
+            losses.figures = vec![
+                ("entropy", entropies.each),
+                ("entropy of mean", entropies.mean),
+            ];
         }
         run.step(&batch, losses, &encoder, &mut ser, &mut state)?;
     }

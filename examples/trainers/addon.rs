@@ -11,8 +11,8 @@ use candle_nn::VarBuilder;
 use ser_reg::{
     Layout,
     contrib::{
-        AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod,
-        EquiModConfig, ParameterStatistics, AddonInput, Stl, StlConfig, four_rotations,
+        AddonInput, AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig,
+        EquiMod, EquiModConfig, ParameterStatistics, Stl, StlConfig, four_rotations,
     },
     grad, tap,
 };

@@ -2,9 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
-use ser_reg::{
-    grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig},
-};
+use ser_reg::grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use clap::Parser;
-use ser_reg::{Filter, Resample, SerConfig, ViewConfig, loss::Negatives, ser::Objective, view::Pairing};
 use ser_reg::view::CropRange;
+use ser_reg::{
+    Filter, Resample, SerConfig, ViewConfig, loss::Negatives, ser::Objective, view::Pairing,
+};
 use serde::de::DeserializeOwned;
 
 use super::balance::BalanceRule;

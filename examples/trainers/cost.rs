@@ -16,7 +16,7 @@
 //! | encoder, for images of its own | `n·2·3` forward passes up to the tap, and two of the momentum encoder | linearly |
 
 use anyhow::{Context, Result};
-use ser_reg::{Filter, loss::Negatives};
+use ser_reg::{Filter, loss::Negatives, view::AffineRange};
 
 use super::{
     method::moco::Widths,
@@ -172,7 +172,7 @@ fn taps(ser: &Ser, side: usize) -> usize {
         Filter::Fourier => side,
     };
     let still = (0.0, 0.0);
-    let is_sparse = |affine| affine.rotation != still || affine.shear != still;
+    let is_sparse = |affine: AffineRange| affine.rotation != still || affine.shear != still;
     match views.affine.is_some_and(is_sparse) {
         true => axis * axis,
         false => 2 * axis,

@@ -34,9 +34,13 @@ pub fn time(
             let start = Instant::now();
             let out = match keys {
                 None => ser.forward(images, rng, model)?,
-                Some((vit, head)) => {
-                    ser.forward_with_keys(images, rng, model, |x: &Tensor| encode(vit, x), Some(head))?
-                }
+                Some((vit, head)) => ser.forward_with_keys(
+                    images,
+                    rng,
+                    model,
+                    |x: &Tensor| encode(vit, x),
+                    Some(head),
+                )?,
             };
             out.loss.backward()?;
             device.synchronize()?;
@@ -65,7 +69,10 @@ fn shared(
         let model = colored(|x: &Tensor| vit.forward(x));
         let map = |view| tap::capture_until(ser.layer(), || model(view));
         let [first, second] = views.each_ref().map(map);
-        Ok([Var::from_tensor(&first?.detach())?, Var::from_tensor(&second?.detach())?])
+        Ok([
+            Var::from_tensor(&first?.detach())?,
+            Var::from_tensor(&second?.detach())?,
+        ])
     };
     let anchors = maps(encoder)?;
     let keys = match keys {

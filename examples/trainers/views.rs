@@ -34,7 +34,11 @@ pub fn colored(model: impl Fn(&Tensor) -> Result<Tensor>) -> impl Fn(&Tensor) ->
     move |view| {
         let channels = view.dim(1)? / 2;
         let call = calls.replace(calls.get() + 1);
-        model(&view.narrow(1, channels * (call % 2), channels)?.contiguous()?)
+        model(
+            &view
+                .narrow(1, channels * (call % 2), channels)?
+                .contiguous()?,
+        )
     }
 }
 

@@ -5,12 +5,7 @@ use std::cell::Cell;
 use candle_core::{D, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::{
-    GridOperator, Resample, TokenGrid,
-    contrib::ReynoldsPenalty,
-    group::Scale,
-    tap,
-};
+use ser_reg::{GridOperator, Resample, TokenGrid, contrib::ReynoldsPenalty, group::Scale, tap};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -141,9 +136,7 @@ impl Vit {
             side, patch, dim, ..
         } = *config;
         if patch == 0 || !side.is_multiple_of(patch) {
-            bail!(
-                "expected images whose side is a multiple of the patch size {patch}, got {side}"
-            );
+            bail!("expected images whose side is a multiple of the patch size {patch}, got {side}");
         }
         if config.heads == 0 || dim % config.heads != 0 || dim % 4 != 0 {
             bail!(
@@ -296,12 +289,18 @@ impl Vit {
     /// The patch embedding with its kernel averaged over D4.
     fn symmetric_patch(&self) -> Result<Linear> {
         let VitConfig {
-            channels, patch, dim, ..
+            channels,
+            patch,
+            dim,
+            ..
         } = self.config;
         self.patch.map_weight(|weight| {
             let kernel = weight.t()?.reshape((dim, channels, patch, patch))?;
             let kernel = ReynoldsPenalty::default().project(&kernel)?;
-            kernel.reshape((dim, channels * patch * patch))?.t()?.contiguous()
+            kernel
+                .reshape((dim, channels * patch * patch))?
+                .t()?
+                .contiguous()
         })
     }
 

@@ -90,7 +90,9 @@ impl Weights {
                 Some(_) => {}
             }
         }
-        let extra = tensors.keys().filter(|name| !own.contains_key(name.as_str()));
+        let extra = tensors
+            .keys()
+            .filter(|name| !own.contains_key(name.as_str()));
         problems.extend(extra.map(|name| format!("{name} is not in this encoder")));
         problems.sort();
         ensure!(
@@ -99,7 +101,9 @@ impl Weights {
             problems.join("; ")
         );
         for (name, var) in own {
-            let value = tensors[name].to_dtype(var.dtype())?.to_device(var.device())?;
+            let value = tensors[name]
+                .to_dtype(var.dtype())?
+                .to_device(var.device())?;
             var.set(&value)?;
         }
         Ok(())

@@ -77,7 +77,10 @@ impl Run {
                 images_per_s: speed,
                 waiting,
                 regularizer,
-                extra: figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+                extra: figures
+                    .into_iter()
+                    .map(|(k, v)| (k.to_string(), v))
+                    .collect(),
                 ..Default::default()
             },
         };
@@ -111,8 +114,10 @@ impl Run {
             device: &self.device,
         };
         let encode = |x: &Tensor| Ok(encoder.forward(x)?);
-        let mut extra: BTreeMap<_, _> =
-            figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
+        let mut extra: BTreeMap<_, _> = figures
+            .into_iter()
+            .map(|(k, v)| (k.to_string(), v))
+            .collect();
         extra.retain(|_, v: &mut f64| v.is_finite());
         Ok(Epoch {
             epoch: self.step / self.epoch_steps,

@@ -1,11 +1,21 @@
 //! The begin of a run: every setting is checked before any file of an older run is touched.
 
-use std::{path::PathBuf, time::{Duration, Instant}};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use ser_reg::Regularizer;
 
-use super::{OUTPUTS, Run, checkpoint::{self, State}, file, interrupt::Interrupt, log::Log, saved::Saved};
+use super::{
+    OUTPUTS, Run,
+    checkpoint::{self, State},
+    file,
+    interrupt::Interrupt,
+    log::Log,
+    saved::Saved,
+};
 use crate::{
     addon,
     augment::Augment,
@@ -18,7 +28,6 @@ use crate::{
     records::Record,
     settings::{Method, Preset, Settings},
     vit::Vit,
-    weights::Weights,
 };
 
 /// The most threads that load images.
@@ -43,7 +52,9 @@ impl Run {
             None => None,
             Some(path) => {
                 let (weights, card) = encoder::read(path, &device)?;
-                vit = card.fitted(vit).with_context(|| format!("--init {}", path.display()))?;
+                vit = card
+                    .fitted(vit)
+                    .with_context(|| format!("--init {}", path.display()))?;
                 Some(weights)
             }
         };
@@ -57,7 +68,10 @@ impl Run {
         let steps = settings.epochs.checked_mul(epoch_steps);
         // Schedules and file formats count in exact floating-point numbers.
         let steps = steps.filter(|&steps| steps < 1 << 50).with_context(|| {
-            format!("--epochs: expected fewer than 2^50 steps, got {} epochs", settings.epochs)
+            format!(
+                "--epochs: expected fewer than 2^50 steps, got {} epochs",
+                settings.epochs
+            )
         })?;
         let schedules = settings.schedules(steps)?;
         let balance = Balance::new(&settings.ser, &vit)?;
@@ -107,12 +121,7 @@ impl Run {
 
     /// Restores the state if the run is resumed. Otherwise takes over the encoder of `--init` and removes the files of an
     /// earlier run. Starts to load images. To be called once, when all modules are built.
-    pub fn begin(
-        &mut self,
-        encoder: &Vit,
-        ser: &mut Regularizer,
-        state: &mut State,
-    ) -> Result<()> {
+    pub fn begin(&mut self, encoder: &Vit, ser: &mut Regularizer, state: &mut State) -> Result<()> {
         state.buffers.extend(self.balance.buffers());
         let resumed = self.resume && self.saved.path().exists();
         if resumed {

@@ -42,7 +42,9 @@ impl Batch {
 
     /// Momentum of the key or teacher encoder.
     pub fn momentum(&self) -> Result<f64> {
-        self.now.momentum.context("expected a method with a momentum encoder")
+        self.now
+            .momentum
+            .context("expected a method with a momentum encoder")
     }
 
     /// Features of both crops, as [`views::encode`].
@@ -84,7 +86,9 @@ impl From<SerOutput> for Term {
 
 impl Term {
     /// The loss and the features of both views, those of the encoder and those of the momentum encoder.
-    pub fn and_outputs<T, K>(out: RegularizerOutput<T, K>) -> (Option<Self>, Option<[T; 2]>, Option<[K; 2]>) {
+    pub fn and_outputs<T, K>(
+        out: RegularizerOutput<T, K>,
+    ) -> (Option<Self>, Option<[T; 2]>, Option<[K; 2]>) {
         let term = Self {
             loss: out.loss,
             unweighted: out.unweighted,
@@ -214,10 +218,15 @@ impl Run {
         if let Some(prefix) = losses.frozen {
             freeze(&named, &mut grads, prefix)?;
         }
-        let update = state.optimizer.step(&grads, seen.learning_rate, seen.weight_decay);
+        let update = state
+            .optimizer
+            .step(&grads, seen.learning_rate, seen.weight_decay);
         update.with_context(|| self.position())?;
         if let Some(m) = losses.follow {
-            let momentum = state.momentum.as_ref().context("expected momentum weights")?;
+            let momentum = state
+                .momentum
+                .as_ref()
+                .context("expected momentum weights")?;
             momentum.follow(&state.online, m)?;
         }
         self.end_step(seen, figures, encoder, state)
@@ -232,7 +241,9 @@ impl Run {
         state: &State,
     ) -> Result<()> {
         let start = Instant::now();
-        let measured = self.balance.measure(self.step, base, &term.unweighted, &state.online)?;
+        let measured = self
+            .balance
+            .measure(self.step, base, &term.unweighted, &state.online)?;
         ser.set_lambda(self.balance.lambda()?)?;
         self.progress.leave_out(start.elapsed());
         if let Some(measured) = measured {

@@ -49,7 +49,11 @@ impl Settings {
         ViewSampler::new(TokenGrid::square(1)?, self.ser.views).context("the views")?;
         SerLoss::new(self.ser.loss).context("the regularizer")?;
         if let Some(balance) = &self.ser.balance {
-            balance.check(if self.baseline { 0.0 } else { self.ser.loss.lambda })?;
+            balance.check(if self.baseline {
+                0.0
+            } else {
+                self.ser.loss.lambda
+            })?;
         }
         // A path that cannot be written into the configuration is refused before any file is touched.
         serde_json::to_value(self).context("expected UTF-8 paths in --data and --init")?;
@@ -84,7 +88,7 @@ impl Settings {
              (--ratio, --batch-size)",
             self.batch_size
         );
-        addon::wishes(self)?;
+        addon::extras(self)?;
         Ok(())
     }
 }

@@ -10,8 +10,8 @@ use anyhow::{Result, bail};
 use candle_nn::VarBuilder;
 use clap::ValueEnum;
 use ser_reg::{
-    Layout, Partition, Projector, ProjectorConfig, Regularizer, Schedule, SerConfig, SerLoss, TokenGrid,
-    ViewConfig, ViewSampler, loss::Negatives, ser::Objective,
+    Layout, Partition, Projector, ProjectorConfig, Regularizer, Schedule, SerConfig, SerLoss,
+    TokenGrid, ViewConfig, ViewSampler, loss::Negatives, ser::Objective,
 };
 use serde::{Deserialize, Serialize};
 

@@ -1,14 +1,8 @@
 //! The values of the presets.
 
-use ser_reg::{
-    ProjectorConfig, SerConfig, ViewConfig,
-    loss::Contrastive,
-    ser::Objective,
-};
+use ser_reg::{ProjectorConfig, SerConfig, ViewConfig, loss::Contrastive, ser::Objective};
 
-use super::{
-    BarlowTwins, Base, Dino, Method, MocoV3, Optimizer, Preset, Ser, SerImages, Settings,
-};
+use super::{BarlowTwins, Base, Dino, Method, MocoV3, Optimizer, Preset, Ser, SerImages, Settings};
 use crate::method::{barlow, dino::DinoHead, moco};
 
 /// The paper's objective with this weight and temperature.

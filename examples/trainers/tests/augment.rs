@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     augment::{Augment, CropRanges, Photometric, SmallCrop},
     data::{self, Images, Interpolation, Picture, Shaper, Source, Wanted},
-    loader::{Drawn, Loader, LoaderConfig, Third, Extras},
+    loader::{Drawn, Extras, Loader, LoaderConfig, Third},
 };
 use tempfile::TempDir;
 

@@ -248,9 +248,7 @@ fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Ten
 
 /// The grid tokens `(B, N, C)` of block `layer`.
 fn tokens(vit: &Vit, x: &Tensor, layer: usize) -> Result<Tensor> {
-    let (_, map) = tap::capture(&format!("block{layer}"), || {
-        Ok::<_, anyhow::Error>(vit.forward(x)?)
-    })?;
+    let map = tap::capture_until(&format!("block{layer}"), || vit.forward(x))?;
     let prefix = vit.config().prefix(layer);
     Ok(map.narrow(1, prefix, map.dim(1)? - prefix)?.contiguous()?)
 }
