@@ -924,7 +924,10 @@ fn bad_input_is_refused() {
         tapped.forward([&nobody, &nobody]),
         &["and sample", "[0, 3, 6]"],
     );
-    assert_says(tapped.forward([&h, &h]), &["(B, 1 + N, 6)", "AddonInput::Embedding"]);
+    assert_says(
+        tapped.forward([&h, &h]),
+        &["(B, 1 + N, 6)", "AddonInput::Embedding"],
+    );
     let map = x(&[BATCH, 1, CHANNELS]);
     assert_says(tapped.forward([&map, &map]), &["at least one token"]);
     let map = x(&[BATCH, TOKENS, CHANNELS + 1]);

@@ -5,7 +5,7 @@ use candle_nn::{Init, Linear, VarBuilder, ops::layer_norm_slow};
 
 use crate::{
     Result,
-    loss::{ContrastiveOutput, Negatives, NtXent, SameImage, nt_xent},
+    loss::{Contrastive, ContrastiveOutput, Negatives, SameImage, nt_xent_symmetric},
 };
 
 /// Added to the squared norm inside its root.
@@ -204,14 +204,13 @@ impl Module for Mlp {
 
 /// NT-Xent of rows `(M, D)`: each row must find its partner in the other set among all other rows of both sets.
 pub(super) fn contrast(a: &Tensor, b: &Tensor, temperature: f64) -> Result<ContrastiveOutput> {
-    let config = NtXent {
-        form: Negatives::BothViews,
+    let config = Contrastive {
+        negatives: Negatives::BothViews,
         same_image: SameImage::Keep,
-        symmetric: true,
         temperature,
-        ..NtXent::default()
+        ..Contrastive::default()
     };
-    nt_xent(&a.unsqueeze(1)?, &b.unsqueeze(1)?, &config)
+    nt_xent_symmetric(&a.unsqueeze(1)?, &b.unsqueeze(1)?, &config)
 }
 
 /// Rows of unit length; a zero row stays zero, with a finite gradient.

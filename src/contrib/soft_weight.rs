@@ -1,11 +1,7 @@
 //! Soft Augmentation (arXiv 2211.04625): tokens weigh less if the other view sees less of them.
 
 use super::check;
-use crate::{
-    Error, GroupAction, Result,
-    ser::{pair_visibility, token_visibility},
-    view::Relative,
-};
+use crate::{Error, GroupAction, Result, view::Relative};
 
 /// The unit whose visibility [`SoftWeight`] takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +79,7 @@ impl SoftWeight {
     ///
     /// # Errors
     /// If a setting is out of range, or `relative` has neither one element nor one per image. Also the errors of
-    /// [`token_visibility`].
+    /// [`Relative::visibility`].
     pub fn weights<G: GroupAction>(
         &self,
         relative: &Relative<G>,
@@ -102,11 +98,11 @@ impl SoftWeight {
         let cells = [relative.from_grid().len(), relative.to_grid().len()];
         let pairs = match self.scope {
             WeightScope::Tokens => None,
-            WeightScope::Pairs | WeightScope::Both => Some(pair_visibility(relative)?),
+            WeightScope::Pairs | WeightScope::Both => Some(relative.pair_visibility()?),
         };
         let tokens = match self.scope {
             WeightScope::Pairs => None,
-            WeightScope::Tokens | WeightScope::Both => Some(token_visibility(relative)?),
+            WeightScope::Tokens | WeightScope::Both => Some(relative.visibility()?),
         };
         let weights = |view: usize| {
             let n = cells[view];
