@@ -15,7 +15,7 @@ use ser_reg_trainers::{
     environment,
     method::{Head, barlow},
     run::{Losses, Run, Term, checkpoint::State},
-    settings::{Base, Method},
+    settings::Method,
     views::{Images, colored, join},
     vit::Vit,
     weights::Weights,
@@ -30,9 +30,7 @@ fn main() -> Result<()> {
 fn train() -> Result<()> {
     let mut run = Run::open(Method::BarlowTwins, &Args::parse())?;
     let settings = run.settings.clone();
-    let Base::BarlowTwins(base) = &settings.base else {
-        unreachable!("the settings of Barlow Twins");
-    };
+    let base = settings.base.barlow_twins()?;
 
     let online = Weights::seeded(settings.seed);
     let vb = online.builder(&run.device);

@@ -16,7 +16,7 @@ use ser_reg_trainers::{
     environment,
     method::dino::{self, DinoHead, Entropies},
     run::{Losses, Run, Term, checkpoint::State},
-    settings::{Base, Method},
+    settings::Method,
     views::{Images, colored, join},
     vit::Vit,
     weights::Weights,
@@ -31,9 +31,7 @@ fn main() -> Result<()> {
 fn train() -> Result<()> {
     let mut run = Run::open(Method::Dino, &Args::parse())?;
     let settings = run.settings.clone();
-    let Base::Dino(base) = &settings.base else {
-        unreachable!("the settings of DINO");
-    };
+    let base = settings.base.dino()?;
 
     // A student, and a teacher that is its moving average.
     let online = Weights::seeded(settings.seed);
@@ -45,9 +43,9 @@ fn train() -> Result<()> {
 
     let momentum = online.momentum_copy();
     let vb = momentum.builder(&run.device);
-    let teacher_encoder = Vit::new(&run.vit, vb.pp("encoder"))?;
+    let key_encoder = Vit::new(&run.vit, vb.pp("encoder"))?;
     let teacher = head(vb.pp("head"))?;
-    let teacher_ser = Projector::new(run.vit.dim, settings.ser.head, vb.pp("ser"))?; // SER
+    let key_head = Projector::new(run.vit.dim, settings.ser.head, vb.pp("ser"))?; // SER
 
     let center = Var::zeros((1, base.prototypes), DType::F32, &run.device)?;
     let frozen = run.fraction(base.freeze_prototypes);
@@ -59,26 +57,21 @@ fn train() -> Result<()> {
     while let Some(batch) = run.next_batch()? {
         let training = encoder.training(batch.drop_path());
         let model = |x: &Tensor| training.forward(x);
-        let keys = |x: &Tensor| teacher_encoder.forward(x);
+        let keys = |x: &Tensor| key_encoder.forward(x);
 
         // SER draws two views of each of its images. Both encoders record block `--layer`, where the maps are compared.
         let rng = &mut batch.rng(); // SER
         let (term, shared, key_shared) = match &batch.ser {
             None => (None, None, None),
             Some(Images::Own(own)) => {
-                let out = ser.forward_with_keys(own, rng, model, keys, &teacher_ser)?; // SER
+                let out = ser.forward_with_keys(own, rng, model, keys, &key_head)?; // SER
                 (Some(Term::from(out)), None, None)
             }
             // The paper's form: the features of the views also enter the base loss.
             Some(Images::Shared(images)) => {
                 let (model, keys) = (colored(model), colored(keys));
-                Term::and_outputs(ser.forward_with_outputs_and_keys(
-                    images,
-                    rng,
-                    model,
-                    keys,
-                    &teacher_ser,
-                )?) // SER
+                let out = ser.forward_with_outputs_and_keys(images, rng, model, keys, &key_head)?; // SER
+                Term::and_outputs(out)
             }
         };
 
@@ -90,14 +83,11 @@ fn train() -> Result<()> {
         let targets = [target(&scores[0])?, target(&scores[1])?];
         let loss = dino::loss(&[s1?, s2?], &targets, base.student_temperature)?;
         // The next step has this center.
-        center.set(&dino::updated_center(
-            &center,
-            &Tensor::cat(&scores, 0)?,
-            base.center_momentum,
-        )?)?;
+        let both = Tensor::cat(&scores, 0)?;
+        center.set(&dino::updated_center(&center, &both, base.center_momentum)?)?;
 
         let mut losses = Losses {
-            keys: Some((&teacher_encoder, &teacher_ser)),
+            keys: Some((&key_encoder, &key_head)),
             frozen: (batch.step() < frozen).then_some("head.prototypes."),
             follow: Some(batch.momentum()?), // the teacher follows the student's new weights
             ..Losses::new(loss, term)        // SER: the term is added to the base loss

@@ -24,7 +24,7 @@ use ser_reg_trainers::{
     environment,
     method::moco::{contrast, predictor, projector},
     run::{Losses, Run, Term, checkpoint::State},
-    settings::{Base, Method},
+    settings::Method,
     views::{Images, colored, join},
     vit::Vit,
     weights::Weights,
@@ -39,9 +39,7 @@ fn main() -> Result<()> {
 fn train() -> Result<()> {
     let mut run = Run::open(Method::MocoV3, &Args::parse())?;
     let settings = run.settings.clone();
-    let Base::MocoV3(base) = &settings.base else {
-        unreachable!("the settings of MoCo-v3");
-    };
+    let base = settings.base.moco_v3()?;
     let dim = run.vit.dim;
 
     let online = Weights::seeded(settings.seed);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use super::records::{Balanced, Epoch, Step};
 
@@ -136,4 +137,27 @@ impl Progress {
         let images = (self.steps.len() * self.batch) as f64;
         (images / self.seconds.max(1e-9), self.seconds)
     }
+}
+
+/// Runs `step` on all whole batches of `count` images, in a random order that is the same for each call. `step` returns the
+/// text beside the progress bar.
+pub fn epoch(
+    name: &str,
+    count: usize,
+    batch: usize,
+    mut step: impl FnMut(usize, &[usize]) -> Result<String>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(0));
+    let batches = order.chunks_exact(batch);
+    let bar = ProgressBar::new(batches.len() as u64).with_prefix(name.to_string());
+    bar.set_style(ProgressStyle::with_template(
+        "{prefix} {bar:24} {pos}/{len}  {msg}  {eta} left",
+    )?);
+    for (i, indices) in batches.enumerate() {
+        bar.set_message(step(i, indices)?);
+        bar.inc(1);
+    }
+    bar.finish();
+    Ok(())
 }

@@ -99,16 +99,26 @@ impl Images {
         sums.into_iter().map(moments).collect()
     }
 
-    /// The pictures of `batch`, `(B, C, S, S)`, each channel less its mean and over its standard deviation.
+    /// The images of `batch`, `(B, C, S, S)`. Each channel has its mean subtracted and is divided by its standard deviation.
     pub fn normalized(
         &self,
         batch: Range<usize>,
         statistics: &[(f32, f32)],
         device: &Device,
     ) -> Result<Tensor> {
-        let shape = (batch.len(), self.channels, self.side, self.side);
-        let mut pixels = Vec::with_capacity(batch.len() * self.stride());
-        for i in batch {
+        self.gather(&batch.collect::<Vec<_>>(), statistics, device)
+    }
+
+    /// The images of these numbers, as [`Self::normalized`].
+    pub fn gather(
+        &self,
+        indices: &[usize],
+        statistics: &[(f32, f32)],
+        device: &Device,
+    ) -> Result<Tensor> {
+        let shape = (indices.len(), self.channels, self.side, self.side);
+        let mut pixels = Vec::with_capacity(indices.len() * self.stride());
+        for &i in indices {
             let planes = self.get(i).chunks_exact(self.side * self.side);
             for (plane, (mean, std)) in planes.zip(statistics) {
                 pixels.extend(plane.iter().map(|&p| (f32::from(p) / 255.0 - mean) / std));

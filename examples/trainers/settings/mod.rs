@@ -173,6 +173,35 @@ pub enum Base {
     BarlowTwins(BarlowTwins),
 }
 
+impl Base {
+    /// The settings of MoCo-v3.
+    ///
+    /// # Errors
+    /// If they are those of another method.
+    pub fn moco_v3(&self) -> Result<&MocoV3> {
+        match self {
+            Self::MocoV3(base) => Ok(base),
+            other => bail!("expected the settings of MoCo-v3, got {other:?}"),
+        }
+    }
+
+    /// The settings of DINO, as [`Self::moco_v3`].
+    pub fn dino(&self) -> Result<&Dino> {
+        match self {
+            Self::Dino(base) => Ok(base),
+            other => bail!("expected the settings of DINO, got {other:?}"),
+        }
+    }
+
+    /// The settings of Barlow Twins, as [`Self::moco_v3`].
+    pub fn barlow_twins(&self) -> Result<&BarlowTwins> {
+        match self {
+            Self::BarlowTwins(base) => Ok(base),
+            other => bail!("expected the settings of Barlow Twins, got {other:?}"),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MocoV3 {
     pub temperature: f64,
