@@ -33,7 +33,7 @@ struct Args {
     /// first step.
     #[arg(long, default_value = "untrained")]
     reference: String,
-    /// As for the trainers [default: those that the run was trained with; of an encoder without its run, the 10,000 pictures of
+    /// As for the trainers [default: those that the run was trained with; of an encoder without its run, the 10,000 images of
     /// Fashion-MNIST that come with the repository].
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
@@ -43,10 +43,10 @@ struct Args {
     /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense [default: all].
     #[arg(long, value_delimiter = ',')]
     only: Option<Vec<Part>>,
-    /// Test pictures for corruptions, and at most so many sequences of perturbations [default: all, and 200].
+    /// Test images for corruptions, and at most so many sequences of perturbations [default: all, and 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     images: Option<u32>,
-    /// Fewer pictures (500 unless --images says otherwise) and canvases, and no rows of raw pixels or the reference.
+    /// Fewer images (500 unless --images says otherwise) and canvases, and no rows of raw pixels or the reference.
     #[arg(long)]
     quick: bool,
     /// The block whose tokens the dense part reads, counted from 1 [default: the one with the equivariance loss].
@@ -58,7 +58,7 @@ struct Args {
     /// Where the figures go [default: evaluation.json beside the encoder].
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
-    /// Few pictures, to see whether everything runs.
+    /// Few images, to see whether everything runs.
     #[arg(long)]
     smoke: bool,
 }
@@ -80,7 +80,7 @@ fn run() -> Result<()> {
         path => Some(Subject::load(path.as_ref(), &device)?.named(path)),
     };
     let side = encoder.card.vit.side;
-    // Small pictures come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
+    // Small images come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
     let wanted = match side > 64 {
         true => Wanted::streamed(side),
         false => Wanted::default(),

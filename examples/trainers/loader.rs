@@ -27,7 +27,7 @@ use super::{
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoaderConfig {
-    /// Pictures in a batch.
+    /// Images in a batch.
     pub batch: usize,
     /// The last so many of a batch have one crop in both views.
     pub shared: usize,
@@ -36,7 +36,7 @@ pub struct LoaderConfig {
     pub first_step: usize,
     /// Steps of the whole run.
     pub steps: usize,
-    /// Threads that make pictures.
+    /// Threads that make images.
     pub workers: usize,
     /// Finished batches that wait for the model.
     pub prefetch: usize,
@@ -45,16 +45,16 @@ pub struct LoaderConfig {
 /// What an add-on wants of a batch besides the two views.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Extras {
-    /// For each of the first pictures of a batch, the one whose crops and colors it shares; empty: all draw their own.
+    /// For each of the first images of a batch, the one whose crops and colors it shares; empty: all draw their own.
     pub alike: Vec<usize>,
-    /// A third view of the first pictures, those that do not have one crop in both views.
+    /// A third view of the first images, those that do not have one crop in both views.
     pub third: Option<Third>,
 }
 
 /// A third view.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Third {
-    /// The picture without augmentation.
+    /// The image without augmentation.
     Untouched,
     /// One more crop, small in pixels.
     Small(SmallCrop),
@@ -69,7 +69,7 @@ impl Third {
     }
 }
 
-/// What belongs to the pictures of a batch that do not have one crop in both views.
+/// What belongs to the images of a batch that do not have one crop in both views.
 pub struct Drawn {
     /// What was drawn for either view.
     pub parameters: [Vec<AugmentationParameters>; 2],
@@ -82,9 +82,9 @@ pub struct Batch {
     pub first: Tensor,
     pub second: Tensor,
     pub drawn: Drawn,
-    /// The pictures shown.
+    /// The images shown.
     pub indices: Vec<usize>,
-    /// Pictures that could not be read, each the first time that it is met; others stand in for them.
+    /// Images that could not be read, each the first time that it is met; others stand in for them.
     pub skipped: Vec<Skipped>,
 }
 
@@ -111,7 +111,7 @@ struct Made {
     replaced: usize,
 }
 
-/// Where a picture of a batch goes.
+/// Where an image of a batch goes.
 struct Place<'a> {
     views: [&'a mut [f32]; 2],
     third: Option<&'a mut [f32]>,
@@ -129,7 +129,7 @@ impl Loader {
         Self::with_extras(source, augment, config, Extras::default())
     }
 
-    /// Starts to make batches with more than two views in them, or with views that pictures share.
+    /// Starts to make batches with more than two views in them, or with views that images share.
     pub fn with_extras(
         source: Source,
         augment: Augment,
@@ -138,20 +138,20 @@ impl Loader {
     ) -> Result<Self> {
         ensure!(
             (1..=source.len()).contains(&config.batch),
-            "expected batches of 1 to {} pictures, as many as there are to train on, got {}",
+            "expected batches of 1 to {} images, as many as there are to train on, got {}",
             source.len(),
             config.batch
         );
         ensure!(
             config.shared <= config.batch,
-            "expected at most {} pictures of a batch with one crop in both views, got {}",
+            "expected at most {} images of a batch with one crop in both views, got {}",
             config.batch,
             config.shared
         );
         let plain = config.batch - config.shared;
         ensure!(
             extras.alike.len() <= plain && extras.alike.iter().all(|&p| p < plain),
-            "expected at most {plain} pictures of a batch that share their views with one of them, got {:?}",
+            "expected at most {plain} images of a batch that share their views with one of them, got {:?}",
             extras.alike
         );
         ensure!(
@@ -161,7 +161,7 @@ impl Loader {
         augment.check().context("augmentation")?;
         ensure!(
             augment.statistics.len() == source.channels(),
-            "expected statistics of {} channels, as many as the pictures have, got {}",
+            "expected statistics of {} channels, as many as the images have, got {}",
             source.channels(),
             augment.statistics.len()
         );
@@ -234,7 +234,7 @@ impl Loader {
         self.waiting
     }
 
-    /// How often a picture stood in for one that could not be read.
+    /// How often an image stood in for one that could not be read.
     pub fn replaced(&self) -> usize {
         self.replaced
     }
@@ -276,7 +276,7 @@ struct Producer {
     stop: Arc<AtomicBool>,
 }
 
-/// Pictures tried in the place of one that cannot be read.
+/// Images tried in the place of one that cannot be read.
 const SUBSTITUTES: usize = 8;
 
 impl Producer {
@@ -304,7 +304,7 @@ impl Producer {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// The pictures as epoch `epoch` shows them.
+    /// The images as epoch `epoch` shows them.
     fn order(&self, epoch: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.source.len()).collect();
         order.shuffle(&mut stream(self.config.seed, Purpose::Order, [epoch, 0]));
@@ -380,7 +380,7 @@ impl Producer {
             let Some(found) = found else {
                 let all = order.len();
                 return Err(
-                    anyhow!(last).context(format!("none of the {all} pictures can be read"))
+                    anyhow!(last).context(format!("none of the {all} images can be read"))
                 );
             };
             indices[position] = found;
@@ -397,7 +397,7 @@ impl Producer {
         })
     }
 
-    /// Pictures to try at `position` of the batch that begins at `start`: a few of the same epoch that are not in the batch,
+    /// Images to try at `position` of the batch that begins at `start`: a few of the same epoch that are not in the batch,
     /// and last one that is `known` to be readable; all others while none is.
     fn substitutes(
         &self,
@@ -413,7 +413,7 @@ impl Producer {
             None if others > 0 => SUBSTITUTES + others,
             None => 0,
         };
-        // Steps of a batch, so that the lost ones of a batch take different pictures; then every picture in turn.
+        // Steps of a batch, so that the lost ones of a batch take different images; then every image in turn.
         let ahead = move |k: usize| match k < SUBSTITUTES {
             true => position + k * batch,
             false => k - SUBSTITUTES,
@@ -423,7 +423,7 @@ impl Producer {
         outside.chain(known)
     }
 
-    /// Writes the views of a picture at a place of a batch.
+    /// Writes the views of an image at a place of a batch.
     fn show(
         &self,
         index: usize,

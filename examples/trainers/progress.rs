@@ -19,7 +19,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For `steps` steps with `batch` pictures each.
+    /// For `steps` steps with `batch` images each.
     pub fn new(steps: usize, batch: usize) -> Result<Self> {
         let bar = ProgressBar::new(steps as u64);
         bar.set_style(ProgressStyle::with_template(
@@ -132,7 +132,7 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    /// Pictures per second in this epoch, and its seconds.
+    /// Images per second in this epoch, and its seconds.
     pub fn epoch_speed(&self) -> (f64, f64) {
         let images = (self.steps.len() * self.batch) as f64;
         (images / self.seconds.max(1e-9), self.seconds)

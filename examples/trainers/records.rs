@@ -95,7 +95,7 @@ impl BalancedLayer {
     }
 }
 
-/// What was measured after an epoch, on test pictures; empty where nothing was.
+/// What was measured after an epoch, on test images; empty where nothing was.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Epochs finished; 0 is the untrained encoder.
@@ -108,7 +108,7 @@ pub struct Epoch {
     pub equivariance: Vec<Option<f64>>,
     /// Weighted 20-NN accuracy in percent in each of the eight poses, upright first.
     pub accuracy: Vec<f64>,
-    /// Training pictures per second, and the share of that time spent waiting for pictures.
+    /// Training images per second, and the share of that time spent waiting for images.
     pub images_per_s: f64,
     pub waiting: f64,
     /// Time that the regularizer takes over that of the rest of a step, by itself at a few steps; `None` where it was not

@@ -25,11 +25,11 @@ pub const POSES: [(&str, D4); 8] = [
     ("antitr", D4::ANTI_TRANSPOSE),
 ];
 
-/// Test pictures of the equivariance score.
+/// Test images of the equivariance score.
 const SCORED: usize = 200;
 
 pub struct Evaluation<'a> {
-    /// Upright training pictures.
+    /// Upright training images.
     pub bank: &'a Images,
     pub test: &'a Images,
     /// Mean and standard deviation of each channel.
@@ -53,7 +53,7 @@ impl Evaluation<'_> {
         Ok(accuracies)
     }
 
-    /// Features `(n, d)` of test pictures.
+    /// Features `(n, d)` of test images.
     pub fn test_features(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         self.features(self.test, D4::IDENTITY, &encode)
     }
@@ -101,7 +101,7 @@ impl Evaluation<'_> {
 
 /// Prints accuracies, a line for each kind of features, with the mean over the seven poses that are not upright.
 pub fn print_table(note: &str, rows: &[(&str, [f64; 8])]) {
-    println!("\nWeighted 20-nearest-neighbor accuracy in %, test pictures in eight poses");
+    println!("\nWeighted 20-nearest-neighbor accuracy in %, test images in eight poses");
     println!("({note})\n");
     print!("{:<18}", "features");
     for (name, _) in POSES {

@@ -15,7 +15,7 @@ pub enum AddonName {
     AugSelf,
     /// Tells which way up a small crop is (arXiv 2111.00899).
     ESsl,
-    /// Applies a transformation seen on another picture (arXiv 2501.08712).
+    /// Applies a transformation seen on another image (arXiv 2501.08712).
     Stl,
     /// Keeps inner products (arXiv 2306.13924).
     Care,

@@ -39,7 +39,7 @@ fn program(name: &str) -> PathBuf {
     program
 }
 
-/// 48 pictures of 12x12 in two classes, as IDX files: squares and bars under noise.
+/// 48 images of 12x12 in two classes, as IDX files: squares and bars under noise.
 fn pictures(folder: &Path) -> PathBuf {
     let mut rng = StdRng::seed_from_u64(1);
     let (n, side) = (48u32, 12usize);
@@ -515,7 +515,7 @@ fn schedules_of_the_paper_preset() {
     }
 }
 
-/// All of a batch in poses, some of one picture size, some of two; as few as there can be; on the last block.
+/// All of a batch in poses, some of one image size, some of two; as few as there can be; on the last block.
 #[test]
 fn the_extremes_of_a_partition_train() {
     let folder = TempDir::new().unwrap();
@@ -1074,9 +1074,9 @@ fn the_encoder_loads_from_a_mapped_file() {
     }
 }
 
-/// Colorful pictures of any size in two classes, one of them damaged.
+/// Colorful images of any size in two classes, one of them damaged.
 fn colorful(folder: &Path) -> PathBuf {
-    let root = folder.join("pictures");
+    let root = folder.join("images");
     let mut rng = StdRng::seed_from_u64(2);
     for (class, hue) in [("blue", 2), ("red", 0)] {
         let folder = root.join(class);
@@ -1092,7 +1092,7 @@ fn colorful(folder: &Path) -> PathBuf {
             picture.save(folder.join(name)).unwrap();
         }
     }
-    fs::write(root.join("red/1.jpg"), b"no picture").unwrap();
+    fs::write(root.join("red/1.jpg"), b"no image").unwrap();
     root
 }
 
@@ -1162,6 +1162,6 @@ fn a_folder_of_one_class_is_refused() {
     let out = folder.path().join("run");
     fails(
         &run(&mut command(Method::MocoV3, &data, &out, &[])),
-        &["at least two", "pictures"],
+        &["at least two", "images"],
     );
 }

@@ -22,7 +22,7 @@ use ser_reg_trainers::{
 
 const CPU: Device = Device::Cpu;
 
-/// Random pictures of 12x12.
+/// Random images of 12x12.
 fn pictures(n: usize, channels: usize) -> data::Images {
     let mut rng = StdRng::seed_from_u64(3);
     data::Images {

@@ -34,11 +34,11 @@ const CHUNK: usize = 20;
 /// How many canvases, how large, and which block.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Canvases with objects of the training pictures, for the linear maps.
+    /// Canvases with objects of the training images, for the linear maps.
     pub train: usize,
-    /// Canvases with objects of the test pictures.
+    /// Canvases with objects of the test images.
     pub test: usize,
-    /// `None`: 64 pixels, or twice the side of a picture where that is more; the encoder's own side where its positions
+    /// `None`: 64 pixels, or twice the side of an image where that is more; the encoder's own side where its positions
     /// allow no other.
     pub side: Option<usize>,
     /// The block whose tokens are read, counted from 1; `None`: the one that the equivariance loss sat on.
