@@ -22,7 +22,7 @@ use ser_reg_trainers::{
     optimizer::AdamW,
     progress::epoch,
     vit::{Vit, VitConfig},
-    weights::{Weights, tapped, under},
+    weights::{Weights, tapped},
 };
 
 #[derive(Parser)]
@@ -60,23 +60,16 @@ fn run(args: &Args) -> Result<()> {
         data = data.take(2048, 500);
     }
     let images = &data.bank;
-    let loaded = args.init.as_ref().map(|path| encoder::read(path, CPU));
-    let loaded = loaded.transpose()?;
+    let read = |path| encoder::read(path, CPU);
+    let loaded = args.init.as_deref().map(read).transpose()?;
     let (config, statistics) = match &loaded {
         Some((_, card)) => (card.vit.clone(), card.statistics.clone()),
         None => (VitConfig::small(images, 2, false)?, images.statistics()),
     };
-    let (expected, got) = (config.channels, config.side);
-    let fits = (expected, got) == (images.channels, images.side);
-    ensure!(
-        fits,
-        "expected images of {expected} channels and {got} pixels for this encoder"
-    );
+    let fits = (config.channels, config.side) == (images.channels, images.side);
+    ensure!(fits, "the images do not fit the encoder: {config:?}");
     let blocks = 1..=config.depth;
-    ensure!(
-        blocks.contains(&args.layer),
-        "--layer: expected a block of {blocks:?}"
-    );
+    ensure!(blocks.contains(&args.layer), "--layer: expected {blocks:?}");
     let batch = |indices: &[usize]| images.gather(indices, &statistics, CPU);
 
     let online = Weights::seeded(0);
@@ -99,18 +92,15 @@ fn run(args: &Args) -> Result<()> {
             })?;
         }
     }
-    let evaluation = Evaluation {
-        bank: images,
-        test: &data.test,
-        statistics: &statistics,
-        device: CPU,
-    };
+    let evaluation = Evaluation::of(&data, &statistics, CPU);
     let measure = |name: &str| -> Result<()> {
         let score = evaluation.equivariance(&model)?[args.layer - 1];
         let knn = evaluation.poses(|x| Ok(model.forward(x)?))?;
-        let (upright, moved) = (knn[0], pose_mean(&knn));
+        let moved = pose_mean(&knn);
+        println!("{name} SER: equivariance {score:.3}");
         println!(
-            "{name} SER: equivariance {score:.3}, 20-NN {upright:.1} % upright, {moved:.1} % rotated or flipped"
+            "  20-NN {:.1} % upright, {moved:.1} % rotated or flipped",
+            knn[0]
         );
         Ok(())
     };
@@ -118,28 +108,28 @@ fn run(args: &Args) -> Result<()> {
 
     // The frozen copy, and SER on an eighth of each batch.
     let frozen = Vit::new(&config, online.momentum_copy().builder(CPU).pp("encoder"))?;
-    let mut ser_config = SerConfig::default();
-    (ser_config.lambda, ser_config.layout) = (args.lambda, Layout::default());
-    ser_config.layout.prefix = config.prefix(args.layer); // the CLS token, if it is there already
-    let (layer, grid) = (
-        format!("block{}", args.layer),
-        TokenGrid::square(config.grid())?,
-    );
-    let ser = Regularizer::new(layer, grid, config.dim, ser_config, vb.pp("ser"))?;
+    let layout = Layout {
+        prefix: config.prefix(args.layer), // the CLS token, if it has joined
+        ..Layout::default()
+    };
+    let ser_config = SerConfig {
+        lambda: args.lambda,
+        layout,
+        ..SerConfig::default()
+    };
+    let (layer, grid) = (args.layer, TokenGrid::square(config.grid())?);
+    let name = format!("block{layer}");
+    let ser = Regularizer::new(name, grid, config.dim, ser_config, vb.pp("ser"))?;
     let part = Partition::new(BATCH, 0.125)?;
-    let trained = [
-        under(&online.named(), "encoder."),
-        under(&online.named(), "ser."),
-    ]
-    .concat();
-    let mut optimizer = AdamW::new(&trained, (0.9, 0.999), 1e-8)?;
+    let named = online.named();
+    let mut optimizer = AdamW::new(&named, (0.9, 0.999), 1e-8)?;
     let rng = &mut StdRng::seed_from_u64(1);
     epoch("add SER", images.len(), BATCH, |step, indices| {
         let x = batch(indices)?;
         let distance = loss::cosine(&model.forward(&x)?, &frozen.forward(&x)?, 1e-12, None)?;
         let out = ser.forward(&part.split(&x)?.1, rng, |view| model.forward(view))?;
         if step == 0 {
-            grad::assert_reaches(&out.unweighted, tapped(&trained, &config, args.layer))?;
+            grad::assert_reaches(&out.unweighted, tapped(&named, &config, layer))?;
         }
         let loss = (&distance + &out.loss)?;
         optimizer.step(&loss.backward()?, 5e-4, 0.0)?;

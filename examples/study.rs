@@ -143,7 +143,13 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
                     };
                     bar.set_message(job.id.clone());
                     let outcome = train_and_evaluate(args, &job, threads / at_once, &commit)
-                        .and_then(|entry| ledger::append(ledger, &entry).map(|()| entry));
+                        .and_then(|entry| {
+                            ledger::append(ledger, &entry)?;
+                            // The run is in the ledger: nothing will resume it.
+                            let folder = args.out.join(&job.id);
+                            std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
+                            Ok(entry)
+                        });
                     bar.inc(1);
                     match outcome {
                         Ok(entry) => bar.suspend(|| {
@@ -229,8 +235,6 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> R
     process("evaluate", &options, threads)?;
     let outcome: Outcome = serde_json::from_slice(&file::read(&folder.join("result.json"))?)?;
     let evaluation: Report = serde_json::from_slice(&file::read(&folder.join("evaluation.json"))?)?;
-    // What a finished run would be resumed from is of no more use.
-    std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
     Ok(Entry {
         id: job.id.clone(),
         group: job.cell.group.to_string(),
