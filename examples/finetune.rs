@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A frozen copy of the encoder holds the features in place: their cosine distance is the base loss. SER has images of its
-//! own, and its forward pass ends at the tap. The program prints the equivariance score and the accuracy before and after.
+//! own, up to the tap. The program prints the equivariance score and the accuracy before and after.
 
 use std::path::PathBuf;
 
@@ -62,10 +62,11 @@ fn run(args: &Args) -> Result<()> {
     let images = &data.bank;
     let read = |path| encoder::read(path, CPU);
     let loaded = args.init.as_deref().map(read).transpose()?;
-    let (config, statistics) = match &loaded {
+    let (mut config, statistics) = match &loaded {
         Some((_, card)) => (card.vit.clone(), card.statistics.clone()),
         None => (VitConfig::small(images, 2, false)?, images.statistics()),
     };
+    config.last_map |= args.layer == config.depth; // the tap needs all tokens of the last block
     let fits = (config.channels, config.side) == (images.channels, images.side);
     ensure!(fits, "the images do not fit the encoder: {config:?}");
     let blocks = 1..=config.depth;
@@ -96,8 +97,8 @@ fn run(args: &Args) -> Result<()> {
     let measure = |name: &str| -> Result<()> {
         let score = evaluation.equivariance(&model)?[args.layer - 1];
         let knn = evaluation.poses(|x| Ok(model.forward(x)?))?;
-        let moved = pose_mean(&knn);
         println!("{name} SER: equivariance {score:.3}");
+        let moved = pose_mean(&knn);
         println!(
             "  20-NN {:.1} % upright, {moved:.1} % rotated or flipped",
             knn[0]

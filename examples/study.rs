@@ -1,9 +1,9 @@
-//! Three methods × {baseline, λ = 0, SER} × seeds, and sweeps of what SER leaves open, each run paired by its seed.
+//! Trains three methods × {baseline, λ = 0, SER} × seeds, and sweeps over the settings of SER. Seeds pair the runs.
 //!
 //! ```text
 //! cargo build --release --examples
-//! cargo run --release --example study              # goes on where it stopped; Ctrl-C at any time
-//! cargo run --release --example study -- --report  # what the finished runs say
+//! cargo run --release --example study              # continues where it stopped; Ctrl-C at any time
+//! cargo run --release --example study -- --report  # tables of the finished runs
 //! ```
 //!
 //! Every run is a process of a trainer, then one of `evaluate`; finished runs are lines of docs/results/study.jsonl.
@@ -45,7 +45,7 @@ struct Args {
     /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter, addons.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Start no run after so many minutes.
+    /// Start no run after this number of minutes.
     #[arg(long)]
     minutes: Option<f64>,
     /// Finished runs [default: docs/results/study.jsonl; of a smoke run, a new file in its folder].
@@ -54,10 +54,10 @@ struct Args {
     /// Folder of the runs.
     #[arg(long, default_value = "runs/study")]
     out: PathBuf,
-    /// Print what the finished runs say, and run nothing.
+    /// Print tables of the finished runs, and run nothing.
     #[arg(long)]
     report: bool,
-    /// Two short runs, to see whether everything works.
+    /// Make two short runs.
     #[arg(long)]
     smoke: bool,
 }
@@ -205,7 +205,7 @@ fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
-/// Both processes of a run; a training that was stopped is gone on with.
+/// Both processes of a run. A training that was stopped continues.
 fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> Result<Entry> {
     let start = Instant::now();
     let folder = args.out.join(&job.id);
@@ -330,7 +330,7 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
     figures
 }
 
-/// What a finished run says in one line.
+/// The figures of a finished run in one line.
 fn line(entry: &Entry) -> String {
     let shown = [
         "probe",

@@ -144,7 +144,7 @@ pub struct Args {
     pub drop_path: Option<f64>,
 
     /// Folder of the run: configuration, metrics, checkpoint, encoder, report [default: runs/METHOD-MODE-SEED, with MODE ser,
-    /// lambda0 or baseline, and smoke- before it for --smoke]. Without --resume the files of an earlier run are replaced.
+    /// ser-own, lambda0 or baseline, and smoke- before it for --smoke]. Without --resume the files of an earlier run are replaced.
     #[arg(long, value_name = "FOLDER", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Continue from the checkpoint in the run's folder, bit for bit. Start a new run if the folder has none.

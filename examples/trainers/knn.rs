@@ -1,4 +1,4 @@
-//! Weighted nearest neighbors: what frozen features are worth, without training anything.
+//! Weighted nearest neighbors: the accuracy of frozen features, without any training.
 
 use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};

@@ -1,5 +1,4 @@
-//! What a run writes down as it goes: one JSON object a line, `step` lines, `epoch` lines and, where asked for, `balance`
-//! lines.
+//! The records of a run, one JSON object a line: `step` lines, `epoch` lines and, on request, `balance` lines.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -23,7 +22,7 @@ pub enum Record {
 pub struct Step {
     /// Steps finished before this one.
     pub step: usize,
-    /// What is minimized.
+    /// The loss that is minimized.
     pub loss: f32,
     /// Loss of the base method.
     pub invariance: f32,
@@ -95,7 +94,7 @@ impl BalancedLayer {
     }
 }
 
-/// What was measured after an epoch, on test images; empty where nothing was.
+/// The measurements after an epoch, on test images; empty where there were none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Epochs finished; 0 is the untrained encoder.
@@ -106,7 +105,7 @@ pub struct Epoch {
     pub feature_std: Option<f32>,
     /// Centered equivariance score of each block's output, the first block first; `None` where it has no value.
     pub equivariance: Vec<Option<f64>>,
-    /// Weighted 20-NN accuracy in percent in each of the eight poses, upright first.
+    /// Weighted 20-NN accuracy in percent under each element of D4, the identity first.
     pub accuracy: Vec<f64>,
     /// Training images per second, and the share of that time spent waiting for images.
     pub images_per_s: f64,

@@ -1,7 +1,7 @@
 //! Trainable weights from a seed, and their moving average.
 //!
-//! candle cannot seed its CPU generator, so a `VarMap` starts every run somewhere else. This store hands out the same
-//! `VarBuilder` interface, and any module that takes a builder can be made from it.
+//! candle cannot seed its CPU generator, so a `VarMap` starts every run with other values. This store implements the same
+//! `VarBuilder` interface, for any module that takes a builder.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ enum Source {
 }
 
 impl Weights {
-    /// Weights that are drawn from `seed` as they are asked for.
+    /// Weights that are drawn from `seed` when a module requests them.
     pub fn seeded(seed: u64) -> Self {
         Self::new(Source::Seed(Box::new(StdRng::seed_from_u64(seed))))
     }
@@ -110,7 +110,7 @@ impl Weights {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Store> {
-        // The lock is held for look-ups only; a panic there leaves the store whole.
+        // The lock is held for look-ups only; a panic leaves the store intact.
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -10,7 +10,7 @@ use crate::data::Images;
 /// Images that go through the encoder at a time.
 pub const CHUNK: usize = 100;
 
-/// Features `(n, d)` of `images`, each moved by `pose` where there is one.
+/// Features `(n, d)` of `images`, each transformed by `pose` where there is one.
 pub fn of(
     images: &Images,
     statistics: &[(f32, f32)],

@@ -1,7 +1,7 @@
-//! What a frozen encoder is worth.
+//! The evaluation of a frozen encoder.
 //!
-//! Features are computed once and handed to a linear probe and to nearest neighbors; then the probe is shown moved,
-//! corrupted and slowly changing images; then the tokens of one block are read.
+//! Features are computed once, for a linear probe and for nearest neighbors. Then the probe classifies transformed, corrupted
+//! and slowly changing images. At last the tokens of one block are read.
 
 pub mod corruption;
 pub mod dense;

@@ -1,4 +1,4 @@
-//! Robustness to poses: a classifier of upright images is shown turned, scaled and shifted ones.
+//! Robustness to transformations: a classifier of upright images gets rotated, scaled and shifted ones.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -40,7 +40,7 @@ pub struct Robustness {
     pub moved: f64,
     /// Of the element with the lowest accuracy.
     pub worst_element: f64,
-    /// Images that are classified correctly in every pose.
+    /// Images that are classified correctly under every transformation.
     pub worst_case: f64,
     /// Moved images that are given the class of the upright one, right or wrong.
     pub consistency: f64,

@@ -52,7 +52,7 @@ pub struct KnnRow {
     pub accuracy: f64,
 }
 
-/// Robustness to poses of one kind of features.
+/// Robustness of one kind of features to transformations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoseRow {
     pub features: String,

@@ -113,9 +113,11 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// Prints accuracies, a line for each kind of features, with the mean over the seven poses that are not upright.
+/// Prints accuracies, a line for each kind of features, with the mean over the seven elements that are not the identity.
 pub fn print_table(note: &str, rows: &[(&str, [f64; 8])]) {
-    println!("\nWeighted 20-nearest-neighbor accuracy in %, test images in eight poses");
+    println!(
+        "\nWeighted 20-nearest-neighbor accuracy in %, test images under the eight elements of D4"
+    );
     println!("({note})\n");
     print!("{:<18}", "features");
     for (name, _) in POSES {
@@ -131,7 +133,7 @@ pub fn print_table(note: &str, rows: &[(&str, [f64; 8])]) {
     }
 }
 
-/// Mean over the poses that are not upright.
+/// Mean over the elements that are not the identity.
 pub fn pose_mean(accuracies: &[f64; 8]) -> f64 {
     accuracies[1..].iter().sum::<f64>() / 7.0
 }

@@ -30,7 +30,7 @@ use super::{
 pub struct LoaderConfig {
     /// Images in a batch.
     pub batch: usize,
-    /// The last so many of a batch have one crop in both views.
+    /// The number of images, at the end of a batch, with one crop in both views.
     pub shared: usize,
     pub seed: u64,
     /// The step of the first batch: 0, or where a run goes on.
@@ -74,7 +74,7 @@ impl Third {
 pub struct Drawn {
     /// What was drawn for either view.
     pub parameters: [Vec<AugmentationParameters>; 2],
-    /// The third view, if one was wished for.
+    /// The third view, if an add-on needs one.
     pub third: Option<Tensor>,
 }
 

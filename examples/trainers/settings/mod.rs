@@ -164,7 +164,7 @@ impl Schedules {
     }
 }
 
-/// What belongs to one method.
+/// The settings of one method.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "method", rename_all = "snake_case")]
 pub enum Base {
@@ -210,7 +210,7 @@ pub struct MocoV3 {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dino {
-    /// What leads to the prototypes.
+    /// The perceptron before the prototypes.
     pub mlp: HeadConfig,
     pub prototypes: usize,
     pub student_temperature: f64,
@@ -303,7 +303,7 @@ impl Settings {
         })
     }
 
-    /// What changes over `steps` steps.
+    /// The schedules over `steps` steps.
     pub fn schedules(&self, steps: usize) -> Result<Schedules> {
         let rule = &self.optimizer;
         let warm_up = (steps as f64 * rule.warm_up) as usize;
@@ -337,12 +337,16 @@ impl Settings {
         }
     }
 
-    /// The mode, and the add-on with its layer, if there is one.
+    /// The mode, with `-own` for images of its own, and the add-on with its layer.
     pub fn label(&self) -> String {
-        match &self.addon {
-            None => self.mode().to_string(),
-            Some(addon) => format!("{}-{}{}", self.mode(), addon.name.name(), addon.layer),
+        let mut label = self.mode().to_string();
+        if label == "ser" && self.ser.images == SerImages::Own {
+            label += "-own";
         }
+        if let Some(addon) = &self.addon {
+            label += &format!("-{}{}", addon.name.name(), addon.layer);
+        }
+        label
     }
 
     /// Names of the fields in which two configurations differ, with both values: `epochs: 10, now 5`.

@@ -71,7 +71,7 @@ fn an_encoder_counts_as_its_weights_do() {
             expected += 2.0 * tokens * tokens * 16.0;
             assert_eq!(cost::forward(&config, block), expected, "{config:?}");
         }
-        // Without the map of the last block, one token asks there.
+        // Without the map of the last block, one token alone gives a query.
         let short = VitConfig {
             last_map: false,
             ..config.clone()

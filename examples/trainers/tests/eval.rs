@@ -1,4 +1,4 @@
-//! The evaluation of a frozen encoder: each figure against a slow twin or a table made by hand.
+//! The evaluation of a frozen encoder: each value against slow loops or a table made by hand.
 
 use std::collections::BTreeMap;
 

@@ -393,10 +393,10 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         fs::write(&path, bytes).unwrap();
     };
-    edited(r#""version":"1""#, r#""version":"0""#);
+    edited(r#""version":"2""#, r#""version":"0""#);
     fails(
         &resumed(&[]),
-        &["expected a checkpoint of version 1, got 0"],
+        &["expected a checkpoint of version 2, got 0"],
     );
     edited("online/encoder.cls", "online/encoder.clx");
     fails(&resumed(&[]), &["online/encoder.cls"]);
@@ -515,7 +515,7 @@ fn schedules_of_the_paper_preset() {
     }
 }
 
-/// All of a batch in poses, some of one image size, some of two; as few as there can be; on the last block.
+/// The regularizer sees all of a batch, in views of one or two sizes; as few images as possible; the last block.
 #[test]
 fn the_extremes_of_a_partition_train() {
     let folder = TempDir::new().unwrap();

@@ -44,7 +44,7 @@ impl Block {
         self.mlp(&(x + branch(mixed)?)?, branch)
     }
 
-    /// What [`Self::forward`] makes of the first token, as `(B, 1, D)`: all tokens give keys and values, one asks.
+    /// [`Self::forward`] for the first token alone, `(B, 1, D)`: all tokens give keys and values, one gives a query.
     pub(super) fn forward_cls(
         &self,
         x: &Tensor,

@@ -16,7 +16,7 @@ use super::{
     nn::{LayerNorm, Linear},
 };
 
-/// What stands for the position of a patch.
+/// The encoding of the position of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
@@ -112,7 +112,7 @@ impl VitConfig {
         })
     }
 
-    /// Tokens that lead the output of block `layer` before those of the grid: the CLS token, once it has joined.
+    /// Prefix tokens in the output of block `layer`: the CLS token, once it has joined.
     pub fn prefix(&self, layer: usize) -> usize {
         usize::from(self.cls_after < layer)
     }
@@ -182,7 +182,7 @@ impl Vit {
         &self.config
     }
 
-    /// The same encoder, with all tokens of its last block for who looks at them.
+    /// The same encoder, which computes all tokens of its last block.
     pub fn with_last_map(&self) -> Self {
         let mut vit = self.clone();
         vit.config.last_map = true;

@@ -1,6 +1,6 @@
 //! The stand-in for detection: what the frozen tokens of canvases say about objects.
 //!
-//! One to three objects of the data set stand on a textured canvas, in any of the eight poses of a square. From the token map
+//! One to three objects of the data set stand on a textured canvas, under any element of D4. From the token map
 //! of one block, linear maps read the class of each token and the box around its object; and tokens of a canvas look for
 //! their counterparts in the canvas turned.
 
@@ -41,7 +41,7 @@ pub struct Options {
     /// `None`: 64 pixels, or twice the side of an image where that is more; the encoder's own side where its positions
     /// allow no other.
     pub side: Option<usize>,
-    /// The block whose tokens are read, counted from 1; `None`: the one that the equivariance loss sat on.
+    /// The block whose tokens are read, counted from 1; `None`: the one with the equivariance loss.
     pub layer: Option<usize>,
 }
 

@@ -131,7 +131,7 @@ fn scrap(canvas: &mut Picture, images: &Images, rng: &mut StdRng) {
     }
 }
 
-/// An object, cut out of its image, turned and scaled.
+/// An object, cut out of its image, rotated and scaled.
 struct Cutout {
     picture: Picture,
     mask: Vec<bool>,
