@@ -108,6 +108,7 @@ impl TokenGrid {
 /// Position of the channels in a rank-4 map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Channels {
     /// `(B, C, H, W)`: convolutional networks, ConvNeXt.
     #[default]

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 /// How values between cells are interpolated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Filter {
     /// One cell. On axis-aligned maps it is the cell of the target cell's upper left corner, like
     /// PyTorch's `nearest`; on other maps it is the cell of the target cell's center.
@@ -67,6 +68,7 @@ impl Filter {
 /// The values beyond the border of the grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Padding {
     /// Zeros.
     Zeros,

@@ -5,6 +5,7 @@ use crate::{Error, Filter, Resample, Result, TokenGrid, group::Subgroup};
 /// How the turns and flips of the two views of a sample are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Pairing {
     /// Each view of each sample draws uniformly from the subgroup. The relative element is then
     /// uniform over the subgroup too. On a non-square grid all samples of a view share the parity

@@ -2,13 +2,10 @@
 //! `SER_REG_GOLDENS` names) and prints how many. An unknown kind or op fails. The format is
 //! described in `tests/goldens/README.md`.
 
-#[path = "goldens/runner.rs"]
 mod runner;
 
-#[path = "goldens/geometry.rs"]
 mod geometry;
 
-#[path = "goldens/losses.rs"]
 mod losses;
 
 use std::path::PathBuf;
@@ -39,7 +36,8 @@ fn main() {
     }
     let dir = std::env::var_os("SER_REG_GOLDENS")
         .map(PathBuf::from)
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens"));
+        // The manifest is that of the trainers' package, which has the base losses.
+        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens"));
     let goldens = match Golden::read_all(&dir) {
         Ok(goldens) => goldens,
         Err(e) => {

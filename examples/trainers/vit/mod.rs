@@ -1,17 +1,22 @@
 //! A small vision transformer (pre-norm, GELU) whose CLS token joins after a block of choice.
 
-use candle_core::{D, Device, Result, Tensor, bail};
+mod block;
+
+use std::cell::Cell;
+
+use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
-use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::{GridOperator, Resample, TokenGrid, group::Scale, tap};
+use rand::{SeedableRng, rngs::StdRng};
+use ser_reg::{GridOperator, Resample, TokenGrid, contrib::ReynoldsPenalty, group::Scale, tap};
 use serde::{Deserialize, Serialize};
 
+use self::block::{Block, Branch, drop_path};
 use super::{
     data::Images,
-    nn::{self, LayerNorm, Linear},
+    nn::{LayerNorm, Linear},
 };
 
-/// What stands for the position of a patch.
+/// The encoding of the position of a patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
@@ -41,9 +46,9 @@ pub struct VitConfig {
     pub last_map: bool,
     /// Whether the patch embedding keeps its initial values, as in MoCo-v3.
     pub frozen_patches: bool,
-    /// Probability that the last block is skipped in training, for each picture; it rises linearly from 0 at the first one.
+    /// Probability that the last block is skipped in training, for each image; it rises linearly from 0 at the first one.
     pub drop_path: f64,
-    /// Averages the patch kernel over the eight poses of a square: turning a patch then changes nothing.
+    /// Averages the patch kernel over D4: a rotation of a patch then changes nothing.
     pub symmetric_patches: bool,
 }
 
@@ -52,7 +57,7 @@ impl VitConfig {
     pub const SMALL_DEPTH: usize = 4;
     pub const S16_DEPTH: usize = 12;
 
-    /// The preset for such pictures, with a tap on block `layer`, counted from 1.
+    /// The preset for such images, with a tap on block `layer`, counted from 1.
     ///
     /// The CLS token joins after that block, so that the tapped map has patches only, or before the first one if
     /// `early_cls`. After the last block it would see no patches, so it then joins before it.
@@ -107,7 +112,7 @@ impl VitConfig {
         })
     }
 
-    /// Tokens that lead the output of block `layer` before those of the grid: the CLS token, once it has joined.
+    /// Prefix tokens in the output of block `layer`: the CLS token, once it has joined.
     pub fn prefix(&self, layer: usize) -> usize {
         usize::from(self.cls_after < layer)
     }
@@ -134,9 +139,7 @@ impl Vit {
             side, patch, dim, ..
         } = *config;
         if patch == 0 || !side.is_multiple_of(patch) {
-            bail!(
-                "expected pictures whose side is a multiple of the patch size {patch}, got {side}"
-            );
+            bail!("expected images whose side is a multiple of the patch size {patch}, got {side}");
         }
         if config.heads == 0 || dim % config.heads != 0 || dim % 4 != 0 {
             bail!(
@@ -179,14 +182,14 @@ impl Vit {
         &self.config
     }
 
-    /// The same encoder, with all tokens of its last block for who looks at them.
+    /// The same encoder, which computes all tokens of its last block.
     pub fn with_last_map(&self) -> Self {
         let mut vit = self.clone();
         vit.config.last_map = true;
         vit
     }
 
-    /// Pictures `(B, C, H, W)` to the normalized CLS token `(B, D)`; `H` and `W` are multiples of the patch size, by default
+    /// Images `(B, C, H, W)` to the normalized CLS token `(B, D)`; `H` and `W` are multiples of the patch size, by default
     /// the side of the configuration.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         self.run(images, &mut |_, branch| Ok(branch))
@@ -208,7 +211,15 @@ impl Vit {
         })
     }
 
-    /// `branch` is applied to what each half of each block adds.
+    /// The encoder in training. Each of its forward passes drops other branches.
+    pub fn training(&self, seed: u64) -> Training<'_> {
+        Training {
+            vit: self,
+            seed: Cell::new(seed),
+        }
+    }
+
+    /// `branch` is applied to the output of each half of each block, before it is added.
     fn run(&self, images: &Tensor, branch: &mut Branch) -> Result<Tensor> {
         let mut x = self.embed(images)?;
         if self.config.cls_after == 0 {
@@ -221,7 +232,7 @@ impl Vit {
                 true => block.forward_cls(&x, &mut branch)?,
                 false => block.forward(&x, &mut branch)?,
             };
-            tap::record(&format!("block{}", i + 1), &x); // SER: the one line in the model
+            tap::record(format_args!("block{}", i + 1), &x)?; // SER: the one line in the model
             if joins {
                 x = self.join_cls(&x)?;
             }
@@ -246,11 +257,10 @@ impl Vit {
             .permute(vec![0, 2, 4, 1, 3, 5])?
             .contiguous()?
             .reshape((batch, grid.len(), channels * patch * patch))?;
-        let patches = match self.config.symmetric_patches {
-            true => symmetrize(&patches, channels, patch)?,
-            false => patches,
+        let mut tokens = match self.config.symmetric_patches {
+            true => self.symmetric_patch()?.forward(&patches)?,
+            false => self.patch.forward(&patches)?,
         };
-        let mut tokens = self.patch.forward(&patches)?;
         if self.config.frozen_patches {
             tokens = tokens.detach();
         }
@@ -260,7 +270,7 @@ impl Vit {
         }
     }
 
-    /// The positions of a grid over the same picture: coarser or finer than that of the configuration, or the same.
+    /// The positions of a grid over the same image: coarser or finer than that of the configuration, or the same.
     fn positions_on(&self, grid: TokenGrid) -> Result<Option<Tensor>> {
         let side = self.config.grid();
         let own = TokenGrid::square(side)?;
@@ -279,91 +289,43 @@ impl Vit {
         })
     }
 
+    /// The patch embedding with its kernel averaged over D4.
+    fn symmetric_patch(&self) -> Result<Linear> {
+        let VitConfig {
+            channels,
+            patch,
+            dim,
+            ..
+        } = self.config;
+        self.patch.map_weight(|weight| {
+            let kernel = weight.t()?.reshape((dim, channels, patch, patch))?;
+            let kernel = ReynoldsPenalty::default().project(&kernel)?;
+            kernel
+                .reshape((dim, channels * patch * patch))?
+                .t()?
+                .contiguous()
+        })
+    }
+
     fn join_cls(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, _, dim) = x.dims3()?;
         Tensor::cat(&[&self.cls.expand((batch, 1, dim))?, x], 1)
     }
 }
 
-/// Attention and MLP, each on a normalized copy and added back.
-#[derive(Clone, Debug)]
-struct Block {
-    heads: usize,
-    norm1: LayerNorm,
-    qkv: Linear,
-    out: Linear,
-    norm2: LayerNorm,
-    up: Linear,
-    down: Linear,
+/// An encoder in training: see [`Vit::training`].
+pub struct Training<'a> {
+    vit: &'a Vit,
+    seed: Cell<u64>,
 }
 
-impl Block {
-    fn new(config: &VitConfig, vb: VarBuilder) -> Result<Self> {
-        let (dim, hidden) = (config.dim, config.dim * config.mlp_ratio);
-        Ok(Self {
-            heads: config.heads,
-            norm1: LayerNorm::new(dim, vb.pp("norm1"))?,
-            // Queries, keys and values are three matrices, each with the variance of its own.
-            qkv: Linear::with_init(dim, 3 * dim, nn::xavier(dim, dim), vb.pp("qkv"))?,
-            out: Linear::new(dim, dim, vb.pp("out"))?,
-            norm2: LayerNorm::new(dim, vb.pp("norm2"))?,
-            up: Linear::new(dim, hidden, vb.pp("up"))?,
-            down: Linear::new(hidden, dim, vb.pp("down"))?,
-        })
+impl Training<'_> {
+    /// As [`Vit::forward_training`], with another seed for each call.
+    pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        let seed = self.seed.get();
+        self.seed.set(seed.wrapping_add(1));
+        self.vit.forward_training(images, seed)
     }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        branch: &mut dyn FnMut(Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let mixed = self.out.forward(&nn::attention(&qkv, self.heads)?)?;
-        self.mlp(&(x + branch(mixed)?)?, branch)
-    }
-
-    /// What [`Self::forward`] makes of the first token, as `(B, 1, D)`: all tokens give keys and values, one asks.
-    fn forward_cls(
-        &self,
-        x: &Tensor,
-        branch: &mut dyn FnMut(Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let (batch, tokens, dim) = x.dims3()?;
-        let (heads, head) = (self.heads, dim / self.heads);
-        let normed = self.norm1.forward(x)?;
-        let query = normed.narrow(1, 0, 1)?.contiguous()?;
-        let query = self.qkv.narrow(0..dim)?.forward(&query)?;
-        let query = query.reshape((batch, heads, 1, head))?;
-        let pairs = self.qkv.narrow(dim..3 * dim)?.forward(&normed)?;
-        let pairs = pairs.reshape((batch, tokens, 2, heads, head))?;
-        let pairs = pairs.permute((2, 0, 3, 1, 4))?.contiguous()?;
-        let (keys, values) = (pairs.get(0)?, pairs.get(1)?);
-        let scores = (query.matmul(&keys.t()?)? / (head as f64).sqrt())?;
-        let mixed = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&values)?;
-        let mixed = self.out.forward(&mixed.reshape((batch, 1, dim))?)?;
-        self.mlp(&(x.narrow(1, 0, 1)? + branch(mixed)?)?, branch)
-    }
-
-    fn mlp(&self, x: &Tensor, branch: &mut dyn FnMut(Tensor) -> Result<Tensor>) -> Result<Tensor> {
-        let hidden = nn::gelu(&self.up.forward(&self.norm2.forward(x)?)?)?;
-        x + branch(self.down.forward(&hidden)?)?
-    }
-}
-
-/// What a half of a block adds, by the number of its block, before it is added.
-type Branch<'a> = dyn FnMut(usize, Tensor) -> Result<Tensor> + 'a;
-
-/// Stochastic depth (arXiv 1603.09382): each sample loses the branch with probability `p`, and otherwise has it over `1 − p`.
-fn drop_path(branch: Tensor, p: f64, rng: &mut StdRng) -> Result<Tensor> {
-    if p == 0.0 {
-        return Ok(branch);
-    }
-    let kept = (1.0 / (1.0 - p)) as f32;
-    let factors: Vec<f32> = (0..branch.dim(0)?)
-        .map(|_| if rng.random_bool(p) { 0.0 } else { kept })
-        .collect();
-    let shape = (factors.len(), 1, 1);
-    branch.broadcast_mul(&Tensor::from_vec(factors, shape, branch.device())?)
 }
 
 fn normal(stdev: f64) -> Init {
@@ -396,19 +358,4 @@ fn sin_cos(grid: TokenGrid, side: usize, dim: usize, device: &Device) -> Result<
         }
     }
     Tensor::from_vec(values, (1, grid.len(), dim), device)
-}
-
-/// The mean of each patch `(.., C·P·P)` over its eight poses; the same as a symmetric kernel.
-fn symmetrize(patches: &Tensor, channels: usize, side: usize) -> Result<Tensor> {
-    let shape = patches.dims().to_vec();
-    let square = patches.reshape(((), channels, side, side))?;
-    let transposed = square.transpose(2, 3)?.contiguous()?;
-    let mut total = square.zeros_like()?;
-    for pose in [square, transposed] {
-        let mirrored = pose.flip(&[3])?;
-        for half in [&pose, &mirrored] {
-            total = ((total + half)? + half.flip(&[2])?)?;
-        }
-    }
-    (total / 8.0)?.reshape(shape)
 }
