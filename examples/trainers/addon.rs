@@ -7,7 +7,7 @@ use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 use ser_reg::{
     Layout,
-    addon::{
+    contrib::addon::{
         AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod,
         EquiModConfig, ParameterStatistics, Reads, Stl, StlConfig, four_rotations,
     },

@@ -4,12 +4,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor, Var};
-use ser_reg::{
-    cost::{self, Cost, Gather, Keys, Regularizer, Training, mlp_macs},
-    ser::SerOutput,
-};
+use ser_reg::ser::SerOutput;
 
 use super::{
+    cost::{self, Cost, Gather, Keys, Regularizer, Training, mlp_macs},
     method::moco::Widths,
     settings::{Base, FilterName, Ser, Settings},
     views::Posed,

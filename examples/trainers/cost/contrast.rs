@@ -2,7 +2,7 @@
 
 use super::{BYTES, Work, at_least_one};
 use ser_reg::Result;
-use ser_reg::loss::{InfoNce, Negatives, NtXent};
+use ser_reg::loss::{Negatives, NtXent};
 
 /// What one evaluation of a contrastive loss takes, gradient included.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -150,12 +150,6 @@ pub fn nt_xent(
 ) -> Result<Contrast> {
     at_least_one("tokens", tokens)?;
     at_least_one("width", width)?;
-    let numbers = InfoNce {
-        temperature: config.temperature,
-        eps: config.eps,
-        block_bytes: config.block_bytes,
-    };
-    numbers.check()?;
     let [a, b] = learns.map(|learns| Tokens {
         count: tokens as f64,
         learns,

@@ -15,7 +15,7 @@ use ser_reg::{Error, Result};
 /// and the patch embedding `N·(channels·patch²)·d`. Norms, activations, softmax and biases are left out, as is usual.
 ///
 /// ```
-/// use ser_reg::cost::Vit;
+/// use ser_reg_trainers::cost::Vit;
 /// let giga = Vit::s16().macs()? / 1e9;
 /// assert!((giga - 4.6).abs() < 0.01, "{giga}"); // "4.6 GFLOPs" in papers, which count a multiply–add as one
 /// # Ok::<(), ser_reg::Error>(())

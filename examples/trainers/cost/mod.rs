@@ -40,7 +40,7 @@
 //! tokens of the own process, whatever [`SerConfig`] says.
 //!
 //! ```
-//! use ser_reg::cost::{Regularizer, Training};
+//! use ser_reg_trainers::cost::{Regularizer, Training};
 //! let training = Training::paper()?; // MoCo-v3, ViT-S/16, 8 processes with 256 images each
 //! let cost = Regularizer::authors(0.01).cost(&training)?;
 //! assert_eq!(format!("{:.3}x", cost.overhead()), "1.008x");
@@ -164,7 +164,7 @@ impl Training {
 /// MACs of linear maps one after the other: the sum of the products of neighboring widths.
 ///
 /// ```
-/// assert_eq!(ser_reg::cost::mlp_macs(&[384, 512, 512]), 458_752.0);
+/// assert_eq!(ser_reg_trainers::cost::mlp_macs(&[384, 512, 512]), 458_752.0);
 /// ```
 pub fn mlp_macs(widths: &[usize]) -> f64 {
     widths
@@ -271,7 +271,6 @@ impl Regularizer {
         training.check()?;
         at_least_one("Regularizer::tokens", self.tokens)?;
         at_least_one("Regularizer::channels", self.channels)?;
-        self.ser.check()?;
         if let Some(head) = &self.ser.projector {
             at_least_one("ProjectorConfig::hidden", head.hidden)?;
             at_least_one("ProjectorConfig::out", head.out)?;

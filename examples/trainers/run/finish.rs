@@ -39,7 +39,7 @@ pub struct Outcome {
     /// Training pictures per second, evaluation not counted; share of that time spent waiting for pictures.
     pub images_per_s: f64,
     pub waiting: f64,
-    /// `(base + regularizer) / base`: multiply–adds counted from the settings by `ser_reg::cost`, and time, of the
+    /// `(base + regularizer) / base`: multiply–adds counted from the settings by `crate::cost`, and time, of the
     /// regularizer by itself at a few steps and of the rest of a step; `None` where no regularizer ran, or none was timed.
     #[serde(default)]
     pub overhead_predicted: Option<f64>,
