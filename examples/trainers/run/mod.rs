@@ -56,11 +56,12 @@ const PROBE_EVERY: usize = 32;
 const PROBE_FIRST: usize = 8;
 
 /// What a run leaves besides its configuration, its metrics and its checkpoint.
-const OUTPUTS: [&str; 4] = [
+const OUTPUTS: [&str; 5] = [
     "encoder.safetensors",
     "result.json",
     "evaluation.json",
     "report.html",
+    "compare.html",
 ];
 
 pub struct Run {
@@ -72,6 +73,7 @@ pub struct Run {
     folder: PathBuf,
     resume: bool,
     brief: bool,
+    compare: bool,
     checkpoint_every: Option<usize>,
     evaluate_every: usize,
     workers: usize,
@@ -107,6 +109,7 @@ impl Run {
     pub fn open(method: Method, args: &Args) -> Result<Self> {
         let start = Instant::now();
         let settings = Settings::new(method, args)?;
+        finish::check_compare(&settings, args)?;
         let device = args.device()?;
         let (data, augment) = pictures(&settings)?;
         let vit = settings.vit(&data.bank)?;
@@ -138,6 +141,7 @@ impl Run {
             vit,
             resume: args.resume,
             brief: args.brief,
+            compare: args.compare,
             checkpoint_every: args.checkpoint_every,
             evaluate_every: args.evaluate_every.unwrap_or(if large { 10 } else { 1 }),
             workers: args.workers.unwrap_or(if large { cores } else { 1 }),
@@ -463,7 +467,7 @@ fn scores(evaluation: &Evaluation, encoder: &Vit) -> Result<Vec<Option<f64>>> {
 }
 
 /// The pictures of a run, and how its views are cut from them.
-fn pictures(settings: &Settings) -> Result<(Data, Augment)> {
+pub(crate) fn pictures(settings: &Settings) -> Result<(Data, Augment)> {
     let wanted = match settings.preset {
         Preset::FashionTiny => Wanted::default(),
         Preset::ImagenetVitS16 => Wanted::streamed(224),
