@@ -17,11 +17,7 @@ use crate::{
     encoder,
     eval::{self, subject},
     records::Record,
-    run::{
-        file,
-        finish::{Outcome, VARIANTS},
-        log, pictures,
-    },
+    run::{file, finish::Outcome, log, pictures, variants::VARIANTS},
     settings::{Ser, Settings},
     vit::Vit,
 };

@@ -20,7 +20,7 @@ pub const PATH: &str = "examples/trainers/report/kept.json";
 
 /// Modes of a run, with their variants in the study and their names in the table.
 const MODES: [(&str, &str, &str); 3] = [
-    ("ser", "SER", "SER, lambda 1"),
+    ("ser", "SER", "SER"),
     ("lambda0", "λ=0", "lambda = 0"),
     ("baseline", "baseline", "baseline"),
 ];

@@ -1,21 +1,15 @@
 //! The end of a run: it measures the encoder, prints the scores beside other variants, and writes the report.
 
-use std::process::Command;
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, scores};
 use crate::{
-    cli::Args,
     eval::{self, Evaluation},
     knn::spread,
     overhead,
     records::{Record, Step},
-    report::{
-        compare::Comparison,
-        folder::{self, Folder},
-    },
+    report::folder::{self, Folder},
     settings::{Method, Settings},
     vit::Vit,
     weights::Weights,
@@ -242,89 +236,6 @@ impl Run {
         let mean = timed.iter().sum::<f64>() / timed.len() as f64;
         (!timed.is_empty()).then_some(1.0 + mean)
     }
-
-    /// Trains the baseline and lambda = 0 by this program with the same options, each in a folder of its own below the run's.
-    fn train_variants(&self) -> Result<()> {
-        let program = std::env::current_exe()?;
-        let given = || std::env::args_os().skip(1).filter(|arg| arg != "--compare");
-        for (name, options) in VARIANTS {
-            let folder = self.folder.join(name);
-            let stopped = || -> ! {
-                println!(
-                    "stopped before {name} was trained; the same command with --resume goes on"
-                );
-                std::process::exit(130)
-            };
-            if self.interrupt.asked() {
-                stopped();
-            }
-            println!("\n--compare trains {name}");
-            let status = Command::new(&program)
-                .args(given())
-                .args(options)
-                .arg("--out")
-                .arg(&folder)
-                .status()
-                .with_context(|| format!("cannot start {}", program.display()))?;
-            match status.code() {
-                Some(0) => {}
-                Some(130) => stopped(),
-                _ => bail!(
-                    "--compare: the run in {} failed, {status}",
-                    folder.display()
-                ),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the page of the comparison.
-    fn write_comparison(&self) -> Result<()> {
-        let names = VARIANTS.map(|(name, _)| self.folder.join(name));
-        let folders = [&names[1], &names[0], &self.folder];
-        let mut runs = folders
-            .map(|folder| Folder::read(folder))
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
-        for run in &mut runs {
-            run.name = run.settings.label();
-        }
-        let page = self.folder.join("compare.html");
-        file::write(&page, Comparison::new(runs, Vec::new()).html()?.as_bytes())?;
-        println!("comparison {}", page.display());
-        Ok(())
-    }
-}
-
-/// What `--compare` trains besides: the folder below the run's, and the options.
-pub const VARIANTS: [(&str, &[&str]); 2] = [
-    ("lambda0", &["--lambda", "0"]),
-    ("baseline", &["--baseline"]),
-];
-
-/// Whether `--compare` can train its variants with these options.
-pub fn check_compare(settings: &Settings, args: &Args) -> Result<()> {
-    if !args.compare {
-        return Ok(());
-    }
-    let mode = settings.mode();
-    ensure!(
-        mode == "ser",
-        "--compare: expected a run with the equivariance loss, which it compares with the others, got mode {mode}"
-    );
-    let lambda0 = Args {
-        lambda: Some(0.0),
-        ..args.clone()
-    };
-    let baseline = Args {
-        baseline: true,
-        ..args.clone()
-    };
-    for (variant, (name, _)) in [lambda0, baseline].iter().zip(VARIANTS) {
-        Settings::new(settings.method, variant)
-            .with_context(|| format!("--compare: these options do not fit the variant {name}"))?;
-    }
-    Ok(())
 }
 
 /// Whether a smoke run learned: its losses have fallen at last, what is minimized and the base loss by 3 %, the equivariance loss

@@ -8,6 +8,7 @@
 //!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors
 //!   result.json             the last measurements
 //!   report.html             all of it to look at
+//!   compare.html            with --compare, this run beside lambda0/ and baseline/
 //! ```
 
 pub mod checkpoint;
@@ -16,6 +17,7 @@ pub mod finish;
 mod interrupt;
 pub mod log;
 mod saved;
+pub mod variants;
 
 use std::{
     path::{Path, PathBuf},
@@ -109,7 +111,7 @@ impl Run {
     pub fn open(method: Method, args: &Args) -> Result<Self> {
         let start = Instant::now();
         let settings = Settings::new(method, args)?;
-        finish::check_compare(&settings, args)?;
+        variants::check(&settings, args)?;
         let device = args.device()?;
         let (data, augment) = pictures(&settings)?;
         let vit = settings.vit(&data.bank)?;
