@@ -10,7 +10,7 @@ use crate::{
     overhead,
     records::{Record, Step},
     report::folder::{self, Folder},
-    settings::{Method, Settings},
+    settings::Method,
     vit::Vit,
     weights::Weights,
 };
@@ -126,14 +126,17 @@ impl Run {
             let (layer, statistics) = (self.settings.ser.layer, &self.augment.statistics);
             folder::panel(encoder, &self.data.test, 4, statistics, layer, &self.device)
         };
+        if !self.compare {
+            run.print()?;
+        }
         file::write(&page, run.page(Some(panel()?))?.as_bytes())?;
         if self.compare {
             self.train_variants()?;
+            run.print()?;
             // Once more, with the scores of the variants.
             file::write(&page, run.page(Some(panel()?))?.as_bytes())?;
             self.write_comparison()?;
         }
-        run.print()?;
         println!("\nreport {}", page.display());
         print_overhead(&outcome);
         print_line(&outcome, self.settings.ser.layer);
