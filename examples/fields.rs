@@ -7,11 +7,10 @@
 //! it looks like any layer.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
-    GridOperator, Resample, TokenGrid,
+    GridOperator, MapPair, Resample, TokenGrid,
     group::{FieldType, Subgroup},
     metric::EqScore,
     ser::{Objective, SerConfig, SerLoss},
@@ -80,12 +79,11 @@ fn main() -> Result<()> {
                 .centered;
             let config = SerConfig {
                 objective: Objective::Mse,
-                projector: None,
                 ..Default::default()
             };
-            let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
-            let ser = SerLoss::with_field(config, field, vb)?;
-            let loss = ser.forward(&map1, &map2, &views.relative())?.loss;
+            let relative = views.relative();
+            let pair = MapPair::new([&map1, &map2], &relative).field(&field);
+            let loss = SerLoss::new(config)?.forward(&pair)?.loss;
             let loss = loss.to_scalar::<f32>()?;
             println!(
                 "{:<6} {name:<31} {loss:<10.2e} {score:.4}",

@@ -23,6 +23,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
     environment,
     eval::Report,
+    report::kept,
     run::{file, finish::Outcome},
     study::{
         ledger::{self, Entry},
@@ -31,6 +32,8 @@ use ser_reg_trainers::{
     },
 };
 
+/// The ledger of the runs that the documentation shows.
+const LEDGER: &str = "docs/results/study.jsonl";
 /// Seconds of a run before any was measured.
 const GUESS: f64 = 200.0;
 
@@ -76,7 +79,7 @@ fn main() -> Result<()> {
     }
     let path = match (&args.ledger, args.smoke) {
         (Some(path), _) => path.clone(),
-        (None, false) => PathBuf::from("docs/results/study.jsonl"),
+        (None, false) => PathBuf::from(LEDGER),
         (None, true) => {
             // Not among real runs, and not instead of running.
             let path = args.out.join("smoke.jsonl");
@@ -91,6 +94,10 @@ fn main() -> Result<()> {
         run(&args, &path, &ledger::read(&path)?)?;
     }
     let mut entries = ledger::read(&path)?;
+    if path == Path::new(LEDGER) {
+        // The trainers show them beside their own runs.
+        file::write(kept::PATH.as_ref(), kept::json(&entries)?.as_bytes())?;
+    }
     entries.retain(|e| e.epochs == args.epochs);
     println!("\n{}", summary::markdown(&entries));
     std::fs::create_dir_all(&args.out)?;

@@ -7,7 +7,6 @@ use ser_reg::{
     GroupAction, TokenGrid,
     contrib::{SoftWeight, WeightScope},
     group::{Affine, D4, Element, Window},
-    ser::{pair_visibility, token_visibility},
     view::Relative,
 };
 
@@ -109,7 +108,7 @@ fn weights_are_the_curve_of_the_visibility() -> Done {
 #[test]
 fn partial_overlaps_have_the_weight_of_their_visibility() -> Done {
     let relative = crops();
-    let (pairs, tokens) = (pair_visibility(&relative)?, token_visibility(&relative)?);
+    let (pairs, tokens) = (relative.pair_visibility()?, relative.visibility()?);
     for scope in [WeightScope::Pairs, WeightScope::Tokens, WeightScope::Both] {
         let soft = SoftWeight {
             scope,

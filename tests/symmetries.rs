@@ -3,12 +3,11 @@
 
 mod common;
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::{VarBuilder, VarMap};
+use candle_core::{Device, Tensor};
 use common::{assert_gradient, assert_says, cases, max_gap, random, rng, values};
 use proptest::prelude::*;
 use ser_reg::{
-    Filter, GridOperator, GroupAction, Padding, Resample, SerConfig, SerLoss, TokenGrid,
+    Filter, GridOperator, GroupAction, MapPair, Padding, Resample, SerConfig, SerLoss, TokenGrid,
     group::{Affine, D4, Element, Point, Roll, Scale, Window},
     operator::OperatorKind,
     testing::{self, EXACT, POINTS},
@@ -403,18 +402,13 @@ const SHEAR: [f64; 2] = [0.09, 0.075];
 
 #[test]
 fn a_pose_that_leaves_no_overlap_is_an_error() {
-    let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
-    let config = SerConfig {
-        projector: None,
-        ..SerConfig::default()
-    };
-    let ser = SerLoss::new(config, 4, vb).unwrap();
+    let ser = SerLoss::new(SerConfig::default()).unwrap();
     let grid = grid(1, 8);
     let map = random(&[2, 8, 4], 1);
     let loss = |g: Affine| {
         let relative = Relative::new(vec![g, g], grid, grid).unwrap();
-        ser.forward(&map, &map, &relative).map(|out| out.tokens)
+        let pair = MapPair::new([&map, &map], &relative);
+        ser.forward(&pair).map(|out| out.anchors)
     };
     // An angle: of a row of tokens turned about a point far off, none stays.
     let aside = Affine::translation(2.0, 0.0).unwrap();
@@ -430,7 +424,7 @@ fn a_pose_that_leaves_no_overlap_is_an_error() {
             "at least one token",
             "smaller angles and shifts",
             "min_overlap",
-            "2 samples",
+            "2 images",
         ] {
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }

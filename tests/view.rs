@@ -101,15 +101,11 @@ proptest! {
 
     #[test]
     fn partitions_cover_the_batch(batch in 2usize..500, ratio in 0.0f64..=1.0) {
-        match Partition::new(batch, ratio) {
-            Ok(p) => {
-                prop_assert_eq!(p.invariant().end, p.equivariant().start);
-                prop_assert_eq!(p.equivariant().end, batch);
-                prop_assert_eq!(p.equivariant().len(), (ratio * batch as f64).round() as usize);
-                prop_assert!(p.equivariant().len() >= 2);
-            }
-            Err(_) => prop_assert!(ratio * (batch as f64) < 1.5),
-        }
+        let p = Partition::new(batch, ratio).unwrap();
+        prop_assert_eq!(p.plain().end, p.regularized().start);
+        prop_assert_eq!(p.regularized().end, batch);
+        let share = (ratio * batch as f64).round() as usize;
+        prop_assert_eq!(p.regularized().len(), share.max(2));
     }
 }
 

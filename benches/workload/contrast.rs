@@ -29,11 +29,11 @@ impl Pair {
             temperature: TEMPERATURE,
             ..Default::default()
         };
-        let nt_xent = match symmetric {
-            true => nt_xent_symmetric,
-            false => nt_xent,
+        let out = match symmetric {
+            true => nt_xent_symmetric(&self.z, &self.zp, &config),
+            false => nt_xent(&self.z, &self.zp, &config),
         };
-        step(nt_xent(&self.z, &self.zp, &config).unwrap().loss)
+        step(out.unwrap().loss)
     }
 
     /// One direction as one would write it in candle, forward and backward.

@@ -21,7 +21,7 @@ use indicatif::ProgressBar;
 pub use features::raw_pixels;
 pub use report::Report;
 pub use subject::Subject;
-pub use watch::{Evaluation, POSES, pose_mean, print_table};
+pub use watch::{Evaluation, POSES, pose_mean};
 
 use self::{
     corruption::{Corruption, SEVERITIES},

@@ -116,26 +116,6 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// Prints accuracies, a line for each kind of features, with the mean over the seven elements that are not the identity.
-pub fn print_table(note: &str, rows: &[(&str, [f64; 8])]) {
-    println!(
-        "\nWeighted 20-nearest-neighbor accuracy in %, test images under the eight elements of D4"
-    );
-    println!("({note})\n");
-    print!("{:<18}", "features");
-    for (name, _) in POSES {
-        print!("{name:>8}");
-    }
-    println!("{:>10}", "7 poses");
-    for (name, accuracies) in rows {
-        print!("{name:<18}");
-        for accuracy in accuracies {
-            print!("{accuracy:>8.1}");
-        }
-        println!("{:>10.1}", pose_mean(accuracies));
-    }
-}
-
 /// Mean over the elements that are not the identity.
 pub fn pose_mean(accuracies: &[f64; 8]) -> f64 {
     accuracies[1..].iter().sum::<f64>() / 7.0

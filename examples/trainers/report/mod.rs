@@ -1,12 +1,15 @@
-//! A run as one HTML page to look at: configuration, result, curves, and token maps in eight poses.
+//! Runs as HTML pages: one run ([`Report`]), or several side by side ([`compare`]).
 
+pub mod compare;
+pub mod folder;
+pub mod kept;
 pub mod page;
 pub mod panel;
 pub mod plots;
+mod quantities;
 mod scale;
+pub mod scores;
 mod series;
-
-use std::collections::BTreeMap;
 
 use anyhow::Result;
 use plotters::style::RGBColor;
@@ -14,17 +17,21 @@ use plotters::style::RGBColor;
 use self::{
     page::{Figure, Page, Table},
     panel::Panel,
-    plots::{Axes, BLUE, Bars, GREEN, GREY, INK, Line, ORANGE, PALETTE, PURPLE, RED},
+    plots::{Axes, BLUE, Bars, GREY, INK, Line, ORANGE},
+    quantities::{Lines, SCHEDULES, SPEED, SPREAD, Series, TRAINING},
 };
 use super::{
     eval::POSES,
     records::{Balanced, BalancedLayer, Epoch, Record, Step},
 };
 
-/// What the page shows. A plot without values is left out.
+/// What the page of one run shows. A plot without values is left out.
 pub struct Report<'a> {
     /// Method, mode and seed.
     pub title: &'a str,
+    /// The final table, and sentences on it.
+    pub scores: Table<'a>,
+    pub notes: &'a [String],
     /// Name and value of each option.
     pub config: Vec<(String, String)>,
     /// Name and value of each figure of the final result.
@@ -34,13 +41,22 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
+    /// The page.
     pub fn html(&self) -> Result<String> {
-        let Lines {
-            steps,
-            epochs,
-            balances,
-        } = Lines::of(self.records);
-        let mut page = Page::new(self.title, &lead(&steps, &epochs));
+        let lines = Lines::of(self.records);
+        let series = [Series {
+            name: "",
+            color: None,
+            lines: &lines,
+            layer: 0,
+        }];
+        let mut page = Page::new(self.title, &lead(&lines.steps, &lines.epochs));
+        let scored = !self.scores.rows.is_empty();
+        page.tables(std::slice::from_ref(&self.scores));
+        page.notes(self.notes);
+        if scored {
+            page.text(scores::READING);
+        }
         let table = |title, rows: &[(String, String)]| Table {
             title,
             header: Vec::new(),
@@ -53,70 +69,43 @@ impl Report<'_> {
             table("Result", &self.result),
             table("Configuration", &self.config),
         ]);
-        if epochs.iter().any(|e| e.is_measured()) {
+        if lines.epochs.iter().any(|e| e.is_measured()) {
             page.section(
-                "What the encoder has learnt",
-                "Measured on test pictures after each epoch, the encoder frozen; epoch 0 is the untrained encoder.",
+                "Accuracy and equivariance by epoch",
+                "Measured on test images after each epoch, with the encoder frozen; epoch 0 is the untrained encoder.",
             );
-            page.figures(&accuracy(&epochs)?);
-            page.figures(&measures(&epochs)?);
+            page.figures(&accuracy(&lines)?);
+            let mut figures = vec![by_block(&lines)?, SPREAD.figure(&series)?];
+            figures.extend(quantities::extras(&series)?);
+            page.figures(&figures);
         }
         if let Some(panel) = &self.panel {
-            panel.write(&mut page, "Token maps in eight poses");
+            panel::write(&[("", panel)], &mut page);
         }
-        if !steps.is_empty() {
+        if !lines.steps.is_empty() {
             page.section(
                 "Training",
-                "A step is one batch. In noisy series the pale line is every step and the dark one a moving average \
-                 over a fiftieth of the run.",
+                "One step is one batch. The pale line shows every step, the dark line a moving average over a fiftieth of \
+                 the run.",
             );
-            page.figures(&losses(&steps)?);
-            if !balances.is_empty() {
+            page.figures(&[losses(&lines)?]);
+            page.figures(&quantities::figures(&TRAINING, &series)?);
+            if !lines.balances.is_empty() {
                 page.section(
                     "Balance of the gradients",
-                    "Of the equivariance loss, before lambda, and of the base method's, on the weights of each block. Blocks \
-                     after the tapped one have a gradient of the latter only.",
+                    "The gradients of the equivariance loss, before lambda, and of the base method's loss on the weights \
+                     of each block. Only the base method's loss reaches the blocks after the tapped block.",
                 );
-                page.figures(&gradients(&balances)?);
+                page.figures(&gradients(&lines.balances)?);
             }
-            page.section("Schedules", "What was set at each step.");
-            page.figures(&schedules(&steps)?);
+            page.section("Schedules", "The values that were set at each step.");
+            page.figures(&quantities::figures(&SCHEDULES, &series)?);
         }
-        if epochs.iter().any(|e| e.epoch > 0) {
-            page.section(
-                "Speed",
-                "Of training; the measurements between epochs do not count.",
-            );
-            page.figures(&speed(&epochs)?);
+        if lines.epochs.iter().any(|e| e.epoch > 0) {
+            page.section("Speed", "The speed of training; evaluation does not count.");
+            page.figures(&quantities::figures(&SPEED, &series)?);
         }
         Ok(page.html())
-    }
-}
-
-/// Records by kind, in order.
-struct Lines<'a> {
-    steps: Vec<&'a Step>,
-    epochs: Vec<&'a Epoch>,
-    balances: Vec<&'a Balanced>,
-}
-
-impl<'a> Lines<'a> {
-    /// Of two lines on the same step or epoch the later holds, as after a run that was taken up again.
-    fn of(records: &'a [Record]) -> Self {
-        let (mut steps, mut epochs) = (BTreeMap::new(), BTreeMap::new());
-        let mut balances = BTreeMap::new();
-        for record in records {
-            match record {
-                Record::Step(step) => drop(steps.insert(step.step, step)),
-                Record::Epoch(epoch) => drop(epochs.insert(epoch.epoch, epoch)),
-                Record::Balance(balance) => drop(balances.insert(balance.step, balance)),
-            }
-        }
-        Self {
-            steps: steps.into_values().collect(),
-            epochs: epochs.into_values().collect(),
-            balances: balances.into_values().collect(),
-        }
     }
 }
 
@@ -134,77 +123,29 @@ fn lead(steps: &[&Step], epochs: &[&Epoch]) -> String {
     )
 }
 
-/// A series over steps; `None` is a gap.
-fn over_steps<T: Into<f64>>(
-    steps: &[&Step],
-    value: impl Fn(&Step) -> Option<T>,
-) -> Vec<(f64, f64)> {
-    let point = |s: &&Step| (s.step as f64, value(s).map_or(f64::NAN, Into::into));
-    steps.iter().map(point).collect()
-}
-
-/// A series over epochs; `None` is a gap.
-fn over_epochs(epochs: &[&Epoch], value: impl Fn(&Epoch) -> Option<f64>) -> Vec<(f64, f64)> {
-    let point = |e: &&Epoch| (e.epoch as f64, value(e).unwrap_or(f64::NAN));
-    epochs.iter().map(point).collect()
-}
-
-fn losses(steps: &[&Step]) -> Result<[Figure<'static>; 3]> {
-    let step = |y| Axes {
+/// The loss and both of its terms in one plot.
+fn losses(lines: &Lines) -> Result<Figure<'static>> {
+    let axes = Axes {
         x: "step",
-        y,
+        y: "loss",
+        wide: true,
         ..Default::default()
     };
-    let wide = Axes {
-        wide: true,
-        ..step("loss")
-    };
-    let total = Line::new("total", INK, over_steps(steps, |s| Some(s.loss)));
-    let invariance = over_steps(steps, |s| Some(s.invariance));
-    let equivariance = over_steps(steps, |s| s.equivariance);
-    let loss = [
-        total.noisy(),
+    let total = lines.over_steps(|s| Some(s.loss.into()));
+    let invariance = lines.over_steps(|s| Some(s.invariance.into()));
+    let equivariance = lines.over_steps(|s| s.equivariance.map(f64::from));
+    let lines = [
+        Line::new("total", INK, total).noisy(),
         Line::new("invariance (base method)", BLUE, invariance).noisy(),
         Line::new("equivariance, before lambda", ORANGE, equivariance).noisy(),
     ];
-    let matching = over_steps(steps, |s| s.matching.map(|m| 100.0 * m));
-    let matching = [Line::new("matching", ORANGE, matching).noisy()];
-    let gradient = over_steps(steps, |s| s.gradient);
-    let gradient = [Line::new("gradient", PURPLE, gradient).noisy()];
-    Ok([
-        Figure {
-            title: "Losses",
-            caption: "The total is the invariance loss plus lambda times the equivariance loss. The baseline and the \
-                      control, lambda = 0, compute no equivariance loss.",
-            svg: plots::lines(&wide, &loss)?,
-            wide: true,
-        },
-        Figure {
-            title: "Matching of tokens",
-            caption: "Share of tokens that are nearer to their own counterpart in the other pose than to any other \
-                      token. It rises as the map becomes equivariant.",
-            svg: plots::lines(
-                &Axes {
-                    include: &[0.0],
-                    ..step("tokens matched (%)")
-                },
-                &matching,
-            )?,
-            wide: false,
-        },
-        Figure {
-            title: "Gradient",
-            caption: "Length of the gradient before clipping.",
-            svg: plots::lines(
-                &Axes {
-                    include: &[0.0],
-                    ..step("norm")
-                },
-                &gradient,
-            )?,
-            wide: false,
-        },
-    ])
+    Ok(Figure {
+        title: "Losses",
+        caption: "The total is the invariance loss plus lambda times the equivariance loss. The baseline and the control, \
+                  lambda = 0, compute no equivariance loss.",
+        svg: plots::lines(&axes, &lines)?,
+        wide: true,
+    })
 }
 
 /// A line for each part of the encoder.
@@ -232,136 +173,65 @@ fn gradients(balances: &[&Balanced]) -> Result<[Figure<'static>; 2]> {
     Ok([
         Figure {
             title: "Ratio of the gradients",
-            caption: "Norm of the equivariance loss's gradient over that of the base method's.",
+            caption: "Norm of the equivariance loss's gradient over the norm of the base method's gradient.",
             svg: plots::lines(&axes("ratio", None), &series(BalancedLayer::ratio))?,
             wide: false,
         },
         Figure {
             title: "Angle of the gradients",
-            caption: "Cosine between both: above 0 they agree, below 0 they pull apart.",
+            caption: "Cosine between both gradients: above 0 they agree, below 0 they conflict.",
             svg: plots::lines(&axes("cosine", Some(0.0)), &series(|layer| layer.cosine))?,
             wide: false,
         },
     ])
 }
 
-fn schedules(steps: &[&Step]) -> Result<[Figure<'static>; 4]> {
-    let plot = |y, include, color, points| {
-        let axes = Axes {
-            x: "step",
-            y,
-            include,
-            ..Default::default()
-        };
-        plots::lines(&axes, &[Line::new(y, color, points)])
-    };
-    let zero: &[f64] = &[0.0];
-    let rate = over_steps(steps, |s| Some(s.learning_rate));
-    let lambda = over_steps(steps, |s| Some(s.lambda));
-    let momentum = over_steps(steps, |s| s.momentum);
-    let decay = over_steps(steps, |s| Some(s.weight_decay));
-    Ok([
-        Figure {
-            title: "Learning rate",
-            caption: "Warm-up, then decay.",
-            svg: plot("learning rate", zero, BLUE, rate)?,
-            wide: false,
-        },
-        Figure {
-            title: "Lambda",
-            caption: "Weight of the equivariance loss; 0 is the control.",
-            svg: plot("lambda", zero, ORANGE, lambda)?,
-            wide: false,
-        },
-        Figure {
-            title: "Momentum",
-            caption: "Share of the old weights that the key or teacher encoder keeps at each step; 1 stands still.",
-            svg: plot("momentum", &[], GREEN, momentum)?,
-            wide: false,
-        },
-        Figure {
-            title: "Weight decay",
-            caption: "Decoupled from the gradient.",
-            svg: plot("weight decay", zero, RED, decay)?,
-            wide: false,
-        },
-    ])
-}
-
-/// Feature spread, equivariance, and the method's own figures.
-fn measures<'a>(epochs: &[&'a Epoch]) -> Result<Vec<Figure<'a>>> {
-    let epoch = |y, include| Axes {
-        x: "epoch",
-        y,
-        include,
-        ..Default::default()
-    };
-    let depth = epochs.iter().map(|e| e.equivariance.len()).max();
+/// The equivariance score of each block.
+fn by_block(lines: &Lines) -> Result<Figure<'static>> {
+    let depth = lines.epochs.iter().map(|e| e.equivariance.len()).max();
     let depth = depth.unwrap_or(0);
     let block = |k: usize| {
-        let score = over_epochs(epochs, |e| e.equivariance.get(k).copied().flatten());
+        let score = lines.over_epochs(|e| e.equivariance.get(k).copied().flatten());
         Line::new(&format!("block {}", k + 1), depth_color(k, depth), score)
     };
     let blocks: Vec<Line> = (0..depth).map(block).collect();
-    let scores = Axes {
+    let axes = Axes {
+        x: "epoch",
+        y: "centered equivariance score",
+        include: &[0.0, 1.0],
         reference: Some(1.0),
-        ..epoch("centered equivariance score", &[0.0, 1.0])
+        ..Default::default()
     };
-    let spread = over_epochs(epochs, |e| e.feature_std.map(f64::from));
-    let spread = [Line::new("feature std", GREEN, spread)];
-    let mut figures = vec![
-        Figure {
-            title: "Equivariance by layer",
-            caption: "Mean cosine between the tokens of a turned picture and the turned tokens of the picture, less \
-                      their mean token, over the seven other poses: 1 (gray line) is exact, 0 is unrelated.",
-            svg: plots::lines(&scores, &blocks)?,
-            wide: false,
-        },
-        Figure {
-            title: "Spread of the features",
-            caption: "Standard deviation of unit-length features times the root of their number: 1 fills all \
-                      directions, 0 is collapse.",
-            svg: plots::lines(&epoch("feature std", &[0.0, 1.0]), &spread)?,
-            wide: false,
-        },
-    ];
-    let mut names: Vec<&'a String> = epochs.iter().flat_map(|e| e.extra.keys()).collect();
-    names.sort();
-    names.dedup();
-    for (i, name) in names.into_iter().enumerate() {
-        let points = over_epochs(epochs, |e| e.extra.get(name).copied());
-        let line = Line::new(name, PALETTE[(i + 3) % PALETTE.len()], points);
-        figures.push(Figure {
-            title: name,
-            caption: "",
-            svg: plots::lines(&epoch(name, &[]), &[line])?,
-            wide: false,
-        });
-    }
-    Ok(figures)
+    Ok(Figure {
+        title: "Equivariance by block",
+        caption: "Mean cosine between the tokens of a rotated or flipped image and the rotated or flipped tokens of the \
+                  image, each less their mean token: 1 (gray line) is exact, 0 is unrelated.",
+        svg: plots::lines(&axes, &blocks)?,
+        wide: false,
+    })
 }
 
-fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
+fn accuracy(lines: &Lines) -> Result<[Figure<'static>; 2]> {
     let axes = Axes {
         x: "epoch",
         y: "20-NN accuracy (%)",
         wide: true,
         ..Default::default()
     };
-    let pose = |(k, ((name, _), color)): (usize, (_, RGBColor))| {
-        let accuracy = over_epochs(epochs, |e| e.accuracy.get(k).copied());
+    let transform = |(k, ((name, _), color)): (usize, (_, RGBColor))| {
+        let accuracy = lines.over_epochs(|e| e.accuracy.get(k).copied());
         Line::new(name, color, accuracy)
     };
     let by_epoch: Vec<Line> = POSES
         .into_iter()
-        .zip(POSE_COLOURS)
+        .zip(TRANSFORM_COLORS)
         .enumerate()
-        .map(pose)
+        .map(transform)
         .collect();
     let measured = |e: &&&Epoch| e.accuracy.iter().any(|a| a.is_finite());
     let (first, last) = (
-        epochs.iter().find(measured),
-        epochs.iter().rev().find(measured),
+        lines.epochs.iter().find(measured),
+        lines.epochs.iter().rev().find(measured),
     );
     let bar = |name: &str, color, epoch: &Epoch| Bars {
         name: name.to_string(),
@@ -380,57 +250,30 @@ fn accuracy(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
     }
     let names = POSES.map(|(name, _)| name);
     let bar_axes = Axes {
-        x: "pose of the test pictures",
+        x: "transform of the test images",
         include: &[0.0, 100.0],
         ..axes
     };
     Ok([
         Figure {
-            title: "Accuracy by pose, at the end",
-            caption: "The bank of neighbors is upright, the test pictures are turned; transp and antitr mirror them \
-                      at a diagonal. An encoder that poses do not disturb has bars of one height.",
+            title: "Accuracy by transform, at the end",
+            caption: "The neighbors are upright, the test images are rotated or flipped; transp and antitr mirror them \
+                      at a diagonal. The bars of an invariant encoder have one height.",
             svg: plots::bars(&bar_axes, &names, &bars)?,
             wide: true,
         },
         Figure {
-            title: "Accuracy by pose, by epoch",
-            caption: "Weighted 20 nearest neighbors. Black is upright; blue poses keep rows as rows, orange ones \
-                      lay the picture on its side.",
+            title: "Accuracy by transform, by epoch",
+            caption: "Weighted 20 nearest neighbors. Black is upright. Blue transforms keep rows as rows, orange \
+                      transforms make rows columns.",
             svg: plots::lines(&axes, &by_epoch)?,
             wide: true,
         },
     ])
 }
 
-fn speed(epochs: &[&Epoch]) -> Result<[Figure<'static>; 2]> {
-    // The untrained encoder has not run yet, and no speed.
-    let ran: Vec<&Epoch> = epochs.iter().copied().filter(|e| e.epoch > 0).collect();
-    let axes = |y| Axes {
-        x: "epoch",
-        y,
-        include: &[0.0],
-        ..Default::default()
-    };
-    let rate = over_epochs(&ran, |e| Some(e.images_per_s));
-    let waiting = over_epochs(&ran, |e| Some(100.0 * e.waiting));
-    Ok([
-        Figure {
-            title: "Speed",
-            caption: "Training pictures per second.",
-            svg: plots::lines(&axes("pictures per second"), &[Line::new("", INK, rate)])?,
-            wide: false,
-        },
-        Figure {
-            title: "Waiting for pictures",
-            caption: "Share of that time in which the next batch was not ready.",
-            svg: plots::lines(&axes("share of time (%)"), &[Line::new("", GREY, waiting)])?,
-            wide: false,
-        },
-    ])
-}
-
 /// In the order of [`POSES`]: upright, three that keep rows as rows, four that do not.
-const POSE_COLOURS: [RGBColor; 8] = [
+const TRANSFORM_COLORS: [RGBColor; 8] = [
     INK,
     RGBColor(30, 80, 160),
     RGBColor(66, 133, 212),

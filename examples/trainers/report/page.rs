@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use plotters::style::RGBColor;
+
 /// The text as it may stand in an element or an attribute.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -73,6 +75,28 @@ impl Page {
         }
     }
 
+    /// A paragraph.
+    pub fn text(&mut self, text: &str) {
+        self.body += &paragraph("lead", text);
+    }
+
+    /// What a reader must know, a paragraph each; nothing if there are none.
+    pub fn notes(&mut self, notes: &[String]) {
+        for note in notes {
+            self.body += &paragraph("note", note);
+        }
+    }
+
+    /// Names with the colors that stand for them on the whole page.
+    pub fn legend(&mut self, names: &[(&str, RGBColor)]) {
+        let entry = |(name, RGBColor(r, g, b)): &(&str, RGBColor)| {
+            let style = format!("background: rgb({r}, {g}, {b})");
+            format!("<span><i style=\"{style}\"></i>{}</span>\n", escape(name))
+        };
+        let entries: String = names.iter().map(entry).collect();
+        let _ = writeln!(self.body, "<p class=\"legend\">\n{entries}</p>");
+    }
+
     /// Markup from this folder, as it is.
     pub(super) fn markup(&mut self, html: &str) {
         self.body += html;
@@ -109,6 +133,28 @@ pub struct Table<'a> {
 }
 
 impl Table<'_> {
+    /// The table for a terminal: the first column is aligned left, the others right.
+    pub fn text(&self) -> String {
+        let lines = || std::iter::once(&self.header).chain(&self.rows);
+        let columns = lines().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            let cells = lines().filter_map(|line| line.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = format!("{}\n\n", self.title);
+        for line in lines().filter(|line| !line.is_empty()) {
+            for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+                text += &match column {
+                    0 => format!("{cell:<width$}"),
+                    _ => format!("  {cell:>width$}"),
+                };
+            }
+            text.push('\n');
+        }
+        text
+    }
+
     fn card(&self) -> String {
         if self.rows.is_empty() {
             return String::new();
@@ -154,6 +200,9 @@ h1 { font-size: 28px; line-height: 1.2; margin: 0; font-weight: 650; letter-spac
 h2 { font-size: 20px; margin: 38px 0 4px; font-weight: 650; }
 h3 { font-size: 15px; margin: 0 0 8px; font-weight: 650; }
 .lead { color: var(--soft); margin: 6px 0 14px; max-width: 110ch; }
+.note { background: #fff7e6; border: 1px solid #f0d9a8; border-radius: 8px; padding: 8px 14px; margin: 8px 0; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 10px 0 16px; font-weight: 600; }
+.legend i { display: inline-block; width: 22px; height: 8px; border-radius: 4px; margin-right: 8px; vertical-align: 2px; }
 .caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 145ch; }
 .grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
 .grid + .grid { margin-top: 16px; }

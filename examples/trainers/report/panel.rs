@@ -1,4 +1,4 @@
-//! Pictures in eight poses with their token maps in colors, as the encoder sees them and taken back upright.
+//! Images in eight rotations and flips with their token maps in colors, as they are and mapped back upright.
 
 use std::io::Cursor;
 
@@ -19,7 +19,7 @@ const COMPONENTS: usize = 3;
 /// Sweeps of the eigenvalue iteration; it takes a handful.
 const SWEEPS: usize = 10_000;
 
-/// Token maps of some pictures under the eight poses.
+/// Token maps of some images under the eight rotations and flips.
 pub struct Panel {
     /// The block whose output is shown, counted from 1.
     pub layer: usize,
@@ -28,20 +28,19 @@ pub struct Panel {
     pub rows: Vec<Row>,
 }
 
-/// One picture; every list has an entry for each of [`POSES`], every image is a PNG file.
+/// One image; every list has an entry for each of [`POSES`], every entry is a PNG file.
 pub struct Row {
-    pub picture: Vec<Vec<u8>>,
+    pub image: Vec<Vec<u8>>,
     /// The token map as it comes.
     pub seen: Vec<Vec<u8>>,
-    /// The token map in the upright frame: the inverse pose acts on it.
+    /// The token map in the upright frame: the inverse transform is applied to it.
     pub aligned: Vec<Vec<u8>>,
-    /// Mean cosine of the aligned tokens with those of the upright picture, both less the mean token of their pose;
-    /// `None` where it has no value.
+    /// Mean cosine of the aligned tokens with the upright tokens, each less their mean token; `None` where it has no value.
     pub cosine: Vec<Option<f64>>,
 }
 
 impl Panel {
-    /// The maps of block `layer` for the pictures `indices`, colored by one basis for all of them.
+    /// The maps of block `layer` for the images `indices`, colored by one basis for all of them.
     pub fn new(
         vit: &Vit,
         images: &Images,
@@ -51,9 +50,9 @@ impl Panel {
         device: &Device,
     ) -> Result<Self> {
         let config = vit.config();
-        ensure!(!indices.is_empty(), "expected a picture to show, got none");
+        ensure!(!indices.is_empty(), "expected an image to show, got none");
         if let Some(index) = indices.iter().find(|i| **i >= images.len()) {
-            anyhow::bail!("expected pictures below {}, got {index}", images.len());
+            anyhow::bail!("expected images below {}, got {index}", images.len());
         }
         ensure!(
             (1..=config.depth).contains(&layer),
@@ -62,7 +61,7 @@ impl Panel {
         );
         ensure!(
             (images.channels, images.side) == (config.channels, config.side),
-            "expected pictures of (channels, side) {:?}, as the encoder takes them, got {:?}",
+            "expected images of (channels, side) {:?}, as the encoder takes them, got {:?}",
             (config.channels, config.side),
             (images.channels, images.side)
         );
@@ -84,38 +83,38 @@ impl Panel {
             .flat_map(|&i| images.get(i).to_vec())
             .collect();
         let shape = (indices.len(), images.channels, images.side, images.side);
-        let pictures = Tensor::from_vec(bytes, shape, &Device::Cpu)?;
+        let raw = Tensor::from_vec(bytes, shape, &Device::Cpu)?;
 
         let (mut shown, mut seen, mut aligned) = (Vec::new(), Vec::new(), Vec::new());
-        for (_, pose) in POSES {
-            let turn = GridOperator::new(&[pose], pixels, &Resample::default())?;
-            let posed = turn.apply(&normalized)?;
-            let (_, map) = tap::capture(&format!("block{layer}"), || vit.forward(&posed))?;
+        for (_, transform) in POSES {
+            let turn = GridOperator::new(&[transform], pixels, &Resample::default())?;
+            let moved = turn.apply(&normalized)?;
+            let (_, map) = tap::capture(&format!("block{layer}"), || vit.forward(&moved))?;
             let map = layout.tokens(&map, grid).with_context(|| {
                 format!("block {layer} keeps no map of its tokens (is it the last one?)")
             })?;
-            let back = GridOperator::new(&[pose.inverse()], grid, &Resample::default())?;
+            let back = GridOperator::new(&[transform.inverse()], grid, &Resample::default())?;
             aligned.push(Maps::new(&back.apply(&map)?)?);
             seen.push(Maps::new(&map)?);
-            let planes = turn.apply(&pictures)?.flatten_all()?.to_vec1::<u8>()?;
+            let planes = turn.apply(&raw)?.flatten_all()?.to_vec1::<u8>()?;
             shown.push(planes);
         }
         let colors = Colors::fit(&seen)?;
         let means: Vec<Vec<f64>> = aligned.iter().map(Maps::mean).collect();
         let row = |i: usize| -> Result<Row> {
-            let picture = shown.iter().map(|planes| {
+            let image = shown.iter().map(|planes| {
                 let planes = &planes[i * images.stride()..(i + 1) * images.stride()];
-                png(&picture(planes, images.channels, images.side))
+                png(&rgb(planes, images.channels, images.side))
             });
             let paint = |maps: &Vec<Maps>| -> Result<Vec<_>> {
                 let map = |maps: &Maps| png(&colors.paint(maps.get(i), config.grid()));
                 maps.iter().map(map).collect()
             };
             let upright = (aligned[0].get(i), means[0].as_slice());
-            let posed = aligned.iter().zip(&means);
-            let cosine = posed.map(|(maps, mean)| cosine(upright, (maps.get(i), mean)));
+            let each = aligned.iter().zip(&means);
+            let cosine = each.map(|(maps, mean)| cosine(upright, (maps.get(i), mean)));
             Ok(Row {
-                picture: picture.collect::<Result<_>>()?,
+                image: image.collect::<Result<_>>()?,
                 seen: paint(&seen)?,
                 aligned: paint(&aligned)?,
                 cosine: cosine.collect(),
@@ -127,63 +126,99 @@ impl Panel {
             rows: (0..indices.len()).map(row).collect::<Result<_>>()?,
         })
     }
-
-    /// Adds the panel to a page, under a heading of its own.
-    pub fn write(&self, page: &mut Page, heading: &str) {
-        page.section(heading, &self.caption());
-        page.markup("<section class=\"card\">\n");
-        page.markup(&self.html());
-        page.markup("</section>\n");
-    }
-
-    /// How to read the panel.
-    fn caption(&self) -> String {
-        format!(
-            "Tokens after block {}. Their first three principal components, fitted once to all tokens shown, are red, \
-             green and blue, and hold {:.0} % of the variance: like colors are like tokens. The map as seen turns with \
-             its picture. Taken back by the inverse pose it would be the upright map, in the shaded column, if the \
-             encoder were equivariant; the number below is the mean cosine of its tokens with the upright ones, both \
-             less their mean token (1 is exact).",
-            self.layer,
-            100.0 * self.explained
-        )
-    }
-
-    /// A table: poses across; picture, map and aligned map down.
-    fn html(&self) -> String {
-        let names = POSES.map(|(name, _)| format!("<th>{}</th>", escape(name)));
-        let mut html = format!(
-            "<div class=\"scroll\">\n<table class=\"panel\">\n<thead>\n<tr><th></th>{}</tr>\n</thead>\n",
-            names.concat()
-        );
-        for (i, row) in self.rows.iter().enumerate() {
-            let line = |name: &str, images: &[Vec<u8>], cosines: Option<&[Option<f64>]>| {
-                let cell = |(p, png): (usize, &Vec<u8>)| {
-                    let number = cosines.map_or(String::new(), |cosines| match cosines[p] {
-                        Some(cosine) => format!("<small>{cosine:.2}</small>"),
-                        None => "<small>–</small>".to_string(),
-                    });
-                    format!(
-                        "<td><img alt=\"{name}, picture {}, {}\" src=\"data:image/png;base64,{}\"/>{number}</td>",
-                        i + 1,
-                        POSES[p].0,
-                        BASE64_STANDARD.encode(png)
-                    )
-                };
-                let cells: String = images.iter().enumerate().map(cell).collect();
-                format!("<tr><th>{name}</th>{cells}</tr>\n")
-            };
-            html += "<tbody>\n";
-            html += &line("picture", &row.picture, None);
-            html += &line("tokens as seen", &row.seen, None);
-            html += &line("tokens taken back", &row.aligned, Some(&row.cosine));
-            html += "</tbody>\n";
-        }
-        html + "</table>\n</div>\n"
-    }
 }
 
-/// Token maps `(n, tokens, dim)` of one pose.
+/// Adds the panels of some runs to a page, under one heading. Of one run the name is not shown.
+pub fn write(panels: &[(&str, &Panel)], page: &mut Page) {
+    page.section("Token maps of rotated and flipped images", &caption(panels));
+    page.markup("<section class=\"card\">\n");
+    page.markup(&html(panels));
+    page.markup("</section>\n");
+}
+
+/// How to read the panels.
+fn caption(panels: &[(&str, &Panel)]) -> String {
+    let each = |(name, panel): &(&str, &Panel)| {
+        let of = if panels.len() > 1 {
+            format!("{name}: ")
+        } else {
+            String::new()
+        };
+        let share = 100.0 * panel.explained;
+        format!("{of}block {}, {share:.0} % of the variance", panel.layer)
+    };
+    let shown: Vec<String> = panels.iter().map(each).collect();
+    let basis = match panels.len() {
+        1 => "They are fitted once to all tokens shown.",
+        _ => "They are fitted for each run by itself, so colors do not compare between runs.",
+    };
+    format!(
+        "Red, green and blue show the first three principal components of the tokens ({}). {basis} Tokens of like colors \
+         are alike. The map of an equivariant encoder rotates and flips with its image. The inverse transform maps it back \
+         to the upright map in the shaded column. The number below is the mean cosine with the upright tokens, each less \
+         their mean token; 1 is exact.",
+        shown.join("; ")
+    )
+}
+
+/// A table: transforms across; image, map and map taken back down.
+fn html(panels: &[(&str, &Panel)]) -> String {
+    let names = POSES.map(|(name, _)| format!("<th>{}</th>", escape(name)));
+    let mut html = format!(
+        "<div class=\"scroll\">\n<table class=\"panel\">\n<thead>\n<tr><th></th>{}</tr>\n</thead>\n",
+        names.concat()
+    );
+    let count = panels.iter().map(|(_, panel)| panel.rows.len()).max();
+    for i in 0..count.unwrap_or(0) {
+        html += "<tbody>\n";
+        let mut shown: Option<&Row> = None;
+        for (name, panel) in panels {
+            let Some(row) = panel.rows.get(i) else {
+                continue;
+            };
+            // Runs on the same images show each image once.
+            if shown.is_none_or(|shown| shown.image != row.image) {
+                html += &line("image", i, &row.image, None);
+            }
+            shown = Some(row);
+            let name = if panels.len() > 1 {
+                format!("{name}, ")
+            } else {
+                String::new()
+            };
+            html += &line(&format!("{name}tokens"), i, &row.seen, None);
+            html += &line(
+                &format!("{name}mapped back"),
+                i,
+                &row.aligned,
+                Some(&row.cosine),
+            );
+        }
+        html += "</tbody>\n";
+    }
+    html + "</table>\n</div>\n"
+}
+
+/// One PNG file for each transform, and a number below it.
+fn line(name: &str, image: usize, files: &[Vec<u8>], cosines: Option<&[Option<f64>]>) -> String {
+    let name = escape(name);
+    let cell = |(p, png): (usize, &Vec<u8>)| {
+        let number = cosines.map_or(String::new(), |cosines| match cosines[p] {
+            Some(cosine) => format!("<small>{cosine:.2}</small>"),
+            None => "<small>–</small>".to_string(),
+        });
+        format!(
+            "<td><img alt=\"{name}, image {}, {}\" src=\"data:image/png;base64,{}\"/>{number}</td>",
+            image + 1,
+            POSES[p].0,
+            BASE64_STANDARD.encode(png)
+        )
+    };
+    let cells: String = files.iter().enumerate().map(cell).collect();
+    format!("<tr><th>{name}</th>{cells}</tr>\n")
+}
+
+/// Token maps `(n, tokens, dim)` under one transform.
 struct Maps {
     values: Vec<f64>,
     stride: usize,
@@ -322,8 +357,8 @@ impl Colors {
     }
 }
 
-/// Planes of one picture as it is: RGB where there are three, gray from the first one otherwise.
-fn picture(planes: &[u8], channels: usize, side: usize) -> RgbImage {
+/// Three planes as RGB; of any other number, the first plane in gray.
+fn rgb(planes: &[u8], channels: usize, side: usize) -> RgbImage {
     RgbImage::from_fn(side as u32, side as u32, |x, y| {
         let at = |c: usize| planes[(c * side + y as usize) * side + x as usize];
         match channels {

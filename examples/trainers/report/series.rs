@@ -10,7 +10,7 @@ pub const LIMIT: usize = 2000;
 /// A series of fewer points is not smoothed.
 const FEW: usize = 50;
 
-/// The same picture with at most [`LIMIT`] points: of each stretch the least and the largest value.
+/// The same curve with at most [`LIMIT`] points: of each stretch the least and the largest value.
 pub fn thinned(points: &[Point]) -> Vec<Point> {
     if points.len() <= LIMIT {
         return points.to_vec();

@@ -1,6 +1,4 @@
-//! The end of a run: what the encoder is worth, said, written down and drawn.
-
-use std::collections::BTreeMap;
+//! The end of a run: it measures the encoder, prints the scores beside other variants, and writes the report.
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -11,8 +9,8 @@ use crate::{
     knn::spread,
     overhead,
     records::{Record, Step},
-    report::{Report, panel::Panel},
-    settings::{Method, Settings},
+    report::folder::{self, Folder},
+    settings::Method,
     vit::Vit,
     weights::Weights,
 };
@@ -30,16 +28,16 @@ pub struct Outcome {
     pub first: Option<Means>,
     pub last: Option<Means>,
     pub lowest: Option<Means>,
-    /// Weighted 20-NN accuracy in percent, upright and in the seven other poses; and their mean.
+    /// Weighted 20-NN accuracy in percent, upright and under the seven rotations and flips; and the mean of these seven.
     pub knn: Vec<f64>,
     pub knn_poses: f64,
     /// Centered equivariance score of each block; `None` where it has no value.
     pub equivariance: Vec<Option<f64>>,
     pub feature_std: f32,
-    /// Training pictures per second, evaluation not counted; share of that time spent waiting for pictures.
+    /// Training images per second without evaluation; share of that time spent waiting for images.
     pub images_per_s: f64,
     pub waiting: f64,
-    /// `(base + regularizer) / base`: multiply–adds counted from the settings by `ser_reg::cost`, and time, of the
+    /// `(base + regularizer) / base`: multiply–adds counted from the settings by `crate::cost`, and time, of the
     /// regularizer by itself at a few steps and of the rest of a step; `None` where no regularizer ran, or none was timed.
     #[serde(default)]
     pub overhead_predicted: Option<f64>,
@@ -51,6 +49,28 @@ pub struct Outcome {
     pub peak_mib: Option<f64>,
     pub skipped: usize,
     pub note: String,
+    /// The untrained encoder and raw pixels; empty with `--brief`.
+    #[serde(default)]
+    pub references: Vec<Reference>,
+}
+
+impl Outcome {
+    /// The equivariance score of a block, counted from 1.
+    pub fn score(&self, block: usize) -> Option<f64> {
+        self.equivariance
+            .get(block.checked_sub(1)?)
+            .copied()
+            .flatten()
+    }
+}
+
+/// Scores without training, to compare a run with.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reference {
+    pub name: String,
+    /// As for the encoder; empty where there are no tokens.
+    pub equivariance: Vec<Option<f64>>,
+    pub knn: [f64; 8],
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -77,8 +97,8 @@ impl Means {
 }
 
 impl Run {
-    /// Saves the encoder, measures it on all pictures, and writes the report. After Ctrl-C it says how to go on instead, and
-    /// ends the program.
+    /// Saves the encoder, measures it on all images, and writes the report; with `--compare`, trains the variants too. After
+    /// Ctrl-C it says how to go on instead, and ends the program.
     pub fn finish(self, encoder: &Vit, state: &State) -> Result<()> {
         self.progress.finish();
         if self.stopped {
@@ -97,21 +117,27 @@ impl Run {
             statistics: &self.augment.statistics,
             device: &self.device,
         };
-        let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
-        let mut rows = vec![("trained encoder", trained)];
-        if !self.brief {
-            let untrained = Weights::seeded(self.settings.seed);
-            let untrained = Vit::new(&self.vit, untrained.builder(&self.device).pp("encoder"))?;
-            let untrained = evaluation.poses(|x| Ok(untrained.forward(x)?))?;
-            rows.push(("untrained encoder", untrained));
-            rows.push(("raw pixels", evaluation.poses(eval::raw_pixels)?));
-        }
-        eval::print_table(&self.data.note, &rows);
-        let outcome = self.outcome(&evaluation, encoder, &trained)?;
+        let outcome = self.outcome(&evaluation, encoder)?;
         let json = serde_json::to_vec_pretty(&outcome)?;
         file::write(&self.folder.join("result.json"), &json)?;
-        self.write_report(encoder, &outcome)?;
-        println!("\nreport {}", self.folder.join("report.html").display());
+        let page = self.folder.join("report.html");
+        let run = Folder::read(&self.folder)?;
+        let panel = || {
+            let (layer, statistics) = (self.settings.ser.layer, &self.augment.statistics);
+            folder::panel(encoder, &self.data.test, 4, statistics, layer, &self.device)
+        };
+        if !self.compare {
+            run.print()?;
+        }
+        file::write(&page, run.page(Some(panel()?))?.as_bytes())?;
+        if self.compare {
+            self.train_variants()?;
+            run.print()?;
+            // Once more, with the scores of the variants.
+            file::write(&page, run.page(Some(panel()?))?.as_bytes())?;
+            self.write_comparison()?;
+        }
+        println!("\nreport {}", page.display());
         print_overhead(&outcome);
         print_line(&outcome, self.settings.ser.layer);
         match self.settings.smoke {
@@ -120,12 +146,8 @@ impl Run {
         }
     }
 
-    fn outcome(
-        &self,
-        evaluation: &Evaluation,
-        encoder: &Vit,
-        trained: &[f64; 8],
-    ) -> Result<Outcome> {
+    fn outcome(&self, evaluation: &Evaluation, encoder: &Vit) -> Result<Outcome> {
+        let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
         let records = self.log.records();
         let steps: Vec<&Step> = records
             .iter()
@@ -149,7 +171,7 @@ impl Run {
             last: Means::of(&steps[steps.len() - eighth..]),
             lowest,
             knn: trained.to_vec(),
-            knn_poses: eval::pose_mean(trained),
+            knn_poses: eval::pose_mean(&trained),
             equivariance: scores(evaluation, encoder)?,
             feature_std: spread(&features)?,
             images_per_s,
@@ -161,17 +183,38 @@ impl Run {
             peak_mib: peak_mib(),
             skipped: self.data.skipped.len(),
             note: self.data.note.clone(),
+            references: match self.brief {
+                true => Vec::new(),
+                false => self.references(evaluation)?,
+            },
         })
     }
 
-    /// Pictures per second over all epochs, whichever process trained them, and the share of that time spent waiting.
+    fn references(&self, evaluation: &Evaluation) -> Result<Vec<Reference>> {
+        let untrained = Weights::seeded(self.settings.seed);
+        let untrained = Vit::new(&self.vit, untrained.builder(&self.device).pp("encoder"))?;
+        Ok(vec![
+            Reference {
+                name: "untrained encoder".to_string(),
+                equivariance: scores(evaluation, &untrained)?,
+                knn: evaluation.poses(|x| Ok(untrained.forward(x)?))?,
+            },
+            Reference {
+                name: "raw pixels".to_string(),
+                equivariance: Vec::new(),
+                knn: evaluation.poses(eval::raw_pixels)?,
+            },
+        ])
+    }
+
+    /// Images per second over all epochs, whichever process trained them, and the share of that time spent waiting.
     fn speed(&self) -> (f64, f64) {
         let (mut epochs, mut seconds, mut waited) = (0.0, 0.0, 0.0);
         for record in self.log.records() {
             if let Record::Epoch(epoch) = record
                 && epoch.images_per_s > 0.0
             {
-                // Of an epoch of one picture.
+                // Of an epoch of one image.
                 let time = 1.0 / epoch.images_per_s;
                 epochs += 1.0;
                 seconds += time;
@@ -195,35 +238,6 @@ impl Run {
             .collect();
         let mean = timed.iter().sum::<f64>() / timed.len() as f64;
         (!timed.is_empty()).then_some(1.0 + mean)
-    }
-
-    fn write_report(&self, encoder: &Vit, outcome: &Outcome) -> Result<()> {
-        let layer = self.settings.ser.layer;
-        let count = self.data.test.len();
-        // A few pictures at even distances.
-        let indices: Vec<usize> = (0..4.min(count))
-            .map(|i| i * count / 4.min(count))
-            .collect();
-        let statistics = &self.augment.statistics;
-        let panel = Panel::new(
-            &encoder.with_last_map(),
-            &self.data.test,
-            &indices,
-            statistics,
-            layer,
-            &self.device,
-        )?;
-        let report = Report {
-            title: &format!(
-                "{} / {} / seed {}",
-                outcome.method, outcome.mode, outcome.seed
-            ),
-            config: flat(&self.settings)?,
-            result: result_rows(outcome),
-            records: self.log.records(),
-            panel: Some(panel),
-        };
-        file::write(&self.folder.join("report.html"), report.html()?.as_bytes())
     }
 }
 
@@ -256,7 +270,7 @@ fn check_losses(outcome: &Outcome, method: Method) -> Result<()> {
     Ok(())
 }
 
-/// What the regularizer costs, counted and timed; nothing where there was none.
+/// Prints the counted and the timed cost of the regularizer; nothing where none ran.
 fn print_overhead(outcome: &Outcome) {
     let Some(predicted) = outcome.overhead_predicted else {
         return;
@@ -290,12 +304,7 @@ fn print_line(outcome: &Outcome, layer: usize) {
         number(last.map(|m| m.loss)),
         number(last.map(|m| m.invariance)),
         number(last.and_then(|m| m.equivariance)),
-        outcome
-            .equivariance
-            .get(layer - 1)
-            .copied()
-            .flatten()
-            .unwrap_or(f64::NAN),
+        outcome.score(layer).unwrap_or(f64::NAN),
         outcome.knn[0],
         outcome.knn_poses,
         outcome.images_per_s,
@@ -305,67 +314,6 @@ fn print_line(outcome: &Outcome, layer: usize) {
         outcome.overhead_predicted.unwrap_or(f64::NAN),
         outcome.overhead_measured.unwrap_or(f64::NAN),
     );
-}
-
-fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
-    let row = |name: &str, value: String| (name.to_string(), value);
-    let ratio = |x: Option<f64>| x.map_or("–".to_string(), |x| format!("{x:.4}x"));
-    let mut rows = vec![
-        row(
-            "20-NN accuracy, upright",
-            format!("{:.1} %", outcome.knn[0]),
-        ),
-        row(
-            "mean of the seven other poses",
-            format!("{:.1} %", outcome.knn_poses),
-        ),
-        row("steps", outcome.steps.to_string()),
-        row("images/s", format!("{:.0}", outcome.images_per_s)),
-        row(
-            "waiting for pictures",
-            format!("{:.1} %", 100.0 * outcome.waiting),
-        ),
-        row(
-            "overhead of the regularizer, predicted",
-            ratio(outcome.overhead_predicted),
-        ),
-        row(
-            "overhead of the regularizer, measured",
-            ratio(outcome.overhead_measured),
-        ),
-        row("pictures skipped", outcome.skipped.to_string()),
-        row("data", outcome.note.clone()),
-    ];
-    for (i, score) in outcome.equivariance.iter().enumerate() {
-        let name = format!("equivariance score, block {}", i + 1);
-        let shown = score.map_or("–".to_string(), |s| format!("{s:.3}"));
-        rows.insert(2 + i, row(&name, shown));
-    }
-    rows
-}
-
-/// The fields of the settings as rows, `ser.lambda` for a field in a field.
-fn flat(settings: &Settings) -> Result<Vec<(String, String)>> {
-    fn walk(path: &str, value: &serde_json::Value, rows: &mut BTreeMap<String, String>) {
-        match value {
-            serde_json::Value::Object(fields) => {
-                for (name, value) in fields {
-                    let dot = if path.is_empty() { "" } else { "." };
-                    walk(&format!("{path}{dot}{name}"), value, rows);
-                }
-            }
-            serde_json::Value::Null => {}
-            serde_json::Value::String(text) => {
-                rows.insert(path.to_string(), text.clone());
-            }
-            value => {
-                rows.insert(path.to_string(), value.to_string());
-            }
-        }
-    }
-    let mut rows = BTreeMap::new();
-    walk("", &serde_json::to_value(settings)?, &mut rows);
-    Ok(rows.into_iter().collect())
 }
 
 /// The most memory that this process held, in MiB; Linux only.

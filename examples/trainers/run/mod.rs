@@ -8,6 +8,7 @@
 //!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors
 //!   result.json             the last measurements
 //!   report.html             curves and figures
+//!   compare.html            with --compare: this run beside lambda0/ and baseline/
 //! ```
 
 pub mod checkpoint;
@@ -19,7 +20,9 @@ pub mod log;
 mod open;
 mod saved;
 mod step;
+pub mod variants;
 
+pub(crate) use open::images;
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -48,11 +51,12 @@ const PROBE_EVERY: usize = 32;
 const PROBE_FIRST: usize = 8;
 
 /// The files of a run besides its configuration, its metrics and its checkpoint.
-const OUTPUTS: [&str; 4] = [
+const OUTPUTS: [&str; 5] = [
     "encoder.safetensors",
     "result.json",
     "evaluation.json",
     "report.html",
+    "compare.html",
 ];
 
 pub struct Run {
@@ -69,6 +73,7 @@ pub struct Run {
     folder: PathBuf,
     resume: bool,
     brief: bool,
+    compare: bool,
     checkpoint_every: Option<usize>,
     evaluate_every: usize,
     workers: usize,

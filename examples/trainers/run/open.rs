@@ -15,6 +15,7 @@ use super::{
     interrupt::Interrupt,
     log::Log,
     saved::Saved,
+    variants,
 };
 use crate::{
     addon,
@@ -38,6 +39,7 @@ impl Run {
     pub fn open(method: Method, args: &Args) -> Result<Self> {
         let start = Instant::now();
         let settings = Settings::new(method, args)?;
+        variants::check(&settings, args)?;
         let device = args.device()?;
         let large = settings.preset == Preset::ImagenetVitS16;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -97,6 +99,7 @@ impl Run {
             balance,
             resume: args.resume,
             brief: args.brief,
+            compare: args.compare,
             checkpoint_every: args.checkpoint_every,
             evaluate_every: args.evaluate_every.unwrap_or(if large { 10 } else { 1 }),
             workers,
@@ -205,7 +208,7 @@ impl Run {
 }
 
 /// The images of a run, and how its crops are made from them.
-fn images(settings: &Settings) -> Result<(Data, Augment)> {
+pub fn images(settings: &Settings) -> Result<(Data, Augment)> {
     let wanted = match settings.preset {
         Preset::FashionTiny => Wanted::default(),
         Preset::ImagenetVitS16 => Wanted::streamed(224),

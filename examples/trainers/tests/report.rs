@@ -1,23 +1,38 @@
-//! The HTML page of a run: well formed whatever the records hold, and its token maps tell equivariance from its lack.
+//! The HTML pages of runs: they are well formed whatever the records hold, and their token maps show whether an encoder is
+//! equivariant.
 
-// Poses index several tables at once.
+// Transforms index several tables at once.
 #![allow(clippy::needless_range_loop)]
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{Device, Tensor};
+use clap::Parser;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{GridOperator, Resample, TokenGrid};
 use ser_reg_trainers::{
+    cli::Args,
     data::Images,
+    encoder::{self, Card},
     eval::POSES,
     records::{Balanced, BalancedLayer, Epoch, Record, Step},
     report::{
         Report,
+        compare::Comparison,
+        folder::Folder,
+        kept,
         page::{Figure, Page, Table},
         panel::Panel,
         plots::{self, Axes, BLUE, Bars, Interval, Intervals, Line, ORANGE},
+        scores::{self, Scores},
     },
+    run::finish::{Outcome, Reference},
+    settings::{Method, Settings},
+    study::ledger,
     vit::{Positions, Vit, VitConfig},
     weights::Weights,
 };
@@ -68,6 +83,8 @@ fn page(records: &[Record]) -> String {
     let row = |name: &str, value: &str| (name.to_string(), value.to_string());
     let report = Report {
         title: "a method, seed 0",
+        scores: no_scores(),
+        notes: &[],
         config: vec![row("seed", "0")],
         result: vec![row("accuracy", "80 %")],
         records,
@@ -76,6 +93,10 @@ fn page(records: &[Record]) -> String {
     let html = report.html().unwrap();
     assert_well_formed(&html);
     html
+}
+
+fn no_scores() -> Table<'static> {
+    scores::table("What SER changed", Some(2), &[])
 }
 
 fn plots_of(html: &str) -> usize {
@@ -152,7 +173,7 @@ fn a_full_run_has_every_plot() {
 
 #[test]
 fn plots_without_values_are_left_out() {
-    // A baseline without momentum, clipping or poses.
+    // A baseline without momentum, clipping or views.
     let records: Vec<Record> = run(300, 3)
         .into_iter()
         .map(|record| match record {
@@ -190,7 +211,7 @@ fn short_runs_have_a_page() {
     let unmeasured = [Record::Epoch(Epoch::default())];
     let html = page(&unmeasured);
     assert_eq!(plots_of(&html), 0, "an epoch that was not evaluated");
-    assert!(!html.contains("What the encoder has learnt"));
+    assert!(!html.contains("Accuracy and equivariance by epoch"));
 }
 
 #[test]
@@ -279,7 +300,7 @@ fn a_value_stands_at_its_height() {
         (a.1 - c.1 - 4 * (a.1 - b.1)).abs() <= 4,
         "{a:?} {b:?} {c:?}"
     );
-    // Up and down around an axis of its own, and never outside the picture.
+    // Up and down around an axis of its own, and never outside the plot.
     assert!(
         lines
             .iter()
@@ -399,6 +420,8 @@ fn texts_are_escaped() {
     last.extra.insert(evil.to_string(), 1.0);
     let report = Report {
         title: evil,
+        scores: no_scores(),
+        notes: &[],
         config: vec![(evil.to_string(), evil.to_string())],
         result: vec![(evil.to_string(), evil.to_string())],
         records: &[Record::Epoch(last)],
@@ -621,16 +644,16 @@ fn aligned_maps_of_an_encoder_with_positions_differ() {
 }
 
 #[test]
-fn pictures_stand_in_their_poses() {
+fn images_are_shown_under_each_transform() {
     let images = images(3);
     let panel = panel(3, Positions::SinCos, 1, &[3]).unwrap();
     let planes = Tensor::from_slice(images.get(3), (1, 3, SIDE, SIDE), &CPU).unwrap();
-    for (p, (_, pose)) in POSES.into_iter().enumerate() {
+    for (p, (_, transform)) in POSES.into_iter().enumerate() {
         let grid = TokenGrid::square(SIDE).unwrap();
-        let turn = GridOperator::new(&[pose], grid, &Resample::default()).unwrap();
+        let turn = GridOperator::new(&[transform], grid, &Resample::default()).unwrap();
         let rgb = turn.apply(&planes).unwrap().permute((0, 2, 3, 1)).unwrap();
         let expected: Vec<u8> = rgb.flatten_all().unwrap().to_vec1().unwrap();
-        assert_eq!(pixels(&panel.rows[0].picture[p]), expected, "{pose:?}");
+        assert_eq!(pixels(&panel.rows[0].image[p]), expected, "{transform:?}");
     }
 }
 
@@ -638,6 +661,8 @@ fn pictures_stand_in_their_poses() {
 fn the_panel_is_on_the_page() {
     let report = Report {
         title: "maps",
+        scores: no_scores(),
+        notes: &[],
         config: vec![],
         result: vec![],
         records: &[],
@@ -658,8 +683,8 @@ fn the_panel_says_what_it_cannot_show() {
         let panel = panel(1, Positions::SinCos, layer, indices);
         format!("{:#}", panel.err().expect("an error"))
     };
-    assert!(error(2, &[]).contains("expected a picture"));
-    assert!(error(2, &[0, 4]).contains("expected pictures below 4, got 4"));
+    assert!(error(2, &[]).contains("expected an image"));
+    assert!(error(2, &[0, 4]).contains("expected images below 4, got 4"));
     assert!(error(0, &[0]).contains("got block 0"));
     assert!(error(5, &[0]).contains("got block 5"));
     assert!(error(4, &[0]).contains("block 4 keeps no map"));
@@ -695,10 +720,375 @@ fn a_constant_map_has_one_color() {
     let panel = Panel::new(&vit, &images, &[0], &images.statistics(), 2, &CPU).unwrap();
     let html = Report {
         title: "flat",
+        scores: no_scores(),
+        notes: &[],
         config: vec![],
         result: vec![],
         records: &[],
         panel: Some(panel),
     };
     assert_well_formed(&html.html().unwrap());
+}
+
+/// What a short run on the repository's images leaves in `folder`, without an encoder unless `trained`.
+fn leave_run(folder: &Path, options: &[&str], finished: bool, trained: bool) {
+    let args = ["test", "--epochs", "3"].iter().chain(options);
+    let settings = Settings::new(Method::MocoV3, &Args::parse_from(args)).unwrap();
+    fs::create_dir_all(folder).unwrap();
+    let write = |name: &str, bytes: Vec<u8>| fs::write(folder.join(name), bytes).unwrap();
+    write("config.json", serde_json::to_vec(&settings).unwrap());
+    let lines = run(40, 3);
+    let lines = lines
+        .iter()
+        .map(|record| serde_json::to_string(record).unwrap() + "\n");
+    write("metrics.jsonl", lines.collect::<String>().into_bytes());
+    if finished {
+        write(
+            "result.json",
+            serde_json::to_vec(&outcome(&settings)).unwrap(),
+        );
+    }
+    if trained {
+        let weights = Weights::seeded(settings.seed);
+        let config = VitConfig::small(&images(1), settings.ser.layer, settings.baseline).unwrap();
+        let config = VitConfig { side: 28, ..config };
+        Vit::new(&config, weights.builder(&CPU)).unwrap();
+        let card = Card {
+            vit: config,
+            statistics: vec![(0.3, 0.3)],
+            layer: settings.ser.layer,
+            method: settings.method.name().to_string(),
+            mode: settings.mode().to_string(),
+            seed: settings.seed,
+        };
+        let named = weights.named().into_iter();
+        let tensors: Vec<_> = named
+            .map(|(name, var)| (name, var.as_detached_tensor()))
+            .collect();
+        write(
+            "encoder.safetensors",
+            encoder::to_bytes(&tensors, &card).unwrap(),
+        );
+    }
+}
+
+fn outcome(settings: &Settings) -> Outcome {
+    Outcome {
+        method: settings.method.name().to_string(),
+        mode: settings.mode().to_string(),
+        seed: settings.seed,
+        epochs: settings.epochs,
+        steps: 40,
+        first: None,
+        last: None,
+        lowest: None,
+        knn: (0..8).map(|k| 71.3 - k as f64).collect(),
+        knn_poses: 44.4,
+        equivariance: vec![Some(0.55), Some(0.917), None, Some(0.5)],
+        feature_std: 0.5,
+        images_per_s: 200.0,
+        waiting: 0.1,
+        overhead_predicted: (settings.mode() == "ser").then_some(1.08),
+        overhead_measured: None,
+        seconds: 20.0,
+        peak_mib: None,
+        skipped: 0,
+        note: format!("images of {:?}", settings.data),
+        references: vec![Reference {
+            name: "raw pixels".to_string(),
+            equivariance: Vec::new(),
+            knn: [78.0, 62.0, 44.0, 35.0, 2.0, 7.0, 8.0, 5.0],
+        }],
+    }
+}
+
+fn compared(paths: &[PathBuf]) -> (Comparison, String) {
+    let comparison = Comparison::read(paths).unwrap();
+    let html = comparison.html().unwrap();
+    assert_well_formed(&html);
+    (comparison, html)
+}
+
+#[test]
+fn three_runs_stand_side_by_side() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let variants: [(&str, &[&str]); 3] = [
+        ("a-baseline", &["--baseline"]),
+        ("b-lambda0", &["--lambda", "0"]),
+        ("c-ser", &[]),
+    ];
+    let paths = variants.map(|(name, options)| {
+        let path = folder.path().join(name);
+        leave_run(&path, options, true, true);
+        path
+    });
+    let (comparison, html) = compared(&paths);
+    assert_eq!(comparison.notes, [] as [String; 0]);
+    for (name, _) in variants {
+        // In the legend, in both tables, in each plot and at its token maps.
+        assert!(html.matches(name).count() > 20, "{name}");
+        assert!(html.contains(&format!("{name}, mapped back")), "{name}");
+    }
+    for text in [
+        "0.917",
+        "71.3",
+        "44.4",
+        "1.080x",
+        "ser.lambda",
+        "Settings that differ",
+    ] {
+        assert!(html.contains(text), "{text} is missing");
+    }
+    assert!(
+        !html.contains("<td>fashion-tiny</td>"),
+        "a setting that all runs share"
+    );
+    // By transform and by block; three scores and the spread; two losses, matching, gradient, four schedules, speed, waiting.
+    assert_eq!(plots_of(&html), 2 + 4 + 2 + 2 + 4 + 2);
+    // Each image once, then two rows for each of three runs.
+    assert_eq!(html.matches("data:image/png").count(), 2 * 8 * (1 + 2 * 3));
+}
+
+#[test]
+fn runs_that_do_not_compare_are_named() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    leave_run(&at("whole"), &[], true, false);
+    leave_run(&at("part"), &["--baseline"], false, false);
+    leave_run(&at("other"), &["--data", "/no/such/data"], true, false);
+    leave_run(&at("deep/whole"), &["--seed", "1"], true, false);
+    fs::remove_file(at("part").join("metrics.jsonl")).unwrap();
+    let twice = folder.path().join("deep/../whole");
+    for (runs, shown, notes) in [
+        (vec![at("whole")], 1, vec!["There is one run only"]),
+        (
+            vec![at("whole"), twice],
+            1,
+            vec!["named twice", "one run only"],
+        ),
+        (vec![at("whole"), at("part")], 2, vec!["part is unfinished"]),
+        (vec![at("part")], 1, vec!["after 0 steps", "one run only"]),
+        (
+            vec![at("whole"), at("other")],
+            2,
+            vec!["different data", "/no/such/data"],
+        ),
+        (vec![at("whole"), at("deep/whole")], 2, vec![]),
+    ] {
+        let (comparison, html) = compared(&runs);
+        assert_eq!(comparison.runs.len(), shown, "{runs:?}");
+        let said = comparison.notes.join(" ");
+        assert_eq!(comparison.notes.is_empty(), notes.is_empty(), "{said}");
+        for part in notes {
+            assert!(said.contains(part), "{part} in {said}");
+            assert!(html.contains(part), "{part} on the page");
+        }
+        for run in &comparison.runs {
+            assert!(html.contains(&run.name), "{}", run.name);
+            // None of these folders has an encoder.
+            assert!(html.contains(&format!("The token maps of {} are missing", run.name)));
+        }
+    }
+    let (comparison, html) = compared(&[at("whole"), at("deep/whole")]);
+    assert!(
+        comparison.runs[0].name != comparison.runs[1].name,
+        "two folders of one name"
+    );
+    assert!(html.contains("Comparison of runs"));
+    let table = Comparison::read(&[at("part")]).unwrap().table().text();
+    assert!(table.contains("part (unfinished, 0 steps)"), "{table}");
+}
+
+#[test]
+fn folders_that_hold_no_run_are_refused() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    leave_run(&at("good"), &[], true, false);
+    for (name, file, text) in [
+        ("config", "config.json", "{}"),
+        ("metrics", "metrics.jsonl", "nonsense\n"),
+        ("result", "result.json", "[]"),
+        ("evaluation", "evaluation.json", "{"),
+    ] {
+        leave_run(&at(name), &[], true, false);
+        fs::write(at(name).join(file), text).unwrap();
+    }
+    fs::create_dir(at("empty")).unwrap();
+    fs::write(at("file"), "text").unwrap();
+    for (name, parts) in [
+        ("missing", ["expected the folder of a run", "no folder"]),
+        ("file", ["expected the folder of a run", "no folder"]),
+        (
+            "empty",
+            ["expected the folder of a run", "without config.json"],
+        ),
+        ("config", ["config.json", "not written by this version"]),
+        ("metrics", ["metrics.jsonl", "line 1"]),
+        ("result", ["result.json", "not written by this version"]),
+        (
+            "evaluation",
+            ["evaluation.json", "not written by this version"],
+        ),
+    ] {
+        let error = Comparison::read(&[at("good"), at(name)]).err();
+        let error = format!("{:#}", error.expect(name));
+        for part in parts.into_iter().chain([name]) {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+    }
+}
+
+#[test]
+fn many_runs_have_a_color_each() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let paths: Vec<PathBuf> = (0..9)
+        .map(|seed| {
+            let path = folder.path().join(format!("run{seed}"));
+            leave_run(&path, &["--seed", &seed.to_string()], true, false);
+            path
+        })
+        .collect();
+    let (_, html) = compared(&paths);
+    let legend = html.split("<p class=\"legend\">").nth(1).unwrap();
+    let legend = legend.split("</p>").next().unwrap();
+    let colors = legend.split("background: ").skip(1);
+    let mut colors: Vec<&str> = colors.map(|c| c.split('"').next().unwrap()).collect();
+    colors.sort_unstable();
+    colors.dedup();
+    assert_eq!(colors.len(), 9, "{colors:?}");
+}
+
+#[test]
+fn kept_scores_are_the_ledger_s() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let entries = ledger::read(&root.join("docs/results/study.jsonl")).unwrap();
+    assert!(!entries.is_empty(), "the ledger is there");
+    let file = fs::read_to_string(root.join(kept::PATH)).unwrap();
+    assert_eq!(
+        file,
+        kept::json(&entries).unwrap(),
+        "cargo run --release --example study -- --report writes the kept scores anew"
+    );
+    assert_eq!(kept::all().unwrap(), kept::from_ledger(&entries).unwrap());
+}
+
+#[test]
+fn kept_scores_are_shown_with_their_own_settings_only() {
+    let beside = |method, options: &[&str]| {
+        let args = Args::parse_from(["test"].iter().chain(options));
+        kept::beside(&Settings::new(method, &args).unwrap()).unwrap()
+    };
+    let three: &[&str] = &["--epochs", "3"];
+    for (more, names) in [
+        (&["--seed", "7"] as &[&str], ["lambda = 0", "baseline"]),
+        (&["--lambda", "0.3"], ["lambda = 0", "baseline"]),
+        (&["--lambda", "0"], ["SER (", "baseline"]),
+        (&["--baseline"], ["SER (", "lambda = 0"]),
+    ] {
+        for method in Method::ALL {
+            let (rows, note) = beside(method, &[three, more].concat());
+            assert_eq!(rows.len(), 2, "{more:?}");
+            for (row, name) in rows.iter().zip(names) {
+                assert!(row.name.starts_with(name), "{} for {more:?}", row.name);
+                assert!(row.name.contains("(kept, mean of "), "{}", row.name);
+                assert!(
+                    row.equivariance
+                        .is_some_and(|score| score > 0.3 && score < 1.0)
+                );
+            }
+            for part in ["Kept rows were not trained now", "seeds 0, 1, 2", "commit"] {
+                assert!(note.contains(part), "{part} in {note}");
+            }
+        }
+    }
+    for more in [
+        &["--epochs", "4"] as &[&str],
+        &["--smoke"],
+        &["--batch-size", "32"],
+        &["--ratio", "0.25"],
+        &["--layer", "3"],
+        &["--data", "somewhere"],
+        &["--learning-rate", "0.1"],
+    ] {
+        let (rows, note) = beside(Method::MocoV3, &[three, more].concat());
+        assert_eq!(rows, [], "{more:?}");
+        assert!(
+            note.contains("no kept scores for these settings; --compare trains"),
+            "{note}"
+        );
+    }
+}
+
+#[test]
+fn the_page_of_a_folder_begins_with_the_final_table() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = folder.path().join("run");
+    leave_run(&path, &[], true, false);
+    let (table, _) = Folder::read(&path).unwrap().table().unwrap();
+    let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
+    assert!(names[0].starts_with("SER, lambda 1 (this run"), "{names:?}");
+    assert!(names[1].starts_with("lambda = 0 (kept") && names[2].starts_with("baseline (kept"));
+    assert_eq!(names[3..], ["raw pixels"]);
+    assert!(
+        table.header[1].starts_with("equivariance, block 2"),
+        "{:?}",
+        table.header
+    );
+    assert_eq!(table.rows[0][1], "0.917");
+    assert_eq!(table.rows[3][1], "–", "pixels are no tokens");
+    let html = Folder::read(&path).unwrap().page(None).unwrap();
+    assert_well_formed(&html);
+    assert!(html.contains("Kept rows were not trained now"));
+    assert!(html.find("What SER changed").unwrap() < html.find("Configuration").unwrap());
+
+    // What --compare has trained takes the place of kept scores.
+    leave_run(&path.join("lambda0"), &["--lambda", "0"], true, false);
+    leave_run(&path.join("baseline"), &["--baseline"], true, false);
+    let html = Folder::read(&path).unwrap().page(None).unwrap();
+    assert!(!html.contains("(kept"));
+    assert!(html.contains("lambda = 0 (--compare)") && html.contains("baseline (--compare)"));
+    // Not if it was trained with other settings.
+    leave_run(
+        &path.join("lambda0"),
+        &["--lambda", "0", "--batch-size", "32"],
+        true,
+        false,
+    );
+    leave_run(
+        &path.join("baseline"),
+        &["--baseline", "--seed", "3"],
+        true,
+        false,
+    );
+    let html = Folder::read(&path).unwrap().page(None).unwrap();
+    assert!(!html.contains("(--compare)") && html.contains("(kept"));
+    // An unfinished run says so.
+    fs::remove_file(path.join("result.json")).unwrap();
+    let html = Folder::read(&path).unwrap().page(None).unwrap();
+    assert_well_formed(&html);
+    assert!(html.contains("The run is unfinished: its curves end after 40 steps."));
+}
+
+#[test]
+fn a_table_is_aligned_and_has_no_empty_columns() {
+    let row = |name: &str, upright| Scores {
+        name: name.to_string(),
+        upright,
+        ..Default::default()
+    };
+    let rows = [row("λ = 0", Some(71.25)), row("baseline", None)];
+    let table = scores::table("Scores", None, &rows);
+    assert_eq!(table.header, ["", "20-NN upright %"]);
+    let text = table.text();
+    let lines: Vec<&str> = text.lines().skip(2).collect();
+    assert_eq!(lines.len(), 3);
+    let width = |line: &&str| line.chars().count();
+    assert!(
+        lines.iter().all(|line| width(line) == width(&lines[0])),
+        "{text}"
+    );
+    assert!(
+        lines[1].ends_with("71.2") && lines[2].ends_with('–'),
+        "{text}"
+    );
 }

@@ -2,7 +2,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::{Layout, TokenGrid, grad, group::D4, metric::{EqScore, Layer}, tap};
+use ser_reg::{
+    Layout, TokenGrid, grad,
+    group::D4,
+    metric::{EqScore, Layer},
+    tap,
+};
 use ser_reg_trainers::{
     data::Images,
     vit::{Positions, Vit, VitConfig},

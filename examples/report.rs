@@ -1,0 +1,66 @@
+//! Pages of finished and unfinished runs: one run, or several side by side.
+//!
+//! ```text
+//! cargo run --release --example report -- runs/a                             # rebuilds runs/a/report.html
+//! cargo run --release --example report -- --compare runs/a runs/b runs/c     # one page of all, compare.html
+//! ```
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use ser_reg_trainers::{
+    environment,
+    report::{compare::Comparison, folder::Folder},
+    run::file,
+};
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Folders of runs.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Put all runs on one page.
+    #[arg(long)]
+    compare: bool,
+    /// The page to write [default: report.html in the run's folder; with --compare, compare.html].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    environment::prepare();
+    let args = Args::parse();
+    let (page, html) = match args.compare {
+        true => {
+            let comparison = Comparison::read(&args.runs)?;
+            println!("{}", comparison.table().text());
+            for note in &comparison.notes {
+                println!("{note}");
+            }
+            let page = args.out.unwrap_or_else(|| PathBuf::from("compare.html"));
+            (page, comparison.html()?)
+        }
+        false => {
+            ensure!(
+                args.runs.len() == 1,
+                "expected one run, or --compare, got {} runs",
+                args.runs.len()
+            );
+            let run = Folder::read(&args.runs[0])?;
+            let panel = run.data().and_then(|data| run.panel(&data.test, 4));
+            let panel = match panel {
+                Ok(panel) => Some(panel),
+                Err(e) => {
+                    println!("the page has no token maps: {e:#}");
+                    None
+                }
+            };
+            let page = args.out.unwrap_or_else(|| run.path.join("report.html"));
+            (page, run.page(panel)?)
+        }
+    };
+    file::write(&page, html.as_bytes())?;
+    println!("written to {}", page.display());
+    Ok(())
+}
