@@ -1,8 +1,8 @@
 //! Adds soft equivariance regularization (SER) to an encoder that is already trained, in one epoch.
 //!
 //! ```text
-//! cargo run --release -p ser-reg-trainers --example finetune    # trains an encoder on labels first
-//! cargo run --release -p ser-reg-trainers --example finetune -- --init runs/my-run/encoder.safetensors
+//! cargo run --release --example finetune    # trains an encoder on labels first
+//! cargo run --release --example finetune -- --init runs/my-run/encoder.safetensors
 //! ```
 //!
 //! A frozen copy of the encoder holds the features in place: their cosine distance is the base loss. SER has images of its

@@ -5,7 +5,7 @@ use clap::Parser;
 use ser_reg::loss::Negatives;
 use ser_reg_trainers::{
     cli::Args,
-    cost::{self, Cost, predicted},
+    cost::{self, Cost, Keys, predicted},
     data::Images,
     method::{Head, dino::DinoHead, moco},
     settings::{Base, Method, Settings},
@@ -130,13 +130,14 @@ fn heads_count_as_their_weights_do() {
 fn the_parts_of_the_regularizer() {
     let tokens = 8. * 49.;
     for (method, maps, products) in [
-        (Method::MocoV3, 8.0, 5.0),
-        (Method::Dino, 8.0, 5.0),
-        (Method::BarlowTwins, 6.0, 6.0),
+        (Method::MocoV3, 8.0, 10.0),
+        (Method::Dino, 8.0, 10.0),
+        // One encoder made both maps: the symmetric engine takes 4/3 of one direction.
+        (Method::BarlowTwins, 6.0, 8.0),
     ] {
         let (_, vit, cost) = counted(method, &[]);
         assert_eq!(cost.ser_head, maps * tokens * (64. * 128. + 128. * 128.));
-        assert_eq!(cost.contrast, 2. * products * tokens * tokens * 128.);
+        assert_eq!(cost.contrast, products * tokens * tokens * 128.);
         // Rotations and flips only move values, and the views also serve the base method.
         assert_eq!((cost.alignment, cost.views, cost.ser_encoder), (0., 0., 0.));
 
@@ -161,16 +162,31 @@ fn the_parts_of_the_regularizer() {
 }
 
 #[test]
-fn products_of_one_direction() {
-    for (negatives, momentum, expected) in [
+fn products_of_both_directions() {
+    for (negatives, keys, expected) in [
         // Cosines with anchors and keys, the anchors' gradient from both, the anchors' gradient as candidates.
-        (Negatives::BothViews, true, 2. + 2. + 1.),
-        (Negatives::BothViews, false, 2. + 2. + 2.),
-        (Negatives::OtherView, true, 1. + 1.),
-        (Negatives::OtherView, false, 1. + 1. + 1.),
+        (Negatives::BothViews, Keys::Momentum, 2. * (2. + 2. + 1.)),
+        (Negatives::BothViews, Keys::Trained, 2. * (2. + 2. + 2.)),
+        (Negatives::OtherView, Keys::Momentum, 2. * (1. + 1.)),
+        (Negatives::OtherView, Keys::Trained, 2. * (1. + 1. + 1.)),
+        // Of the (2M)² cosines one triangle is made twice, and multiplied for rows and for columns.
+        (
+            Negatives::BothViews,
+            Keys::TrainedAndPermuted,
+            2. * 2. + 2. * 2.,
+        ),
+        (
+            Negatives::OtherView,
+            Keys::TrainedAndPermuted,
+            1. + 1. + 1. + 1.,
+        ),
     ] {
-        assert_eq!(cost::products(negatives, momentum), expected);
+        assert_eq!(cost::products(negatives, keys), expected, "{keys:?}");
     }
+    // Scales are no permutation of tokens.
+    let tokens = 8. * 49.;
+    let (.., scaled) = counted(Method::BarlowTwins, &["--scale", "0.7,1.3"]);
+    assert_eq!(scaled.contrast, 12. * tokens * tokens * 128.);
 }
 
 #[test]
