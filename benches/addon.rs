@@ -14,9 +14,9 @@ use candle_nn::{VarBuilder, VarMap};
 use criterion::{Criterion, criterion_group, criterion_main};
 use plain::drawn;
 use rand::{SeedableRng, rngs::StdRng};
-use ser_reg::contrib::addon::{
-    AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod, EquiModConfig, Reads, Stl,
-    StlConfig,
+use ser_reg::contrib::{
+    AddonInput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod, EquiModConfig,
+    Stl, StlConfig,
 };
 
 const BATCH: usize = 64;
@@ -112,7 +112,13 @@ fn addons(c: &mut Criterion) {
     let vb = |vars: &VarMap| VarBuilder::from_varmap(vars, DType::F32, &Device::Cpu);
 
     let vars = map();
-    let addon = EquiMod::new(EquiModConfig::default(), Reads::Final, 384, vb(&vars)).unwrap();
+    let addon = EquiMod::new(
+        EquiModConfig::default(),
+        AddonInput::Embedding,
+        384,
+        vb(&vars),
+    )
+    .unwrap();
     let w = plain::weights(&vars);
     let numbers: Vec<Vec<f64>> = views
         .concat()
@@ -124,7 +130,13 @@ fn addons(c: &mut Criterion) {
     pair(c, "EquiMod", &ours, &theirs);
 
     let vars = map();
-    let addon = AugSelf::new(AugSelfConfig::default(), Reads::Final, 384, vb(&vars)).unwrap();
+    let addon = AugSelf::new(
+        AugSelfConfig::default(),
+        AddonInput::Embedding,
+        384,
+        vb(&vars),
+    )
+    .unwrap();
     let w = plain::weights(&vars);
     let ours = || Ok(addon.forward([&x1, &x2], views)?.unweighted);
     let weigh = [0.5, 0.5, 0.0, 0.0, 0.0, 0.0];
@@ -132,20 +144,26 @@ fn addons(c: &mut Criterion) {
     pair(c, "AugSelf", &ours, &theirs);
 
     let vars = map();
-    let addon = ESsl::new(ESslConfig::default(), Reads::Final, 384, vb(&vars)).unwrap();
+    let addon = ESsl::new(ESslConfig::default(), AddonInput::Embedding, 384, vb(&vars)).unwrap();
     let w = plain::weights(&vars);
     let ours = || Ok(addon.forward(&crops, &turns)?.unweighted);
     let theirs = || plain::essl(&w, &crops, &turns);
     pair(c, "E-SSL", &ours, &theirs);
 
     let vars = map();
-    let addon = Stl::new(StlConfig::default(), Reads::Final, 64, vb(&vars)).unwrap();
+    let addon = Stl::new(StlConfig::default(), AddonInput::Embedding, 64, vb(&vars)).unwrap();
     let w = plain::weights(&vars);
     let ours = || Ok(addon.forward([&n1, &n2])?.unweighted);
     let theirs = || stl(&w, [&n1, &n2]);
     pair(c, "STL", &ours, &theirs);
 
-    let addon = Care::new(CareConfig::default(), Reads::Final, 384, vb(&map())).unwrap();
+    let addon = Care::new(
+        CareConfig::default(),
+        AddonInput::Embedding,
+        384,
+        vb(&map()),
+    )
+    .unwrap();
     let ours = || Ok(addon.forward([&x1, &x2])?.unweighted);
     let theirs = || care([&x1, &x2]);
     pair(c, "CARE", &ours, &theirs);

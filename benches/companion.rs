@@ -10,7 +10,7 @@ use candle_nn::ops::log_softmax;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ser_reg::{
     TokenGrid,
-    companion::{
+    contrib::{
         Distance, Divergence, EqSim, GradientBalance, InvariantIntegration, Monomial, OrbitPool,
         Pool, PredictionConsistency, RegularRep, ReynoldsPenalty, WeightSpace,
     },

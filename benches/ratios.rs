@@ -10,6 +10,8 @@
 //! the ratio is the median of the rounds' own ratios. f32, random values, all threads of the machine.
 #![allow(missing_docs)] // of a program
 
+#[path = "workload/training.rs"]
+mod training;
 mod workload;
 
 use std::{hint::black_box, time::Instant};
@@ -18,12 +20,8 @@ use candle_core::{Tensor, Var};
 use clap::{Parser, value_parser};
 use ser_reg::Filter;
 use serde_json::json;
-use workload::{
-    action,
-    contrast::Pair,
-    gap, random, resize,
-    training::{Training, Variant},
-};
+use training::{Training, Variant};
+use workload::{action, contrast::Pair, gap, random, resize};
 
 #[derive(Parser)]
 struct Args {

@@ -9,9 +9,10 @@ mod workload;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Var};
-use candle_nn::VarBuilder;
 use rand::{SeedableRng, rngs::StdRng};
-use ser_reg::{SerConfig, SerLoss, TokenGrid, ViewConfig, ViewSampler, projector::ProjectorConfig};
+use ser_reg::{
+    MapPair, Projector, ProjectorConfig, SerConfig, SerLoss, TokenGrid, ViewConfig, ViewSampler,
+};
 use ser_reg_trainers::weights::Weights;
 use workload::random;
 
@@ -38,19 +39,10 @@ fn step(
         out: width,
         norm: true,
     };
-    let config = SerConfig {
-        projector: Some(head),
-        ..Default::default()
-    };
     let weights = Weights::seeded(0);
-    let vb: VarBuilder = weights.builder(&Device::Cpu);
-    let ser = SerLoss::new(config, 384, vb).unwrap();
-    let views = ViewConfig {
-        area: (1.0, 1.0),
-        aspect: (1.0, 1.0),
-        ..Default::default()
-    };
-    let sampler = ViewSampler::new(grid, views).unwrap();
+    let head = Projector::new(384, head, weights.builder(&Device::Cpu)).unwrap();
+    let ser = SerLoss::new(SerConfig::default()).unwrap();
+    let sampler = ViewSampler::new(grid, ViewConfig::default()).unwrap();
     let views = sampler.sample_pair(&mut StdRng::seed_from_u64(0), images);
     let relative = views.unwrap().relative();
     let map = |seed| Var::from_tensor(&random(&[images, grid.len(), 384], seed)).unwrap();
@@ -59,7 +51,8 @@ fn step(
     let mut times: Vec<f64> = (0..ROUNDS + 2)
         .map(|_| {
             let start = Instant::now();
-            let out = ser.forward(&first, &second, &relative).unwrap();
+            let pair = MapPair::new([first.as_tensor(), second.as_tensor()], &relative).head(&head);
+            let out = ser.forward(&pair).unwrap();
             out.loss.backward().unwrap();
             start.elapsed().as_secs_f64() * 1e3
         })

@@ -3,14 +3,16 @@
 //! `cargo bench --bench step` (minutes)
 #![allow(missing_docs)] // of what criterion's macro makes
 
+#[path = "workload/training.rs"]
+mod training;
 mod workload;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use workload::training::{Training, Variant};
+use training::{Training, Variant};
 
 fn step(c: &mut Criterion) {
     let training = Training::new().unwrap();
-    let mut group = c.benchmark_group("step of ViT-S/16, 32 images, 2 of them posed");
+    let mut group = c.benchmark_group("step of ViT-S/16, 32 images, 2 of them in SER");
     group.sample_size(10);
     for (name, variant) in [
         ("SER", Variant::Ser),

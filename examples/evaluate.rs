@@ -1,5 +1,5 @@
-//! What a trained encoder is worth: a linear probe, nearest neighbors, robustness to poses, corruptions and perturbations, and
-//! what its tokens say about objects.
+//! Evaluates a trained encoder: a linear probe, nearest neighbors, robustness to transformations, corruptions and
+//! perturbations, and the objects that its tokens find.
 //!
 //! ```text
 //! cargo run --release --example evaluate -- runs/my-run                        # all parts, against the untrained encoder
@@ -29,12 +29,12 @@ use ser_reg_trainers::{
 struct Args {
     /// An exported encoder, a checkpoint, or the folder of a run.
     encoder: PathBuf,
-    /// What corruption errors and flips are relative to: another encoder or run, or `untrained`, the same encoder before its
-    /// first step.
+    /// The reference of corruption errors and flips: another encoder or run, or `untrained`, the same encoder before its first
+    /// step.
     #[arg(long, default_value = "untrained")]
     reference: String,
-    /// As for the trainers [default: those that the run was trained with; of an encoder without its run, the 10,000 pictures of
-    /// Fashion-MNIST that come with the repository].
+    /// Data as for the trainers [default: the data of the run; for an encoder without a run, the 10,000 images of Fashion-MNIST
+    /// that come with the repository].
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// cpu, cuda, cuda:N or metal.
@@ -43,29 +43,29 @@ struct Args {
     /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense [default: all].
     #[arg(long, value_delimiter = ',')]
     only: Option<Vec<Part>>,
-    /// Test pictures for corruptions, and at most so many sequences of perturbations [default: all, and 200].
+    /// Number of test images for corruptions, and of sequences of perturbations at most [default: all, and 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     images: Option<u32>,
-    /// Fewer pictures (500 unless --images says otherwise) and canvases, and no rows of raw pixels or the reference.
+    /// Use fewer images (500, or those of --images) and canvases, without rows for raw pixels and the reference.
     #[arg(long)]
     quick: bool,
     /// The block whose tokens the dense part reads, counted from 1 [default: the one with the equivariance loss].
     #[arg(long, value_name = "LAYER")]
     dense_layer: Option<usize>,
-    /// Everything random follows from it.
+    /// All random numbers follow from the seed.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Where the figures go [default: evaluation.json beside the encoder].
+    /// File for the figures [default: evaluation.json beside the encoder].
     #[arg(long, value_name = "PATH")]
     json: Option<PathBuf>,
-    /// Few pictures, to see whether everything runs.
+    /// Run all parts on few images.
     #[arg(long)]
     smoke: bool,
 }
 
 fn main() -> Result<()> {
     environment::prepare();
-    // On a worker of the pool, so that no operation has to wake it from outside.
+    // A worker of the pool runs it, so that no operation has to wake the pool from outside.
     rayon::scope(|_| run())
 }
 
@@ -80,7 +80,7 @@ fn run() -> Result<()> {
         path => Some(Subject::load(path.as_ref(), &device)?.named(path)),
     };
     let side = encoder.card.vit.side;
-    // Small pictures come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
+    // Small images come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
     let wanted = match side > 64 {
         true => Wanted::streamed(side),
         false => Wanted::default(),

@@ -1,9 +1,9 @@
-//! Three methods × {baseline, λ = 0, SER} × seeds, and sweeps of what SER leaves open, each run paired by its seed.
+//! Trains three methods × {baseline, λ = 0, SER} × seeds, and sweeps over the settings of SER. Seeds pair the runs.
 //!
 //! ```text
 //! cargo build --release --examples
-//! cargo run --release --example study              # goes on where it stopped; Ctrl-C at any time
-//! cargo run --release --example study -- --report  # what the finished runs say
+//! cargo run --release --example study              # continues where it stopped; Ctrl-C at any time
+//! cargo run --release --example study -- --report  # tables of the finished runs
 //! ```
 //!
 //! Every run is a process of a trainer, then one of `evaluate`; finished runs are lines of docs/results/study.jsonl.
@@ -48,7 +48,7 @@ struct Args {
     /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter, addons.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Start no run after so many minutes.
+    /// Start no run after this number of minutes.
     #[arg(long)]
     minutes: Option<f64>,
     /// Finished runs [default: docs/results/study.jsonl; of a smoke run, a new file in its folder].
@@ -57,10 +57,10 @@ struct Args {
     /// Folder of the runs.
     #[arg(long, default_value = "runs/study")]
     out: PathBuf,
-    /// Print what the finished runs say, and run nothing.
+    /// Print tables of the finished runs, and run nothing.
     #[arg(long)]
     report: bool,
-    /// Two short runs, to see whether everything works.
+    /// Make two short runs.
     #[arg(long)]
     smoke: bool,
 }
@@ -150,7 +150,13 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
                     };
                     bar.set_message(job.id.clone());
                     let outcome = train_and_evaluate(args, &job, threads / at_once, &commit)
-                        .and_then(|entry| ledger::append(ledger, &entry).map(|()| entry));
+                        .and_then(|entry| {
+                            ledger::append(ledger, &entry)?;
+                            // The run is in the ledger: nothing will resume it.
+                            let folder = args.out.join(&job.id);
+                            std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
+                            Ok(entry)
+                        });
                     bar.inc(1);
                     match outcome {
                         Ok(entry) => bar.suspend(|| {
@@ -206,7 +212,7 @@ fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
-/// Both processes of a run; a training that was stopped is gone on with.
+/// Both processes of a run. A training that was stopped continues.
 fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> Result<Entry> {
     let start = Instant::now();
     let folder = args.out.join(&job.id);
@@ -236,8 +242,6 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> R
     process("evaluate", &options, threads)?;
     let outcome: Outcome = serde_json::from_slice(&file::read(&folder.join("result.json"))?)?;
     let evaluation: Report = serde_json::from_slice(&file::read(&folder.join("evaluation.json"))?)?;
-    // What a finished run would be resumed from is of no more use.
-    std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
     Ok(Entry {
         id: job.id.clone(),
         group: job.cell.group.to_string(),
@@ -333,7 +337,7 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
     figures
 }
 
-/// What a finished run says in one line.
+/// The figures of a finished run in one line.
 fn line(entry: &Entry) -> String {
     let shown = [
         "probe",

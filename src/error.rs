@@ -1,18 +1,20 @@
-//! The one error type of the crate: every message says what was expected, what came and what to do.
+//! The error type of the crate. Each message says what was expected, what came, and what to do.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 /// `Result` with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong. Configuration is checked when it is built, shapes at the call.
-#[derive(Debug, thiserror::Error)]
+/// What can go wrong. Settings are checked when they are built, shapes at the call.
+///
+/// `Debug` prints the message, so that `fn main() -> Result<()>` shows it.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A configuration value outside its range.
+    /// A setting outside its range.
     #[error("{field}: expected {expected}, got {got}")]
     Config {
-        /// The field or argument.
+        /// The setting or argument.
         field: &'static str,
         /// The values that are accepted.
         expected: String,
@@ -24,37 +26,48 @@ pub enum Error {
     Input {
         /// The operation that was called.
         op: &'static str,
-        /// What it accepts, with the cure where there is one.
+        /// The inputs that are accepted, with the cure where there is one.
         expected: String,
-        /// What came.
+        /// The input that came.
         got: String,
     },
-    /// A tap that the forward pass did not reach exactly once.
-    #[error("{0}")]
-    Tap(String),
+    /// No token of the batch counts: the views of every image have no token in common, or all weights are 0.
+    ///
+    /// A trainer can match on it and skip the step.
+    #[error(
+        "SerLoss: expected at least one token of weight above 0 that both views see, got no overlap in any of {images} \
+         images (draw larger crops, smaller angles and shifts, or set ViewConfig::min_overlap)"
+    )]
+    NoOverlap {
+        /// The number of images in the batch.
+        images: usize,
+    },
     /// Parameters that the gradient of a loss does not reach.
     #[error(
-        "the gradient does not reach {} of {total} parameters{}{}{}; look for a layer that cuts the graph (candle-nn's \
-         LayerNorm, RmsNorm and softmax_last_dim do, silently), a detach() on the way, or a weight of zero",
+        "the gradient does not reach {} of {total} parameters{}{}{}. Look for a layer that cuts the graph: replace \
+         candle-nn's LayerNorm by `candle_nn::ops::layer_norm_slow`, `softmax_last_dim` by \
+         `candle_nn::ops::softmax(x, D::Minus1)`, and a `detach()` on the way. Use `out.unweighted`, which has a gradient \
+         at lambda 0 too",
         absent.len() + zero.len() + not_finite.len(),
         list("no gradient", absent), list("all zero", zero), list("not finite", not_finite),
     )]
     Unreached {
-        /// Parameters without a gradient: the graph is cut before them, or never held them.
+        /// Parameters without a gradient: the graph is cut before them, or never contained them.
         absent: Vec<String>,
         /// Parameters whose gradient is zero in every element.
         zero: Vec<String>,
-        /// Parameters whose gradient holds a NaN or an infinity.
+        /// Parameters whose gradient contains a NaN or an infinity.
         not_finite: Vec<String>,
-        /// How many parameters were checked.
+        /// The number of parameters that were checked.
         total: usize,
     },
-    /// An error of candle itself.
+    /// An error of candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
 
 impl Error {
+    /// A setting outside its range: `{field}: expected {expected}, got {got}`.
     pub fn config(field: &'static str, expected: impl Display, got: impl Display) -> Self {
         Self::Config {
             field,
@@ -63,12 +76,19 @@ impl Error {
         }
     }
 
+    /// An input that does not fit the call: `{op}: expected {expected}, got {got}`.
     pub fn input(op: &'static str, expected: impl Display, got: impl Display) -> Self {
         Self::Input {
             op,
             expected: expected.to_string(),
             got: got.to_string(),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(self, f)
     }
 }
 

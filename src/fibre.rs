@@ -1,8 +1,8 @@
-//! Channels that turn with the grid: the operator by which group elements act on the fibres of a [`FieldType`].
+//! The operator by which group elements act on the channels of a [`FieldType`].
 //!
-//! A [`GridOperator`](crate::GridOperator) moves tokens and leaves their channels alone; a [`FibreOperator`] permutes the
-//! channels of every token and leaves the tokens where they are. The two commute, and together they are the action on a
-//! field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
+//! A [`GridOperator`](crate::GridOperator) moves tokens and keeps their channels. A [`FibreOperator`]
+//! permutes the channels of every token and keeps the tokens in place. The two commute, and their
+//! product is the action on a field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -19,17 +19,21 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    group::{FieldType, GroupAction},
+    group::{D4, FieldType, GroupAction},
+    storage::{self, Moves, is_movable},
 };
+
+const OP: &str = "fibre-operator";
 
 /// A permutation of the channels of every token: one for the whole batch, or one per sample.
 ///
-/// Exact, for any type of value. The backward pass is the [`inverse`](Self::inverse), which is also the adjoint.
+/// It is exact for any type of value. Its backward pass is the [`inverse`](Self::inverse), which is
+/// also the adjoint.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -44,21 +48,21 @@ use crate::{
 pub struct FibreOperator {
     channels: usize,
     samples: usize,
-    /// For each sample the channel that each channel comes from.
+    /// The source of each channel, for each sample.
     sources: Arc<Vec<u32>>,
     identity: bool,
 }
 
 impl FibreOperator {
-    /// The operator by which `elements` act on the channels of `field`: one element for the whole batch, or one per
-    /// sample.
+    /// The operator by which `elements` act on the channels of `field`: one element for the whole
+    /// batch, or one per sample.
     ///
-    /// A field of trivial blocks alone takes every element, and is left alone. Any other takes the
-    /// [`d4_part`](GroupAction::d4_part) of each.
+    /// The [`d4_part`](GroupAction::d4_part) of each element acts. A field of trivial blocks only
+    /// accepts every element and does not change.
     ///
     /// # Errors
-    /// If there is no element or no channel, or an element has no D4 part, or its D4 part is not in the group of every
-    /// regular representation.
+    /// If there is no element or no channel, if an element has no D4 part, or if its D4 part is not in
+    /// the group of every regular representation.
     pub fn new<G: GroupAction>(field: &FieldType, elements: &[G]) -> Result<Self> {
         let op = "FibreOperator::new";
         let channels = field.channels();
@@ -70,10 +74,10 @@ impl FibreOperator {
             ));
         }
         if field.is_trivial() {
-            let sources = (0..channels as u32).collect();
+            let sources = field.source_indices(D4::IDENTITY)?;
             return Ok(Self::of(channels, 1, sources));
         }
-        // At most eight permutations, however many samples.
+        // D4 has eight elements, so a batch has at most eight distinct permutations.
         let mut known: Vec<Option<Vec<u32>>> = vec![None; 8];
         let mut sources = Vec::with_capacity(channels * elements.len());
         for (sample, g) in elements.iter().enumerate() {
@@ -85,16 +89,11 @@ impl FibreOperator {
                     format!("{g:?} for sample {sample}"),
                 ));
             };
-            match known.get_mut(turn.index()) {
-                Some(Some(source)) => sources.extend_from_slice(source),
-                slot => {
-                    let source = field.source_indices(turn)?;
-                    sources.extend_from_slice(&source);
-                    if let Some(slot) = slot {
-                        *slot = Some(source);
-                    }
-                }
-            }
+            let source = match &mut known[turn.index()] {
+                Some(source) => source,
+                slot => slot.insert(field.source_indices(turn)?),
+            };
+            sources.extend_from_slice(source);
         }
         Ok(Self::of(channels, elements.len(), sources))
     }
@@ -114,26 +113,23 @@ impl FibreOperator {
         self.channels
     }
 
-    /// How many samples have a permutation of their own; 1: one for any batch.
+    /// Number of samples with separate permutations; 1 for a permutation that serves any batch.
     pub fn samples(&self) -> usize {
         self.samples
     }
 
-    /// Whether every channel stays where it is.
+    /// Whether no channel moves.
     pub fn is_identity(&self) -> bool {
         self.identity
     }
 
-    /// For every channel of sample `b` the channel that it comes from.
+    /// The source of every channel of sample `b`.
     fn source(&self, b: usize) -> &[u32] {
         let b = if self.samples == 1 { 0 } else { b };
-        let start = b * self.channels;
-        self.sources
-            .get(start..start + self.channels)
-            .unwrap_or(&[])
+        &self.sources[b * self.channels..][..self.channels]
     }
 
-    /// The operator that undoes this one; also its adjoint.
+    /// The inverse operator, which is also the adjoint.
     pub fn inverse(&self) -> Self {
         let mut sources = vec![0; self.sources.len()];
         let fibres = sources.chunks_exact_mut(self.channels);
@@ -172,20 +168,22 @@ impl FibreOperator {
     /// Acts on tokens `(B, N, C)` or on a map `(B, C, H, W)`; differentiable.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the channels are not those of the field, or the batch is empty or does not fit the
-    /// number of samples.
+    /// If the rank is neither 3 nor 4, the number of channels differs from the field, or the batch is
+    /// empty or does not fit the number of samples.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         self.check(x)?;
         if self.identity {
             return Ok(x.clone());
         }
-        if matches!(x.device(), Device::Cpu) && moves(x.dtype()) {
-            return Ok(x.contiguous()?.apply_op1(Apply(self.clone()))?);
+        if matches!(x.device(), Device::Cpu) && is_movable(x.dtype()) {
+            let (operator, dims) = (self.clone(), x.dims().to_vec());
+            return Ok(x.contiguous()?.apply_op1(Apply { operator, dims })?);
         }
         self.apply_portable(x)
     }
 
-    /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.
+    /// As [`apply`](Self::apply), made of plain candle ops only. Devices other than the CPU run it,
+    /// and tests compare the fused op with it.
     #[doc(hidden)]
     pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
         self.check(x)?;
@@ -227,30 +225,29 @@ impl FibreOperator {
     }
 }
 
-/// Whether the fused op can move values of this type.
-fn moves(dtype: DType) -> bool {
-    use DType::*;
-    matches!(dtype, U8 | U32 | I16 | I32 | I64 | BF16 | F16 | F32 | F64)
+/// One op for all samples on the CPU, in parallel. Its backward pass is the inverse.
+struct Apply {
+    operator: FibreOperator,
+    /// Shape of the tensor, `(B, N, C)` or `(B, C, H, W)`.
+    dims: Vec<usize>,
 }
 
-/// All samples in one op on the CPU, in parallel; its backward is the inverse.
-struct Apply(FibreOperator);
-
-impl Apply {
-    /// `inner` values of each channel lie together; each sample has as many fibres as fit.
-    fn run<T: Copy + Default + Send + Sync>(&self, x: &[T], dims: &[usize]) -> Vec<T> {
-        let inner: usize = match dims {
+impl Moves for Apply {
+    /// Each channel has `inner` contiguous values. A fibre is all channels with their values.
+    fn moved<T: Copy + Default + Send + Sync>(&self, x: &[T]) -> Vec<T> {
+        let dims = &self.dims;
+        let inner = match dims.as_slice() {
             [_, _, h, w] => h * w,
             _ => 1,
         };
-        let sample: usize = dims.iter().skip(1).product();
-        let fibre = self.0.channels * inner;
+        let sample: usize = dims[1..].iter().product();
+        let fibre = self.operator.channels * inner;
         let mut out = vec![T::default(); x.len()];
         out.par_chunks_exact_mut(sample)
             .zip(x.par_chunks_exact(sample))
             .enumerate()
             .for_each(|(b, (out, x))| {
-                let source = self.0.source(b);
+                let source = self.operator.source(b);
                 for (out, x) in out.chunks_exact_mut(fibre).zip(x.chunks_exact(fibre)) {
                     if inner == 1 {
                         for (out, &i) in out.iter_mut().zip(source) {
@@ -269,7 +266,7 @@ impl Apply {
 
 impl CustomOp1 for Apply {
     fn name(&self) -> &'static str {
-        "fibre-operator"
+        OP
     }
 
     fn cpu_fwd(
@@ -277,23 +274,7 @@ impl CustomOp1 for Apply {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            bail!("fibre-operator: expected a contiguous tensor, got {layout:?}");
-        };
-        use CpuStorage as S;
-        let dims = layout.dims();
-        let out = match storage {
-            S::U8(x) => S::U8(self.run(&x[start..end], dims)),
-            S::U32(x) => S::U32(self.run(&x[start..end], dims)),
-            S::I16(x) => S::I16(self.run(&x[start..end], dims)),
-            S::I32(x) => S::I32(self.run(&x[start..end], dims)),
-            S::I64(x) => S::I64(self.run(&x[start..end], dims)),
-            S::BF16(x) => S::BF16(self.run(&x[start..end], dims)),
-            S::F16(x) => S::F16(self.run(&x[start..end], dims)),
-            S::F32(x) => S::F32(self.run(&x[start..end], dims)),
-            S::F64(x) => S::F64(self.run(&x[start..end], dims)),
-            _ => bail!("fibre-operator: expected integers, or floats of at least 16 bits"),
-        };
+        let out = storage::map(OP, storage, layout, self)?;
         Ok((out, layout.shape().clone()))
     }
 
@@ -303,6 +284,6 @@ impl CustomOp1 for Apply {
         _res: &Tensor,
         grad: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(self.0.inverse().apply(grad)?))
+        Ok(Some(self.operator.inverse().apply(grad)?))
     }
 }

@@ -1,4 +1,4 @@
-//! Token grids, and how a tensor lays its tokens out.
+//! Token grids, and the layout of tokens in a tensor.
 
 use candle_core::Tensor;
 
@@ -6,8 +6,8 @@ use crate::{Error, Result};
 
 /// A grid of `rows × cols` cells over the unit square, y down, x right, row-major.
 ///
-/// Cell `(i, j)` has the index `n = i·cols + j` and its center at `((i+½)/rows, (j+½)/cols)`. The cells are tokens of a
-/// feature map or pixels of an image.
+/// Cell `(i, j)` has the index `n = i·cols + j` and its center at `((i+½)/rows, (j+½)/cols)`. The
+/// cells are tokens of a feature map or pixels of an image.
 ///
 /// ```
 /// use ser_reg::TokenGrid;
@@ -82,6 +82,20 @@ impl TokenGrid {
         self.rows == self.cols
     }
 
+    /// The grid with its sides multiplied by `zoom`, `[rows, columns]`, and rounded to whole cells.
+    pub(crate) fn zoomed(&self, zoom: [f64; 2]) -> Result<Self> {
+        let side = |n: usize, z: f64| (n as f64 * z).round();
+        let (rows, cols) = (side(self.rows, zoom[0]), side(self.cols, zoom[1]));
+        if !(rows >= 1.0 && cols >= 1.0 && rows * cols < u32::MAX as f64) {
+            return Err(Error::input(
+                "out_grid",
+                "a scale or crop that leaves at least one row and one column, and fewer than 2^32 cells",
+                format!("{self} cells times {zoom:?}"),
+            ));
+        }
+        Self::new(rows as usize, cols as usize)
+    }
+
     /// The grid after a quarter turn: rows and columns change places.
     pub fn transposed(&self) -> Self {
         Self {
@@ -91,8 +105,10 @@ impl TokenGrid {
     }
 }
 
-/// Where the channels of a rank-4 map stand.
+/// Position of the channels in a rank-4 map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Channels {
     /// `(B, C, H, W)`: convolutional networks, ConvNeXt.
     #[default]
@@ -101,10 +117,11 @@ pub enum Channels {
     Last,
 }
 
-/// How an intermediate output becomes grid tokens `(B, N, C)`.
+/// The layout of an intermediate output, which [`tokens`](Self::tokens) reads as `(B, N, C)`.
 ///
-/// A rank-3 output is read as `(B, prefix + N, C)`, a rank-4 one as a map whose channels stand where `channels` says.
-/// Prefix tokens (CLS, registers) lead the sequence and are no part of the grid: no action moves them.
+/// A rank-3 output is `(B, prefix + N, C)`; a rank-4 output is a map with its channels at `channels`.
+/// Prefix tokens (CLS, registers) lead the sequence. They are not part of the grid, and no action
+/// moves them.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -118,10 +135,11 @@ pub enum Channels {
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Layout {
-    /// Leading tokens of a sequence that are no grid cells (CLS, registers).
+    /// Number of leading tokens that are not grid cells (CLS, registers).
     pub prefix: usize,
-    /// Where the channels of a rank-4 map stand.
+    /// Position of the channels in a rank-4 map.
     pub channels: Channels,
 }
 
@@ -129,8 +147,8 @@ impl Layout {
     /// The tokens of `x` on `grid`, `(B, N, C)` with `N = grid.len()`; differentiable.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the batch is empty, or the number of tokens (or the height and width) does not
-    /// fit `grid` and the prefix.
+    /// If the rank is neither 3 nor 4, the batch is empty, or the number of tokens (or the height and
+    /// width) does not fit `grid` and the prefix.
     pub fn tokens(&self, x: &Tensor, grid: TokenGrid) -> Result<Tensor> {
         let op = "Layout::tokens";
         let (rows, cols, n) = (grid.rows(), grid.cols(), grid.len());
@@ -142,8 +160,8 @@ impl Layout {
         match (x.rank(), self.channels) {
             (3, _) if x.dims()[1] == total => Ok(x.narrow(1, self.prefix, n)?),
             (3, _) => fail(format!(
-                "(B, {total}, C) = {} prefix tokens + {rows}x{cols} grid tokens (set Layout::prefix to the number of CLS \
-                 and register tokens)",
+                "(B, {total}, C) = {} prefix tokens + {rows}x{cols} grid tokens (set Layout::prefix \
+                 to the number of CLS and register tokens)",
                 self.prefix
             )),
             (4, Channels::First) if x.dims()[2..] == [rows, cols] => {

@@ -52,11 +52,14 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
 mod error;
 mod grid;
+mod storage;
 
 #[cfg(feature = "contrib")]
 pub mod contrib;
+pub mod ema;
 pub mod fibre;
 pub mod grad;
 pub mod group;
@@ -65,6 +68,7 @@ pub mod metric;
 pub mod operator;
 pub mod partition;
 pub mod projector;
+pub mod regularizer;
 pub mod schedule;
 pub mod ser;
 pub mod tap;
@@ -77,8 +81,10 @@ pub use grid::{Channels, Layout, TokenGrid};
 pub use group::GroupAction;
 pub use operator::{Filter, GridOperator, Padding, Resample};
 pub use partition::Partition;
+pub use projector::{Projector, ProjectorConfig};
+pub use regularizer::{Regularizer, RegularizerOutput};
 pub use schedule::Schedule;
-pub use ser::{SerConfig, SerLoss, SerOutput};
+pub use ser::{MapPair, SerConfig, SerLoss, SerOutput};
 pub use view::{ViewConfig, ViewSampler};
 
 // The code blocks of the documents compile and run as doctests.

@@ -2,7 +2,7 @@
 //!
 //! There are three ways, in order of preference.
 //!
-//! 1. *A model you own*: one line, [`record`], where the map exists. The model keeps no state and no new argument:
+//! 1. *A model that you own* has one more line, [`record`], where the map exists. The model needs no state and no argument:
 //!
 //! ```
 //! use candle_core::{Device, Result, Tensor};
@@ -12,19 +12,20 @@
 //! impl Net {
 //!     fn forward(&self, x: &Tensor) -> Result<Tensor> {
 //!         let map = x.sqr()?;
-//!         tap::record("block3", &map); // the one line
+//!         tap::record("block3", &map)?; // the one line
 //!         map.mean_all()
 //!     }
 //! }
 //!
 //! let x = Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?;
-//! let (y, map) = tap::capture("block3", || Net.forward(&x))?;
-//! assert_eq!(y.to_scalar::<f32>()?, 7.5);
+//! let map = tap::capture_until("block3", || Net.forward(&x))?; // mean_all does not run
 //! assert_eq!(map.to_vec2::<f32>()?, [[1., 4.], [9., 16.]]);
+//! let (y, _map) = tap::capture("block3", || Net.forward(&x))?; // the whole forward
+//! assert_eq!(y.to_scalar::<f32>()?, 7.5);
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! 2. *A layer you can wrap*: [`Tapped`] around any `Module`, [`TappedT`] around any `ModuleT`, records what it returns:
+//! 2. *A layer that you can wrap*: [`Tapped`] around any `Module`, or [`TappedT`] around any `ModuleT`, records its output:
 //!
 //! ```
 //! use candle_core::{Device, Module, Tensor};
@@ -33,108 +34,104 @@
 //!
 //! let net = seq().add(Tapped::new("relu", Activation::Relu)).add(Activation::Silu);
 //! let x = Tensor::new(&[-1f32, 2.], &Device::Cpu)?;
-//! let (_y, map) = tap::capture("relu", || net.forward(&x))?;
+//! let map = tap::capture_until("relu", || net.forward(&x))?;
 //! assert_eq!(map.to_vec1::<f32>()?, [0., 2.]);
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! 3. *A map that a foreign model already returns* (`get_intermediate_layers` and the like) needs no tap: hand it on with
-//!    the [`Layout`](crate::Layout) that says where its tokens are:
+//! 3. *A map that a model already returns* (`get_intermediate_layers` and the like) needs no tap. Hand it to
+//!    [`MapPair`](crate::MapPair) with the [`Layout`](crate::Layout) that says where its tokens are.
 //!
-//! ```
-//! use candle_core::{DType, Device, Result, Tensor};
-//! use ser_reg::{Layout, TokenGrid};
-//! # fn hidden_states(_: &Tensor) -> Result<Tensor> { Tensor::zeros((2, 1 + 49, 16), DType::F32, &Device::Cpu) }
+//! A captured tensor is the tensor of the model, with its graph: a loss on it reaches the layers before the tap.
 //!
-//! let x = Tensor::zeros((2, 3, 28, 28), DType::F32, &Device::Cpu)?;
-//! let states = hidden_states(&x)?; // (B, CLS + 7·7, C)
-//! let layout = Layout { prefix: 1, ..Default::default() };
-//! assert_eq!(layout.tokens(&states, TokenGrid::square(7)?)?.dims(), [2, 49, 16]);
-//! # Ok::<(), ser_reg::Error>(())
-//! ```
+//! # Threads
 //!
-//! A captured tensor is the one the model computed, graph and all: a loss on it reaches the layers before the tap and
-//! none after it. Whether it reaches *all* of those is another matter; ask [`assert_reaches`](crate::grad::assert_reaches).
+//! A record goes to the innermost capture of its own thread, and to no other. A thread of a work-stealing pool can run
+//! another forward pass while a capture waits (inside `rayon::join`, for example). Run such a forward pass in a capture of
+//! its own or in a [`shield`]; then its records never reach the waiting capture. A layer that is recorded twice in one
+//! capture is an error, never a choice between two tensors.
+//!
+//! A NaN or an infinity in a map is captured as it is.
+//!
+//! All functions return candle's `Result`, so that they nest in models and closures. A model with errors of another type
+//! needs `map_err(candle_core::Error::wrap)`.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::RefCell,
+    fmt::Display,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use candle_core::{Module, ModuleT, Tensor};
-
-use crate::{Error, Result};
+use candle_core::{Module, ModuleT, Result, Tensor};
 
 thread_local! {
-    /// The captures now running on this thread, innermost last.
-    static RUNNING: RefCell<Vec<Rc<RefCell<Capture>>>> = const { RefCell::new(Vec::new()) };
+    /// The captures and shields that run on this thread, innermost last.
+    static RUNNING: RefCell<Vec<Option<Rc<RefCell<Capture>>>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What one capture has seen so far.
+/// The layers of one capture.
 struct Capture {
-    slots: Vec<(String, Seen)>,
-    /// Every name recorded while it runs, for the message when an expected one is missing.
-    reached: Vec<String>,
+    slots: Vec<(String, Slot)>,
+    /// Every name that was recorded, for the message when an expected one is missing.
+    recorded: Vec<String>,
+    /// The text of the error that ends the forward pass at the first slot; `None`: the forward pass runs to its end.
+    stop: Option<String>,
 }
 
-enum Seen {
-    Never,
+enum Slot {
+    Empty,
     Once(Tensor),
     Again,
 }
 
 impl Capture {
-    fn see(&mut self, name: &str, x: &Tensor) -> bool {
-        let slot = self.slots.iter_mut().find(|(n, _)| n == name);
-        if let Some((_, seen)) = slot {
-            *seen = match seen {
-                Seen::Never => Seen::Once(x.clone()),
-                _ => Seen::Again,
-            };
-            return true;
+    /// Keeps `x`; an error if the forward pass ends here.
+    fn see(&mut self, name: String, x: &Tensor) -> Result<()> {
+        let slot = self.slots.iter_mut().find(|(n, _)| *n == name);
+        if !self.recorded.contains(&name) {
+            self.recorded.push(name);
         }
-        false
+        let Some((_, slot)) = slot else {
+            return Ok(());
+        };
+        *slot = match slot {
+            Slot::Empty => Slot::Once(x.clone()),
+            _ => Slot::Again,
+        };
+        match &self.stop {
+            Some(text) => Err(candle_core::Error::msg(text)),
+            None => Ok(()),
+        }
     }
 
     fn get(&self, name: &str) -> Result<Tensor> {
-        match self.slots.iter().find(|(n, _)| n == name) {
-            Some((_, Seen::Once(x))) => Ok(x.clone()),
-            Some((_, Seen::Again)) => Err(Error::Tap(format!(
-                "layer `{name}` was recorded more than once in one capture: capture one forward at a time, and give \
-                 each layer a name of its own"
-            ))),
-            _ => Err(Error::Tap(self.missing(name))),
-        }
-    }
-
-    fn missing(&self, name: &str) -> String {
-        let cure = if self.reached.is_empty() {
-            "no tap was: run the model's forward inside the closure, on the same thread".to_string()
-        } else if self.reached.iter().any(|n| n == name) {
-            "only a capture nested in this one saw it".to_string()
-        } else {
-            format!("these were: `{}`", self.reached.join("`, `"))
+        let message = match self.slots.iter().find(|(n, _)| n == name) {
+            Some((_, Slot::Once(x))) => return Ok(x.clone()),
+            Some((_, Slot::Again)) => format!(
+                "layer `{name}` was recorded more than once in one capture (capture one forward pass at a time, and give \
+                 each layer a name of its own)"
+            ),
+            _ if self.recorded.is_empty() => format!(
+                "expected layer `{name}` to be recorded, got no record (run the model's forward pass inside the closure, \
+                 on the same thread)"
+            ),
+            _ => format!(
+                "expected layer `{name}` to be recorded, got `{}`",
+                self.recorded.join("`, `")
+            ),
         };
-        format!("expected layer `{name}` to be recorded during the capture, but it was not; {cure}")
+        Err(candle_core::Error::msg(message))
     }
 }
 
-/// A capture on the stack; leaving the scope, by whatever way, takes it off.
-struct Guard(Rc<RefCell<Capture>>);
+/// A capture or a shield on the stack. Leaving the scope, also by a panic, removes it.
+struct Guard;
 
 impl Guard {
-    fn start<S: AsRef<str>>(names: &[S]) -> Self {
-        let slots = names
-            .iter()
-            .map(|n| (n.as_ref().to_string(), Seen::Never))
-            .collect();
-        let capture = Rc::new(RefCell::new(Capture {
-            slots,
-            reached: Vec::new(),
-        }));
-        RUNNING.with_borrow_mut(|running| running.push(capture.clone()));
-        Self(capture)
-    }
-
-    fn get(&self, name: &str) -> Result<Tensor> {
-        self.0.borrow().get(name)
+    fn push(capture: Option<Rc<RefCell<Capture>>>) -> Self {
+        RUNNING.with_borrow_mut(|running| running.push(capture));
+        Self
     }
 }
 
@@ -145,65 +142,111 @@ impl Drop for Guard {
     }
 }
 
-/// Marks `x` as the map called `name`, for a [`capture`] that asks for it.
+/// Runs `forward` in a capture of `names`.
+fn run<T>(
+    names: &[impl AsRef<str>],
+    stop: Option<String>,
+    forward: impl FnOnce() -> Result<T>,
+) -> (Result<T>, Rc<RefCell<Capture>>) {
+    let slots = names.iter().map(|n| (n.as_ref().to_string(), Slot::Empty));
+    let capture = Rc::new(RefCell::new(Capture {
+        slots: slots.collect(),
+        recorded: Vec::new(),
+        stop,
+    }));
+    let guard = Guard::push(Some(capture.clone()));
+    let output = forward();
+    drop(guard);
+    (output, capture)
+}
+
+/// Marks `x` as the map called `name`, for a capture that asks for it.
 ///
-/// Outside a capture this is one thread-local look-up: nothing is cloned, nothing kept alive.
+/// Outside a capture this is one thread-local look-up: nothing is formatted, cloned or kept. Pass a computed name as
+/// `format_args!("block{i}")`, which allocates only inside a capture.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use ser_reg::tap;
 ///
 /// let x = Tensor::new(1f32, &Device::Cpu)?;
-/// tap::record("block3", &x); // nobody listens, nothing happens
+/// tap::record("block3", &x)?; // no capture is running: nothing happens
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-pub fn record(name: &str, x: &Tensor) {
-    // `try_with`: a forward that runs while its thread ends must not panic for a tap.
-    let _ = RUNNING.try_with(|running| {
-        let mut unclaimed = true;
-        for capture in running.borrow().iter().rev() {
-            let mut capture = capture.borrow_mut();
-            if !capture.reached.iter().any(|n| n == name) {
-                capture.reached.push(name.to_string());
-            }
-            unclaimed = unclaimed && !capture.see(name, x);
-        }
-    });
+///
+/// # Errors
+/// Only inside [`capture_until`], at the layer where the forward pass ends. Return it from the model with `?`. A model that
+/// ignores it runs to its end, and the captured map is the same.
+pub fn record(name: impl Display, x: &Tensor) -> Result<()> {
+    // `try_with`: a forward pass that runs while its thread ends must not panic for a tap.
+    let capture = RUNNING.try_with(|running| running.borrow().last().cloned().flatten());
+    match capture.ok().flatten() {
+        Some(capture) => capture.borrow_mut().see(name.to_string(), x),
+        None => Ok(()),
+    }
 }
 
-/// Runs `forward` and returns its output together with the tensor it recorded as `name`.
+/// Runs `forward` and returns its output together with the map that it recorded as `name`.
 ///
-/// The error type is the closure's, so `candle_core::Result`, `anyhow::Result` and [`ser_reg::Result`](Result) all work.
-///
-/// Captures are per thread: what a model records on another thread is not seen. Captures nest: a record goes to the
-/// innermost one that asks for its name, so a teacher can be captured inside the capture of a student.
+/// Captures nest: a record goes to the innermost one, so a teacher can be captured inside the capture of a student.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use ser_reg::tap;
 ///
 /// let x = Tensor::new(3f32, &Device::Cpu)?;
-/// let (y, tapped) = tap::capture("block3", || {
-///     tap::record("block3", &x);
+/// let (y, map) = tap::capture("block3", || {
+///     tap::record("block3", &x)?;
 ///     x.sqr()
 /// })?;
-/// assert_eq!((y.to_scalar::<f32>()?, tapped.to_scalar::<f32>()?), (9., 3.));
+/// assert_eq!((y.to_scalar::<f32>()?, map.to_scalar::<f32>()?), (9., 3.));
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 ///
 /// # Errors
-/// The closure's error, if it fails. [`Error::Tap`] if `name` was not recorded exactly once; the message lists the names
-/// that were.
-pub fn capture<T, E: From<Error>>(
-    name: &str,
-    forward: impl FnOnce() -> Result<T, E>,
-) -> Result<(T, Tensor), E> {
-    let guard = Guard::start(&[name]);
-    let output = forward()?;
-    Ok((output, guard.get(name)?))
+/// The error of `forward`. An error that lists the recorded names, if `name` was not recorded exactly once.
+pub fn capture<T>(name: &str, forward: impl FnOnce() -> Result<T>) -> Result<(T, Tensor)> {
+    let (output, capture) = run(&[name], None, forward);
+    let output = output?;
+    let map = capture.borrow().get(name)?;
+    Ok((output, map))
 }
 
-/// [`capture`] for several layers of one forward; the tensors come in the order of `names`.
+/// Runs `forward` up to the layer `name` and returns the map that was recorded there.
+///
+/// The layers behind the tap do not run, if the model returns the result of [`record`] with `?`. [`Tapped`] does.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ser_reg::tap;
+///
+/// let x = Tensor::new(3f32, &Device::Cpu)?;
+/// let map = tap::capture_until("block3", || {
+///     tap::record("block3", &x)?;
+///     x.matmul(&x) // does not run: it would fail
+/// })?;
+/// assert_eq!(map.to_scalar::<f32>()?, 3.);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`capture`]. An error of the model itself, before or after the tap, is returned as it is.
+pub fn capture_until<T>(name: &str, forward: impl FnOnce() -> Result<T>) -> Result<Tensor> {
+    // The number tells this stop from the stop of another capture.
+    static STOPS: AtomicU64 = AtomicU64::new(0);
+    let number = STOPS.fetch_add(1, Ordering::Relaxed);
+    let text = format!(
+        "the forward pass ends at layer `{name}` (stop {number} of ser_reg::tap::capture_until; return it with `?`)"
+    );
+    let (output, capture) = run(&[name], Some(text.clone()), forward);
+    match output {
+        // Models may add context to the error, so the text can be a part of it.
+        Err(e) if !e.to_string().contains(&text) => Err(e),
+        _ => capture.borrow().get(name),
+    }
+}
+
+/// [`capture`] for several layers of one forward pass; the maps come in the order of `names`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -211,9 +254,9 @@ pub fn capture<T, E: From<Error>>(
 ///
 /// let x = Tensor::new(3f32, &Device::Cpu)?;
 /// let (_y, maps) = tap::capture_all(&["block1", "block3"], || {
-///     tap::record("block1", &x);
+///     tap::record("block1", &x)?;
 ///     let x = x.sqr()?;
-///     tap::record("block3", &x);
+///     tap::record("block3", &x)?;
 ///     x.sqr()
 /// })?;
 /// assert_eq!(maps[1].to_scalar::<f32>()?, 9.);
@@ -222,17 +265,39 @@ pub fn capture<T, E: From<Error>>(
 ///
 /// # Errors
 /// As [`capture`], for the first of `names` that was not recorded exactly once.
-pub fn capture_all<T, E: From<Error>>(
+pub fn capture_all<T>(
     names: &[impl AsRef<str>],
-    forward: impl FnOnce() -> Result<T, E>,
-) -> Result<(T, Vec<Tensor>), E> {
-    let guard = Guard::start(names);
-    let output = forward()?;
-    let tensors: Result<_> = names.iter().map(|n| guard.get(n.as_ref())).collect();
-    Ok((output, tensors?))
+    forward: impl FnOnce() -> Result<T>,
+) -> Result<(T, Vec<Tensor>)> {
+    let (output, capture) = run(names, None, forward);
+    let output = output?;
+    let capture = capture.borrow();
+    let maps: Result<_> = names.iter().map(|n| capture.get(n.as_ref())).collect();
+    Ok((output, maps?))
 }
 
-/// A `Module` whose output is [`record`]ed under a name; otherwise it is the module it wraps.
+/// Runs `forward` so that nothing it records reaches a capture.
+///
+/// Use it for a forward pass that captures nothing and may run on a thread of a work-stealing pool.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use ser_reg::tap;
+///
+/// let x = Tensor::new(3f32, &Device::Cpu)?;
+/// let map = tap::capture_until("block3", || {
+///     tap::shield(|| tap::record("block3", &x.sqr()?))?; // another forward pass
+///     tap::record("block3", &x)
+/// })?;
+/// assert_eq!(map.to_scalar::<f32>()?, 3.);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn shield<T>(forward: impl FnOnce() -> T) -> T {
+    let _guard = Guard::push(None);
+    forward()
+}
+
+/// A `Module` whose output is [`record`]ed under a name.
 ///
 /// ```
 /// use candle_core::{Device, Module, Tensor};
@@ -240,7 +305,7 @@ pub fn capture_all<T, E: From<Error>>(
 ///
 /// let layer = Tapped::new("layer", |x: &Tensor| x.sqr());
 /// let x = Tensor::new(3f32, &Device::Cpu)?;
-/// let (_y, map) = tap::capture("layer", || layer.forward(&x)?.sqr())?;
+/// let map = tap::capture_until("layer", || layer.forward(&x)?.sqr())?;
 /// assert_eq!(map.to_scalar::<f32>()?, 9.);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -261,7 +326,7 @@ pub struct Tapped<M> {
 ///
 /// let layer = TappedT::new("layer", func_t(|x, train| if train { x.sqr() } else { x.sqrt() }));
 /// let x = Tensor::new(9f32, &Device::Cpu)?;
-/// let (_y, map) = tap::capture("layer", || layer.forward_t(&x, true))?;
+/// let map = tap::capture_until("layer", || layer.forward_t(&x, true))?;
 /// assert_eq!(map.to_scalar::<f32>()?, 81.);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -292,17 +357,17 @@ impl<M: ModuleT> TappedT<M> {
 }
 
 impl<M: Module> Module for Tapped<M> {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.inner.forward(x)?;
-        record(&self.name, &y);
+        record(&self.name, &y)?;
         Ok(y)
     }
 }
 
 impl<M: ModuleT> ModuleT for TappedT<M> {
-    fn forward_t(&self, x: &Tensor, train: bool) -> candle_core::Result<Tensor> {
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let y = self.inner.forward_t(x, train)?;
-        record(&self.name, &y);
+        record(&self.name, &y)?;
         Ok(y)
     }
 }

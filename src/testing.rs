@@ -265,7 +265,7 @@ fn alone<G: GroupAction>(
     from: TokenGrid,
     resample: &Resample,
 ) -> crate::Result<GridOperator> {
-    GridOperator::anew(g, from, g.out_grid(from)?, resample)
+    GridOperator::new(std::slice::from_ref(g), from, resample)
 }
 
 /// The largest errors of an action on one map, in absolute value.
@@ -348,7 +348,7 @@ impl Product {
         let first = alone(b, grid, resample)?;
         let second = alone(a, first.out_grid(), resample)?;
         Ok(Self {
-            element: GridOperator::anew(&a.compose(b), grid, second.out_grid(), resample)?,
+            element: GridOperator::between(&[a.compose(b)], grid, second.out_grid(), resample)?,
             chained: second.compose(&first)?,
             first,
             second,
@@ -376,7 +376,7 @@ fn inverse_gap<G: GroupAction>(
     resample: &Resample,
 ) -> Result<(f64, usize), Violation> {
     let there = alone(g, grid, resample)?;
-    let back = GridOperator::anew(&g.inverse(), there.out_grid(), grid, resample)?;
+    let back = GridOperator::between(&[g.inverse()], there.out_grid(), grid, resample)?;
     let round = back.compose(&there)?;
     let gap = max_gap(x, &round.apply(x)?, |i| is_valid(&round, i))?;
     let cells = (0..grid.len()).filter(|&i| is_valid(&round, i)).count();

@@ -1,7 +1,7 @@
 //! NT-Xent in the paper's form.
 
 use candle_core::{D, Result, Tensor, Var};
-use ser_reg::loss::{NtXent, nt_xent};
+use ser_reg::loss::{Contrastive, nt_xent, nt_xent_symmetric};
 
 use super::random;
 
@@ -25,10 +25,13 @@ impl Pair {
 
     /// Ours, forward and backward.
     pub fn ours(&self, symmetric: bool) -> f32 {
-        let config = NtXent {
-            symmetric,
+        let config = Contrastive {
             temperature: TEMPERATURE,
             ..Default::default()
+        };
+        let nt_xent = match symmetric {
+            true => nt_xent_symmetric,
+            false => nt_xent,
         };
         step(nt_xent(&self.z, &self.zp, &config).unwrap().loss)
     }

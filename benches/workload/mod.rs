@@ -4,7 +4,6 @@
 pub mod action;
 pub mod contrast;
 pub mod resize;
-pub mod training;
 
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};

@@ -5,22 +5,19 @@ use std::cell::RefCell;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use rand::{SeedableRng, rngs::StdRng};
-use ser_reg::{
-    Partition, SerConfig, SerLoss, TokenGrid, ViewConfig, ViewSampler, group::Subgroup,
-    view::Pairing,
-};
+use ser_reg::{Partition, Projector, ProjectorConfig, Regularizer, SerConfig, TokenGrid};
 use ser_reg_trainers::{
     method::{
         Head,
         moco::{Widths, contrast, predictor, projector},
     },
     optimizer::AdamW,
-    views::Views,
+    views,
     vit::{Vit, VitConfig},
     weights::Weights,
 };
 
-use super::random;
+use crate::workload::random;
 
 const BATCH: usize = 32;
 const LAYER: usize = 3;
@@ -28,9 +25,9 @@ const LAYER: usize = 3;
 /// What a step does beyond MoCo-v3.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Variant {
-    /// Two images are posed and their tokens compared.
+    /// Two images are in rotated and flipped views, and their tokens are compared.
     Ser,
-    /// Two images are posed: λ = 0.
+    /// Two images are in such views: λ = 0.
     Control,
     /// Nothing.
     Plain,
@@ -39,7 +36,6 @@ pub enum Variant {
 struct Branch {
     encoder: Vit,
     project: Head,
-    ser: SerLoss,
 }
 
 impl Branch {
@@ -49,7 +45,6 @@ impl Branch {
         Ok(Self {
             encoder: Vit::new(&config, vb.pp("encoder"))?,
             project: projector(config.dim, Widths::PAPER, vb.pp("projector"))?,
-            ser: SerLoss::new(SerConfig::default(), config.dim, vb.pp("ser"))?,
         })
     }
 }
@@ -60,8 +55,9 @@ pub struct Training {
     queries: Branch,
     keys: Branch,
     predict: Head,
+    ser: Regularizer,
+    key_head: Projector,
     optimizer: RefCell<AdamW>,
-    sampler: ViewSampler,
     part: Partition,
     images: [Tensor; 2],
 }
@@ -70,54 +66,62 @@ impl Training {
     pub fn new() -> Result<Self> {
         let online = Weights::seeded(0);
         let queries = Branch::new(&online)?;
-        let predict = predictor(Widths::PAPER, online.builder(&Device::Cpu).pp("predictor"))?;
+        let vb = online.builder(&Device::Cpu);
+        let predict = predictor(Widths::PAPER, vb.pp("predictor"))?;
+        let (layer, grid) = (format!("block{LAYER}"), TokenGrid::square(14)?);
+        let width = queries.encoder.config().dim;
+        let ser = Regularizer::new(layer, grid, width, SerConfig::default(), vb.pp("ser"))?;
         let momentum = online.momentum_copy();
-        // Views of one size, so that all images go through the encoder at once.
-        let views = ViewConfig {
-            pairing: Pairing::Independent(Subgroup::D4),
-            area: (1.0, 1.0),
-            aspect: (1.0, 1.0),
-            ..Default::default()
-        };
+        let key_vb = momentum.builder(&Device::Cpu).pp("ser");
         Ok(Self {
             keys: Branch::new(&momentum)?,
+            key_head: Projector::new(width, ProjectorConfig::default(), key_vb)?,
             optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?.into(),
-            sampler: ViewSampler::new(TokenGrid::square(14)?, views)?,
             part: Partition::new(BATCH, 2.0 / BATCH as f64)?,
             images: [1, 2].map(|seed| random(&[BATCH, 3, 224, 224], seed)),
             online,
             momentum,
             queries,
             predict,
+            ser,
         })
     }
 
     /// One step; the loss.
     pub fn step(&self, variant: Variant) -> Result<f32> {
-        let [first, second] = &self.images;
-        let views = match variant {
-            Variant::Plain => Views::plain(first.clone(), second.clone()),
-            _ => {
-                let mut rng = StdRng::seed_from_u64(0);
-                let posed = self.part.equivariant().len();
-                let pair = self.sampler.sample_pair(&mut rng, posed)?;
-                Views::posed(first, second, &self.part, pair)?
-            }
-        };
         self.momentum.follow(&self.online, 0.99)?;
-        let block = format!("block{LAYER}");
         let (keys, queries) = (&self.keys, &self.queries);
-        let k = views.encode(&keys.encoder, &block, None)?;
-        let q = views.encode(&queries.encoder, &block, None)?;
-        let [k1, k2] = k.features.map(|k| keys.project.forward(&k));
-        let guess = |q| self.predict.forward(&queries.project.forward(&q)?);
-        let [q1, q2] = q.features.map(guess);
+        let model = |x: &Tensor| queries.encoder.forward(x);
+        let key_model = |x: &Tensor| keys.encoder.forward(x);
+        let (crops, shared) = match variant {
+            Variant::Plain => (self.images.clone(), None),
+            Variant::Ser | Variant::Control => views::shared(&self.part, &self.images)?,
+        };
+        let mut term = None;
+        let (mut outputs, mut key_outputs) = (None, None);
+        if let Some(views::Images::Shared(images)) = &shared {
+            let mut rng = StdRng::seed_from_u64(0);
+            let (model, keys) = (views::colored(model), views::colored(key_model));
+            if variant == Variant::Ser {
+                let head = &self.key_head;
+                let ser = &self.ser;
+                let out = ser.forward_with_outputs_and_keys(images, &mut rng, model, keys, head)?;
+                (outputs, key_outputs) = (Some(out.outputs), Some(out.key_outputs));
+                term = Some(out.loss);
+            } else {
+                let pair = self.ser.sampler().sample_pair(&mut rng, images.dim(0)?)?;
+                let views = [pair.first.apply(images)?, pair.second.apply(images)?];
+                outputs = Some([model(&views[0])?, model(&views[1])?]);
+                key_outputs = Some([keys(&views[0])?, keys(&views[1])?]);
+            }
+        }
+        let q = views::join(views::encode(&crops, model)?, outputs)?;
+        let k = views::join(views::encode(&crops, key_model)?, key_outputs)?;
+        let [k1, k2] = k.map(|k| keys.project.forward(&k));
+        let [q1, q2] = q.map(|q| self.predict.forward(&queries.project.forward(&q)?));
         let mut loss = (contrast(&q1?, &k2?, 0, 0.2)? + contrast(&q2?, &k1?, 0, 0.2)?)?;
-        if let (Variant::Ser, Some(q), Some(k)) = (variant, q.posed, k.posed) {
-            let out = queries
-                .ser
-                .forward_with_keys(q.maps(), k.maps(), &keys.ser, &q.relative)?;
-            loss = (loss + out.loss)?;
+        if let Some(term) = term {
+            loss = (loss + term)?;
         }
         let grads = loss.backward()?;
         self.optimizer.borrow_mut().step(&grads, 1e-6, 0.1)?;

@@ -1,26 +1,27 @@
-//! The add-on of a run: its heads, the views it wants, its loss.
+//! The add-on of a run: its heads, the views that it needs, its loss.
 //!
-//! It reads the plain part of a batch: posed pictures moved by more than their augmentation says.
+//! It reads the base method's crops. The views of the regularizer are left out: the parameters of their augmentation do not
+//! describe their rotations and flips.
+
+use std::cell::RefCell;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var};
 use candle_nn::VarBuilder;
 use ser_reg::{
     Layout,
-    contrib::addon::{
-        AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig, EquiMod,
-        EquiModConfig, ParameterStatistics, Reads, Stl, StlConfig, four_rotations,
+    contrib::{
+        AddonInput, AddonOutput, AugSelf, AugSelfConfig, Care, CareConfig, ESsl, ESslConfig,
+        EquiMod, EquiModConfig, ParameterStatistics, Stl, StlConfig, four_rotations,
     },
     grad, tap,
 };
 
 use super::{
     augment::{Augment, Photometric, SmallCrop},
-    loader::{Drawn, Third, Wishes},
+    loader::{Drawn, Extras, Third},
     random::{Purpose, generator},
-    records::Step,
     settings::{Addon, AddonName, Preset, Settings},
-    views::Encoded,
     vit::{Vit, VitConfig},
     weights::{trained, under},
 };
@@ -28,11 +29,16 @@ use super::{
 /// Views that the statistics of EquiMod's parameters are taken from, in pairs.
 const SAMPLES: usize = 4096;
 
-pub struct AddOn {
+/// Without `--addon` it does nothing.
+pub struct AddOn(Option<Inner>);
+
+struct Inner {
     kind: Kind,
     layer: usize,
     /// The block that is tapped; `None` for the final embedding.
     block: Option<String>,
+    /// Its reading of both crops in this step.
+    read: RefCell<Option<[Tensor; 2]>>,
 }
 
 enum Kind {
@@ -44,15 +50,15 @@ enum Kind {
 }
 
 impl AddOn {
-    /// The add-on that the settings name, if they do.
+    /// The add-on of the settings.
     pub fn new(
         settings: &Settings,
         vit: &VitConfig,
         augment: &Augment,
         vb: VarBuilder,
-    ) -> Result<Option<Self>> {
+    ) -> Result<Self> {
         let Some(addon) = &settings.addon else {
-            return Ok(None);
+            return Ok(Self(None));
         };
         let Addon {
             layer,
@@ -63,8 +69,8 @@ impl AddOn {
         } = *addon;
         let block = (layer < vit.depth).then(|| format!("block{layer}"));
         let reads = match &block {
-            None => Reads::Final,
-            Some(_) => Reads::Tokens(Layout {
+            None => AddonInput::Embedding,
+            Some(_) => AddonInput::Tokens(Layout {
                 prefix: vit.prefix(layer),
                 ..Layout::default()
             }),
@@ -113,24 +119,48 @@ impl AddOn {
             }
             AddonName::Care => Kind::Care(Care::new(care(lambda), reads, dim, vb)?),
         };
-        Ok(Some(Self { kind, layer, block }))
+        Ok(Self(Some(Inner {
+            kind,
+            layer,
+            block,
+            read: RefCell::new(None),
+        })))
     }
 
-    /// The block whose tokens it reads; `None` if it reads the final embedding.
-    pub fn block(&self) -> Option<&str> {
-        self.block.as_deref()
+    /// Whether the settings name one.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
     }
 
-    /// Its loss on what the encoder made of the batch, and on views of its own.
-    pub fn loss(
+    /// Runs `encode`, the forward pass of the base method's crops, and keeps what the add-on reads of it.
+    pub fn watch(
         &self,
-        encoder: &Vit,
-        encoded: &Encoded,
-        drawn: &Drawn,
-        drop_path: u64,
-    ) -> Result<AddonOutput> {
-        let views = encoded.plain.as_ref();
-        let views = views.context("all pictures are posed: there are none for the add-on")?;
+        encode: impl FnOnce() -> candle_core::Result<Option<[Tensor; 2]>>,
+    ) -> candle_core::Result<Option<[Tensor; 2]>> {
+        let Some(inner) = &self.0 else {
+            return encode();
+        };
+        let (features, read) = match &inner.block {
+            None => {
+                let features = encode()?;
+                (features.clone(), features)
+            }
+            Some(block) => {
+                let (features, map) = tap::capture(block, encode)?;
+                let count = map.dim(0)? / 2;
+                let halves = [map.narrow(0, 0, count)?, map.narrow(0, count, count)?];
+                (features, Some(halves))
+            }
+        };
+        inner.read.replace(read);
+        Ok(features)
+    }
+
+    /// Its loss on the crops that it watched, and on views of its own.
+    pub fn loss(&self, encoder: &Vit, drawn: &Drawn, drop_path: u64) -> Result<AddonOutput> {
+        let inner = self.0.as_ref().context("no add-on was asked for")?;
+        let views = inner.read.take();
+        let views = views.context("the add-on watched no crops in this step")?;
         let views = views.each_ref();
         let parameters = drawn.parameters.each_ref().map(Vec::as_slice);
         let third = || {
@@ -139,26 +169,18 @@ impl AddOn {
                 .as_ref()
                 .context("the loader made no third view")
         };
-        Ok(match &self.kind {
+        Ok(match &inner.kind {
             Kind::EquiMod(addon) => {
-                let plain = self.read(encoder, third()?, drop_path)?;
+                let plain = inner.read(encoder, third()?, drop_path)?;
                 addon.forward(&plain, views, parameters)?
             }
             Kind::AugSelf(addon) => addon.forward(views, parameters)?,
             Kind::ESsl(addon) => {
                 let (crops, turns) = four_rotations(third()?)?;
-                addon.forward(&self.read(encoder, &crops, drop_path)?, &turns)?
+                addon.forward(&inner.read(encoder, &crops, drop_path)?, &turns)?
             }
             Kind::Stl(addon) => addon.forward(views)?,
             Kind::Care(addon) => addon.forward(views)?,
-        })
-    }
-
-    /// What the add-on reads of pictures.
-    fn read(&self, encoder: &Vit, x: &Tensor, drop_path: u64) -> Result<Tensor> {
-        Ok(match &self.block {
-            None => encoder.forward_training(x, drop_path)?,
-            Some(block) => tap::capture(block, || encoder.forward_training(x, drop_path))?.1,
         })
     }
 
@@ -169,9 +191,10 @@ impl AddOn {
         named: &[(String, Var)],
         vit: &VitConfig,
     ) -> Result<()> {
+        let inner = self.0.as_ref().context("no add-on was asked for")?;
         let mut reached = under(named, "addon.");
         // A batch normalization follows these shifts and takes them out again: what arrives is rounding.
-        reached.retain(|(name, _)| match self.kind {
+        reached.retain(|(name, _)| match inner.kind {
             Kind::EquiMod(_) => name != "addon.norm.bias" && name != "addon.describe.norm.bias",
             Kind::AugSelf(_) | Kind::Stl(_) => name != "addon.norm.bias",
             Kind::ESsl(_) | Kind::Care(_) => true,
@@ -182,11 +205,11 @@ impl AddOn {
             rest.split('.').next()?.parse().ok()
         };
         let (before, after): (Vec<_>, Vec<_>) = encoder.into_iter().partition(|(name, _)| {
-            self.block.is_none() || of_block(name).is_none_or(|block| block <= self.layer)
+            inner.block.is_none() || of_block(name).is_none_or(|block| block <= inner.layer)
         });
         // What joins after the blocks, the tapped loss need not see.
         let seen = |name: &str| {
-            self.block.is_none() || of_block(name).is_some() || name.starts_with("encoder.patch.")
+            inner.block.is_none() || of_block(name).is_some() || name.starts_with("encoder.patch.")
         };
         reached.extend(before.into_iter().filter(|(name, _)| seen(name)));
         grad::assert_reaches(&out.unweighted, reached)?;
@@ -201,7 +224,7 @@ impl AddOn {
         if !arrived.is_empty() {
             bail!(
                 "the add-on reads block {}, and its gradient arrives after it, at {}",
-                self.layer,
+                inner.layer,
                 arrived.join(", ")
             );
         }
@@ -209,28 +232,30 @@ impl AddOn {
     }
 }
 
-/// The record of a step with an add-on's loss in it, and its figures by name.
-pub fn seen(step: Step, out: &AddonOutput) -> Result<(Step, Vec<(&'static str, f64)>)> {
-    let addon = Some(out.unweighted.to_scalar::<f32>()?);
-    let number = |(name, x): &(&'static str, Tensor)| Ok((*name, f64::from(x.to_scalar::<f32>()?)));
-    let figures = out.figures.iter().map(number).collect::<Result<_>>()?;
-    Ok((Step { addon, ..step }, figures))
+impl Inner {
+    /// What the add-on reads of images.
+    fn read(&self, encoder: &Vit, x: &Tensor, drop_path: u64) -> Result<Tensor> {
+        Ok(match &self.block {
+            None => encoder.forward_training(x, drop_path)?,
+            Some(block) => tap::capture_until(block, || encoder.forward_training(x, drop_path))?,
+        })
+    }
 }
 
-/// What the add-on of these settings wants of a batch.
-pub fn wishes(settings: &Settings) -> Result<Wishes> {
+/// What the add-on of these settings needs of a batch.
+pub fn extras(settings: &Settings) -> Result<Extras> {
     let Some(addon) = &settings.addon else {
-        return Ok(Wishes::default());
+        return Ok(Extras::default());
     };
-    let plain = settings.batch_size - settings.posed()?;
+    let plain = settings.batch_size - settings.shared()?;
     let name = addon.name.name();
     Ok(match addon.name {
-        AddonName::AugSelf => Wishes::default(),
-        AddonName::EquiMod => Wishes {
+        AddonName::AugSelf => Extras::default(),
+        AddonName::EquiMod => Extras {
             third: Some(Third::Untouched),
-            ..Wishes::default()
+            ..Extras::default()
         },
-        AddonName::ESsl => Wishes {
+        AddonName::ESsl => Extras {
             third: Some(Third::Small(match settings.preset {
                 Preset::FashionTiny => SmallCrop {
                     side: 16,
@@ -241,19 +266,19 @@ pub fn wishes(settings: &Settings) -> Result<Wishes> {
                     area: (0.05, 0.14),
                 },
             })),
-            ..Wishes::default()
+            ..Extras::default()
         },
         AddonName::Stl => {
             if !plain.is_multiple_of(2) {
                 bail!(
-                    "--addon {name}: expected an even number of pictures of a batch that are not posed, got {plain} of {} \
-                     (--batch-size, --ratio)",
+                    "--addon {name}: expected an even number of images of a batch beside those of the regularizer, got {plain} \
+                     of {} (--batch-size, --ratio)",
                     settings.batch_size
                 );
             }
-            Wishes {
+            Extras {
                 alike: (0..plain).map(|i| i / 2 * 2).collect(),
-                ..Wishes::default()
+                ..Extras::default()
             }
         }
         AddonName::Care => {
@@ -262,9 +287,9 @@ pub fn wishes(settings: &Settings) -> Result<Wishes> {
             let alike = chunks
                 .into_iter()
                 .flat_map(|chunk| std::iter::repeat_n(chunk.start, chunk.len()));
-            Wishes {
+            Extras {
                 alike: alike.collect(),
-                ..Wishes::default()
+                ..Extras::default()
             }
         }
     })
@@ -277,7 +302,7 @@ fn care(lambda: f64) -> CareConfig {
     }
 }
 
-/// Means and deviations of what the augmentation draws for square pictures.
+/// Means and deviations of the augmentation's parameters for square images.
 fn statistics(seed: u64, augment: &Augment, channels: usize) -> Result<ParameterStatistics> {
     let mut rng = generator(seed, Purpose::AddonStatistics, 0);
     let drawn: Vec<_> = (0..SAMPLES)

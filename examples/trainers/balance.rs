@@ -1,11 +1,8 @@
-//! How the gradients of the base loss and of the regularizer compare within a run, and λ by that.
+//! The comparison of the gradients of both losses within a run, and the λ that follows it.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
-use ser_reg::{
-    grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig},
-    ser::SerOutput,
-};
+use ser_reg::grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -28,7 +25,7 @@ pub struct BalanceRule {
 }
 
 impl BalanceRule {
-    /// From the options: either of them asks for measurements.
+    /// The rule of the options; `None` if neither is given.
     pub fn new(every: Option<usize>, target: Option<f64>) -> Option<Self> {
         (every.is_some() || target.is_some()).then_some(Self {
             every: every.unwrap_or(EVERY),
@@ -60,7 +57,7 @@ impl BalanceRule {
 pub struct Balance {
     rule: Option<BalanceRule>,
     initial: f64,
-    /// What the balancer stands at, 0 before its first measurement: a variable, so that a checkpoint holds it.
+    /// The balancer's λ, 0 before its first measurement. It is a variable so that a checkpoint holds it.
     average: Var,
     prefixes: Vec<String>,
 }
@@ -75,13 +72,13 @@ impl Balance {
         }
         Ok(Self {
             rule: ser.balance,
-            initial: ser.lambda,
+            initial: ser.loss.lambda,
             average: Var::zeros((), DType::F64, &Device::Cpu)?,
             prefixes,
         })
     }
 
-    /// What a checkpoint keeps of it: nothing, unless λ follows the measurements.
+    /// The variables for a checkpoint: none, unless λ follows the measurements.
     pub fn buffers(&self) -> Vec<(&'static str, Var)> {
         let follows = self.rule.is_some_and(|rule| rule.target.is_some());
         follows
@@ -98,24 +95,22 @@ impl Balance {
         }
     }
 
-    /// At a step in so many, compares both gradients on the parameters `online`, and moves λ for the steps to come. The graph
+    /// If it is due, compares both gradients on the parameters `online` and sets λ for the next steps. The graph
     /// of both losses stays as it was.
     pub fn measure(
         &self,
         step: usize,
         invariance: &Tensor,
-        out: &SerOutput,
+        equivariance: &Tensor,
         online: &Weights,
     ) -> Result<Option<Balanced>> {
         let Some(rule) = self.rule.filter(|rule| step.is_multiple_of(rule.every)) else {
             return Ok(None);
         };
-        let lambda = self.lambda()?;
-        let equivariance = (&out.loss / lambda)?;
         let prefixes: Vec<&str> = self.prefixes.iter().map(String::as_str).collect();
         let balance =
-            GradientBalance::of_losses(invariance, &equivariance, online.named(), &prefixes)?;
-        // A measurement that suggests nothing must not pass for a first one.
+            GradientBalance::of_losses(invariance, equivariance, online.named(), &prefixes)?;
+        // A measurement without a suggestion must not count as the first one.
         if let Some(target_ratio) = rule.target
             && balance.suggested_lambda(target_ratio)?.is_some()
         {

@@ -1,4 +1,4 @@
-//! What is done to gradients between the backward pass and the optimizer.
+//! Clipping and freezing of gradients, between the backward pass and the optimizer.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Storage, Tensor, Var, backprop::GradStore};

@@ -8,7 +8,10 @@ use candle_nn::VarBuilder;
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use super::vit::{Vit, VitConfig};
+use super::{
+    settings::Settings,
+    vit::{Vit, VitConfig},
+};
 
 /// Key of the header's metadata under which the card stands.
 const CARD: &str = "ser_reg_encoder";
@@ -17,15 +20,43 @@ const CARD: &str = "ser_reg_encoder";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Card {
     pub vit: VitConfig,
-    /// Mean and standard deviation of each channel that pictures are normalized with.
+    /// Mean and standard deviation of each channel, which normalize the images.
     pub statistics: Vec<(f32, f32)>,
-    /// The block that the equivariance loss sat on, counted from 1.
+    /// The block whose output the equivariance loss compared, counted from 1.
     pub layer: usize,
     /// `moco_v3`, `dino` or `barlow_twins`.
     pub method: String,
     /// `ser`, `lambda0` or `baseline`.
     pub mode: String,
     pub seed: u64,
+}
+
+impl Card {
+    /// `vit`, the encoder that a run wants, as the one that starts from this file: its CLS token joins where it was trained to.
+    ///
+    /// # Errors
+    /// If both differ in anything that a forward pass depends on: the names of the fields.
+    pub fn fitted(&self, vit: VitConfig) -> Result<VitConfig> {
+        let fitted = VitConfig {
+            cls_after: self.vit.cls_after,
+            ..vit
+        };
+        // These belong to a run and not to its weights.
+        let own = VitConfig {
+            last_map: fitted.last_map,
+            frozen_patches: fitted.frozen_patches,
+            drop_path: fitted.drop_path,
+            ..self.vit.clone()
+        };
+        let [file, run] = [&own, &fitted].map(serde_json::to_value);
+        let differences = Settings::differences(&file?, &run?);
+        ensure!(
+            differences.is_empty(),
+            "expected an encoder like that of this run, got one with {}",
+            differences.join("; ")
+        );
+        Ok(fitted)
+    }
 }
 
 /// What the names of the encoder's weights begin with in a checkpoint.

@@ -33,7 +33,7 @@ pub fn prepare() {
     let _ = std::os::unix::process::CommandExt::exec(&mut command);
 }
 
-/// The settings for so many threads.
+/// The settings for this number of threads.
 pub fn settings(threads: usize) -> [(&'static str, String); 4] {
     let gigabyte = 1 << 30;
     [

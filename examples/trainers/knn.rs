@@ -1,4 +1,4 @@
-//! Weighted nearest neighbors: what frozen features are worth, without training anything.
+//! Weighted nearest neighbors: the accuracy of frozen features, without any training.
 
 use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};
@@ -68,7 +68,7 @@ impl Bank {
     fn vote(&self, cosines: &[f32]) -> u32 {
         let mut order: Vec<u32> = (0..cosines.len() as u32).collect();
         let near = NEIGHBOURS.min(order.len());
-        // Nearest first, and the earlier picture first among equals: the same answer on every run.
+        // Nearest first, and the earlier image first among equals: the same answer on every run.
         let by_cosine = |&a: &u32, &b: &u32| {
             cosines[b as usize]
                 .total_cmp(&cosines[a as usize])

@@ -1,6 +1,8 @@
-//! What the trainers share: data, augmentation, a small vision transformer and its evaluation.
+//! The trainers' package: what the three trainers, evaluate, study and finetune share; never published.
 //!
-//! Written to be read and copied, not to be a library.
+//! It has the data sets and their augmentation, a small vision transformer, the base methods, runs with checkpoints, the
+//! evaluation and the reports. The programs are in the folder above: `moco_v3`, `dino`, `barlow_twins`, `finetune`,
+//! `evaluate`, `study`.
 
 pub mod addon;
 pub mod augment;

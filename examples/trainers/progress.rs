@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
+use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use super::records::{Balanced, Epoch, Step};
 
@@ -18,7 +19,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For `steps` steps with `batch` pictures each.
+    /// For `steps` steps with `batch` images each.
     pub fn new(steps: usize, batch: usize) -> Result<Self> {
         let bar = ProgressBar::new(steps as u64);
         bar.set_style(ProgressStyle::with_template(
@@ -131,9 +132,32 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    /// Pictures per second in this epoch, and its seconds.
+    /// Images per second in this epoch, and its seconds.
     pub fn epoch_speed(&self) -> (f64, f64) {
         let images = (self.steps.len() * self.batch) as f64;
         (images / self.seconds.max(1e-9), self.seconds)
     }
+}
+
+/// Runs `step` on all whole batches of `count` images, in a random order that is the same for each call. `step` returns the
+/// text beside the progress bar.
+pub fn epoch(
+    name: &str,
+    count: usize,
+    batch: usize,
+    mut step: impl FnMut(usize, &[usize]) -> Result<String>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.shuffle(&mut StdRng::seed_from_u64(0));
+    let batches = order.chunks_exact(batch);
+    let bar = ProgressBar::new(batches.len() as u64).with_prefix(name.to_string());
+    bar.set_style(ProgressStyle::with_template(
+        "{prefix} {bar:24} {pos}/{len}  {msg}  {eta} left",
+    )?);
+    for (i, indices) in batches.enumerate() {
+        bar.set_message(step(i, indices)?);
+        bar.inc(1);
+    }
+    bar.finish();
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Random numbers without a past.
+//! Random generators that a resumed run finds again.
 //!
 //! Whatever a step draws follows from the seed of the run, from what it is for, and from the number of the step. So a
 //! resumed run has no generator to restore, and no draw moves another.
@@ -10,7 +10,7 @@ use rand::{SeedableRng, rngs::StdRng};
 pub enum Purpose {
     Order,
     Crops,
-    Poses,
+    Views,
     DropPath,
     /// Dropped branches of an add-on's own views.
     AddonDropPath,

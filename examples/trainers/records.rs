@@ -1,8 +1,6 @@
-//! What a run writes down as it goes: one JSON object a line, `step` lines, `epoch` lines and, where asked for, `balance`
-//! lines.
+//! The records of a run, one JSON object a line: `step` lines, `epoch` lines and, on request, `balance` lines.
 
 use candle_core::{Result, Tensor};
-use ser_reg::ser::SerOutput;
 use serde::{Deserialize, Serialize};
 
 /// `None` for what JSON cannot hold.
@@ -24,7 +22,7 @@ pub enum Record {
 pub struct Step {
     /// Steps finished before this one.
     pub step: usize,
-    /// What is minimized.
+    /// The loss that is minimized.
     pub loss: f32,
     /// Loss of the base method.
     pub invariance: f32,
@@ -45,15 +43,20 @@ pub struct Step {
 }
 
 impl Step {
-    /// With the regularizer's values; none where λ is 0 and nothing was computed.
-    pub fn regularized(self, out: &SerOutput, lambda: f64) -> Result<Self> {
+    /// With the values of the regularizer. At λ = 0 it trains nothing, and they are left out.
+    pub fn regularized(
+        self,
+        unweighted: &Tensor,
+        accuracy: Option<&Tensor>,
+        lambda: f64,
+    ) -> Result<Self> {
         let number = |x: &Tensor| x.to_scalar::<f32>();
         if lambda == 0.0 {
             return Ok(self);
         }
         Ok(Self {
-            equivariance: Some(number(&out.equivariance)?),
-            matching: out.accuracy.as_ref().map(number).transpose()?,
+            equivariance: Some(number(unweighted)?),
+            matching: accuracy.map(number).transpose()?,
             lambda,
             ..self
         })
@@ -91,7 +94,7 @@ impl BalancedLayer {
     }
 }
 
-/// What was measured after an epoch, on test pictures; empty where nothing was.
+/// The measurements after an epoch, on test images; empty where there were none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Epochs finished; 0 is the untrained encoder.
@@ -102,9 +105,9 @@ pub struct Epoch {
     pub feature_std: Option<f32>,
     /// Centered equivariance score of each block's output, the first block first; `None` where it has no value.
     pub equivariance: Vec<Option<f64>>,
-    /// Weighted 20-NN accuracy in percent in each of the eight poses, upright first.
+    /// Weighted 20-NN accuracy in percent under each element of D4, the identity first.
     pub accuracy: Vec<f64>,
-    /// Training pictures per second, and the share of that time spent waiting for pictures.
+    /// Training images per second, and the share of that time spent waiting for images.
     pub images_per_s: f64,
     pub waiting: f64,
     /// Time that the regularizer takes over that of the rest of a step, by itself at a few steps; `None` where it was not

@@ -1,14 +1,18 @@
 //! Trainable weights from a seed, and their moving average.
 //!
-//! candle cannot seed its CPU generator, so a `VarMap` starts every run somewhere else. This store hands out the same
-//! `VarBuilder` interface, and any module that takes a builder can be made from it.
+//! candle cannot seed its CPU generator, so a `VarMap` starts every run with other values. This store implements the same
+//! `VarBuilder` interface, for any module that takes a builder.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Shape, Tensor, Var, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand_distr::{Distribution, StandardNormal};
 
 use super::vit::VitConfig;
 
@@ -29,7 +33,7 @@ enum Source {
 }
 
 impl Weights {
-    /// Weights that are drawn from `seed` as they are asked for.
+    /// Weights that are drawn from `seed` when a module requests them.
     pub fn seeded(seed: u64) -> Self {
         Self::new(Source::Seed(Box::new(StdRng::seed_from_u64(seed))))
     }
@@ -66,8 +70,47 @@ impl Weights {
         Ok(())
     }
 
+    /// Sets the weights whose names begin with `prefix` to `tensors`, which lack it in their names.
+    ///
+    /// # Errors
+    /// If a name is in one of both only, or a shape differs. Nothing is changed then.
+    pub fn load(&self, prefix: &str, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let own = under(&self.named(), prefix);
+        let own = own.iter().map(|(name, var)| (&name[prefix.len()..], var));
+        let own: HashMap<&str, &Var> = own.collect();
+        let mut problems: Vec<String> = Vec::new();
+        for (name, var) in &own {
+            match tensors.get(*name) {
+                None => problems.push(format!("{name} is missing in the file")),
+                Some(t) if t.shape() != var.shape() => problems.push(format!(
+                    "{name}: expected {:?}, got {:?}",
+                    var.shape(),
+                    t.shape()
+                )),
+                Some(_) => {}
+            }
+        }
+        let extra = tensors
+            .keys()
+            .filter(|name| !own.contains_key(name.as_str()));
+        problems.extend(extra.map(|name| format!("{name} is not in this encoder")));
+        problems.sort();
+        ensure!(
+            problems.is_empty(),
+            "the weights do not fit: {}",
+            problems.join("; ")
+        );
+        for (name, var) in own {
+            let value = tensors[name]
+                .to_dtype(var.dtype())?
+                .to_device(var.device())?;
+            var.set(&value)?;
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Store> {
-        // The lock is held for look-ups only; a panic there leaves the store whole.
+        // The lock is held for look-ups only; a panic leaves the store intact.
         self.0.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
@@ -172,13 +215,11 @@ fn draw(shape: &Shape, init: Init, rng: &mut StdRng) -> candle_core::Result<Tens
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-/// Normal numbers by the method of Box and Muller.
+/// Normal numbers.
 fn normal(n: usize, mean: f64, std: f64, rng: &mut StdRng) -> Vec<f32> {
     let draw = |_| {
-        // 1 - u lies in (0, 1], so that the logarithm is finite.
-        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-        let angle = std::f64::consts::TAU * rng.random::<f64>();
-        (mean + std * radius * angle.cos()) as f32
+        let z: f64 = StandardNormal.sample(rng);
+        (mean + std * z) as f32
     };
     (0..n).map(draw).collect()
 }

@@ -1,12 +1,12 @@
 //! General affine maps: any rotation angle, shear, translation.
 
-use super::{D4, GroupAction, Point, Window};
+use super::{GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
-type Matrix = [[f64; 2]; 2];
+pub(super) type Matrix = [[f64; 2]; 2];
 
-/// `p ↦ A·p + b` in coordinates relative to the center of the image: quarter turns and flips are then signed
-/// permutations with `b = 0`, which `f64` composes without rounding.
+/// `p ↦ A·p + b` in coordinates relative to the center of the image. Quarter turns and flips are
+/// then signed permutations with `b = 0`, which `f64` composes without rounding.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Centered {
     a: Matrix,
@@ -42,9 +42,9 @@ impl Centered {
 
 /// An affine map of the plane, in coordinates relative to the unit square.
 ///
-/// Forward and inverse are kept together, so that `g.inverse().inverse() == g` to the bit. The grid stays as it is:
-/// a quarter turn that swaps the grid is a [`D4`]; on grids with `H ≠ W` use [`Affine::rotation_on`] for turns that are
-/// rigid in cells.
+/// It stores forward and inverse map, so `g.inverse().inverse() == g` to the bit. The grid does not
+/// change: for a quarter turn that swaps the grid take [`D4`](super::D4), and on grids with `H ≠ W`
+/// take [`Affine::rotation_on`] for turns that are rigid in cells.
 ///
 /// ```
 /// use ser_reg::group::{Affine, D4, GroupAction};
@@ -61,8 +61,8 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// `p ↦ c + A·(p − c) + b` with `c` the center of the image; rows and columns of `A` and `b` in the order `(y, x)`,
-    /// `b` in units of the image's side.
+    /// `p ↦ c + A·(p − c) + b` with `c` the center of the image. Rows and columns of `A` and `b` are
+    /// in the order `(y, x)`; `b` is in units of the image's side.
     ///
     /// # Errors
     /// If a value is not finite or `A` is singular (its determinant below `1e-12·‖A‖²`).
@@ -99,16 +99,18 @@ impl Affine {
     /// # Errors
     /// If the angle is not finite.
     pub fn rotation(degrees: f64) -> Result<Self> {
-        let quarter = degrees / 90.0;
-        if quarter == quarter.round() && quarter.abs() < 1e9 {
-            return Ok(Self::from(D4::rot90(quarter as i64)));
-        }
-        let (s, c) = degrees.to_radians().sin_cos();
+        let (s, c) = match degrees.rem_euclid(360.0) {
+            0.0 => (0.0, 1.0),
+            90.0 => (1.0, 0.0),
+            180.0 => (0.0, -1.0),
+            270.0 => (-1.0, 0.0),
+            _ => degrees.to_radians().sin_cos(),
+        };
         Self::new([[c, -s], [s, c]], [0.0; 2])
     }
 
-    /// A rotation about the center that is rigid in cells: from `from` onto `to`, cells keep their size, so a grid with
-    /// `H ≠ W` is turned and not sheared. Counter-clockwise, in degrees.
+    /// A rotation about the center that is rigid in cells, counter-clockwise, in degrees. Cells keep
+    /// their size from `from` to `to`, so a grid with `H ≠ W` is turned and not sheared.
     ///
     /// # Errors
     /// If the angle is not finite.
@@ -141,7 +143,7 @@ impl Affine {
         Self::new([[1.0, sy], [sx, 1.0]], [0.0; 2])
     }
 
-    /// A magnification about the center by `(zy, zx)`: the grid stays, the content grows.
+    /// A magnification about the center by `(zy, zx)`. The grid stays, the content grows.
     ///
     /// # Errors
     /// If a factor is zero or not finite.
@@ -158,47 +160,19 @@ impl Affine {
         Ok(Self::new([[yy, yx], [xy, xx]], [ty / 2.0, tx / 2.0])?.inverse())
     }
 
+    /// The map `p ↦ A·p + b` on points relative to the center, from `(A, b)` of the map and of its
+    /// inverse.
+    pub(super) fn from_pair(forward: (Matrix, Point), backward: (Matrix, Point)) -> Self {
+        let centered = |(a, b)| Centered { a, b };
+        Self {
+            forward: centered(forward),
+            backward: centered(backward),
+        }
+    }
+
     /// `g⁻¹` on points relative to the center: the matrix (rows and columns `(y, x)`) and the shift.
     pub(crate) fn source_map(&self) -> (Matrix, Point) {
         (self.backward.a, self.backward.b)
-    }
-
-    /// The D4 element that this map is, if it is one to the bit.
-    pub fn as_d4(&self) -> Option<D4> {
-        D4::ALL.into_iter().find(|&g| *self == Self::from(g))
-    }
-}
-
-impl From<D4> for Affine {
-    fn from(g: D4) -> Self {
-        let map = |g: D4| {
-            let (u, v) = (g.source_centered([1.0, 0.0]), g.source_centered([0.0, 1.0]));
-            // `+ 0.0` turns a negative zero into zero
-            Centered {
-                a: [[u[0] + 0.0, v[0] + 0.0], [u[1] + 0.0, v[1] + 0.0]],
-                b: [0.0; 2],
-            }
-        };
-        Self {
-            forward: map(g.inverse()),
-            backward: map(g),
-        }
-    }
-}
-
-impl From<Window> for Affine {
-    fn from(w: Window) -> Self {
-        let map = |w: Window| {
-            let ([y, x], [h, l]) = (w.origin(), w.size());
-            Centered {
-                a: [[h, 0.0], [0.0, l]],
-                b: [y + (h - 1.0) / 2.0, x + (l - 1.0) / 2.0],
-            }
-        };
-        Self {
-            forward: map(w.inverse()),
-            backward: map(w),
-        }
     }
 }
 

@@ -3,10 +3,14 @@
 use super::{Affine, GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
+/// Entries of a normalized linear part below this are rounding.
+const ZERO: f64 = 1e-12;
+
 /// One of the eight symmetries of the square, exact in integers.
 ///
-/// Written `rot90^k ∘ hflip^f`: the flip acts first. `k` counts counter-clockwise quarter turns as displayed (rows
-/// downward), as `torch.rot90(x, k, [2, 3])` does; `hflip` reverses the columns. The index is `k + 4·f`.
+/// It is `rot90^k ∘ hflip^f`: the flip acts first. `k` counts counter-clockwise quarter turns as
+/// displayed (rows downward), like `torch.rot90(x, k, [2, 3])`; `hflip` reverses the columns. The
+/// index is `k + 4·f`.
 ///
 /// ```
 /// use ser_reg::group::{D4, GroupAction};
@@ -51,14 +55,11 @@ impl D4 {
         Self::ANTI_TRANSPOSE,
     ];
 
-    /// Two elements that generate the group.
-    pub const GENERATORS: [Self; 2] = [Self::ROT90, Self::HFLIP];
-
     const fn of(turns: u8, flip: bool) -> Self {
         Self { turns, flip }
     }
 
-    /// `rot90^turns ∘ hflip^flip`; any integer number of counter-clockwise quarter turns.
+    /// `rot90^turns ∘ hflip^flip`, for any integer number of counter-clockwise quarter turns.
     pub const fn new(turns: i64, flip: bool) -> Self {
         Self::of(turns.rem_euclid(4) as u8, flip)
     }
@@ -99,16 +100,11 @@ impl D4 {
         self.turns % 2 == 1
     }
 
-    /// The Cayley table: `table[b][a]` is the index of `b ∘ a` (`a` first).
-    pub fn cayley_table() -> [[usize; 8]; 8] {
-        Self::ALL.map(|b| Self::ALL.map(|a| b.compose(&a).index()))
-    }
-
-    /// For every cell of the turned grid the index of the cell of `grid` that it comes from; integers only.
+    /// For every cell of the turned grid, the index of its source cell in `grid`.
     pub fn source_indices(self, grid: TokenGrid) -> Vec<u32> {
         let (h, w) = (grid.rows(), grid.cols());
         let (rows, cols) = if self.swaps_axes() { (w, h) } else { (h, w) };
-        // Undo the turns, then the flip; `move |i, j|` is written per element so that the inner loop is one affine step.
+        // Undoes the turns, then the flip. The index is affine in `j`, so two values fix a row.
         let source = |i: usize, j: usize| -> usize {
             let (y, x) = match self.turns {
                 0 => (i, j),
@@ -131,6 +127,20 @@ impl D4 {
         indices
     }
 
+    /// The D4 element `g` of a map `p ↦ S·g·p + b` with `S` diagonal and positive; `None` for other
+    /// maps, for example a turn by 30° or a shear.
+    pub(super) fn part_of(map: &Affine) -> Option<Self> {
+        let (a, _) = map.source_map();
+        let scale = a.iter().flatten().fold(0.0f64, |m, v| m.max(v.abs()));
+        Self::ALL.into_iter().find(|turn| {
+            // The columns of the inverse map, turned: a positive diagonal if this is the turn.
+            let forward = |v| turn.inverse().source_centered(v);
+            let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
+            let off = u[1].abs().max(v[0].abs());
+            u[0] > 0.0 && v[1] > 0.0 && off <= ZERO * scale
+        })
+    }
+
     /// The inverse on points relative to the center of the image.
     pub(crate) fn source_centered(self, [y, x]: Point) -> Point {
         let [y, x] = match self.turns {
@@ -140,6 +150,27 @@ impl D4 {
             _ => [-x, y],
         };
         [y, if self.flip { -x } else { x }]
+    }
+}
+
+impl From<D4> for Affine {
+    fn from(g: D4) -> Self {
+        let map = |g: D4| {
+            let (u, v) = (g.source_centered([1.0, 0.0]), g.source_centered([0.0, 1.0]));
+            // `+ 0.0` turns a negative zero into zero.
+            (
+                [[u[0] + 0.0, v[0] + 0.0], [u[1] + 0.0, v[1] + 0.0]],
+                [0.0; 2],
+            )
+        };
+        Affine::from_pair(map(g.inverse()), map(g))
+    }
+}
+
+impl Affine {
+    /// The D4 element that equals this map to the bit; `None` if there is none.
+    pub fn as_d4(&self) -> Option<D4> {
+        D4::ALL.into_iter().find(|&g| *self == Self::from(g))
     }
 }
 
@@ -182,90 +213,5 @@ impl GroupAction for D4 {
 
     fn affine(&self) -> Option<Affine> {
         Some(Affine::from(*self))
-    }
-}
-
-/// The ten subgroups of [`D4`].
-///
-/// ```
-/// use ser_reg::group::{D4, Subgroup};
-/// assert_eq!(Subgroup::Flips.elements(), [D4::IDENTITY, D4::ROT180, D4::HFLIP, D4::VFLIP]);
-/// assert_eq!(Subgroup::C4.generators(), [D4::ROT90]);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Subgroup {
-    /// The identity alone.
-    Trivial,
-    /// Half turns, C2.
-    C2,
-    /// The flip of columns.
-    HFlip,
-    /// The flip of rows.
-    VFlip,
-    /// The flip at the main diagonal.
-    Transpose,
-    /// The flip at the other diagonal.
-    AntiTranspose,
-    /// Both axis-aligned flips and the half turn: all that keeps every grid.
-    Flips,
-    /// Both diagonal flips and the half turn.
-    DiagonalFlips,
-    /// Quarter turns, C4.
-    C4,
-    /// The whole group, order 8.
-    #[default]
-    D4,
-}
-
-impl Subgroup {
-    /// All ten subgroups, by order.
-    pub const ALL: [Self; 10] = [
-        Self::Trivial,
-        Self::C2,
-        Self::HFlip,
-        Self::VFlip,
-        Self::Transpose,
-        Self::AntiTranspose,
-        Self::Flips,
-        Self::DiagonalFlips,
-        Self::C4,
-        Self::D4,
-    ];
-
-    /// The elements, by index; the identity first.
-    pub const fn elements(self) -> &'static [D4] {
-        match self {
-            Self::Trivial => &[D4::IDENTITY],
-            Self::C2 => &[D4::IDENTITY, D4::ROT180],
-            Self::HFlip => &[D4::IDENTITY, D4::HFLIP],
-            Self::VFlip => &[D4::IDENTITY, D4::VFLIP],
-            Self::Transpose => &[D4::IDENTITY, D4::TRANSPOSE],
-            Self::AntiTranspose => &[D4::IDENTITY, D4::ANTI_TRANSPOSE],
-            Self::Flips => &[D4::IDENTITY, D4::ROT180, D4::HFLIP, D4::VFLIP],
-            Self::DiagonalFlips => &[D4::IDENTITY, D4::ROT180, D4::TRANSPOSE, D4::ANTI_TRANSPOSE],
-            Self::C4 => &[D4::IDENTITY, D4::ROT90, D4::ROT180, D4::ROT270],
-            Self::D4 => &D4::ALL,
-        }
-    }
-
-    /// Elements whose products are the whole subgroup; none for the trivial one.
-    pub const fn generators(self) -> &'static [D4] {
-        match self {
-            Self::Trivial => &[],
-            Self::C2 => &[D4::ROT180],
-            Self::HFlip => &[D4::HFLIP],
-            Self::VFlip => &[D4::VFLIP],
-            Self::Transpose => &[D4::TRANSPOSE],
-            Self::AntiTranspose => &[D4::ANTI_TRANSPOSE],
-            Self::Flips => &[D4::HFLIP, D4::VFLIP],
-            Self::DiagonalFlips => &[D4::TRANSPOSE, D4::ANTI_TRANSPOSE],
-            Self::C4 => &[D4::ROT90],
-            Self::D4 => &D4::GENERATORS,
-        }
-    }
-
-    /// Number of elements.
-    pub const fn order(self) -> usize {
-        self.elements().len()
     }
 }

@@ -1,12 +1,12 @@
-//! The product of all groups: any chain of turns, flips, scales, crops and affine maps.
+//! The group that turns, flips, scales, crops and affine maps generate together.
 
 use super::{Affine, D4, GroupAction, Point, Scale, Window};
-use crate::{Error, Result, TokenGrid};
+use crate::{Result, TokenGrid};
 
 /// An element of the group that turns, flips, scales, crops and affine maps generate together.
 ///
-/// It is an affine map of the plane together with what happens to the grid: rows and columns change places or not, then
-/// are multiplied by a zoom. A chain of D4 elements stays exact; other chains round in `f64`.
+/// It consists of an affine map of the plane and its effect on the grid: rows and columns are swapped
+/// or not, then multiplied by a zoom. A chain of D4 elements stays exact; other chains round in `f64`.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{D4, Element, GroupAction, Scale, Window}};
@@ -26,17 +26,17 @@ pub struct Element {
 }
 
 impl Element {
-    /// `next ∘ self`: `next` acts after this one.
+    /// The product `next ∘ self`: `next` acts after this element.
     pub fn then(&self, next: impl Into<Element>) -> Self {
         next.into().compose(self)
     }
 
-    /// What the sides of the grid are multiplied by, `[rows, columns]` of the result.
+    /// The factors `[rows, columns]` of the sides of the resulting grid.
     pub(crate) fn zoom(&self) -> [f64; 2] {
         self.zoom
     }
 
-    /// The D4 element that this is, if it is one to the bit.
+    /// The D4 element that equals this element to the bit; `None` if there is none.
     pub fn as_d4(&self) -> Option<D4> {
         self.map
             .as_d4()
@@ -115,24 +115,11 @@ impl GroupAction for Element {
     }
 
     fn out_grid(&self, grid: TokenGrid) -> Result<TokenGrid> {
-        zoom_grid(self.zoom, if self.swap { grid.transposed() } else { grid })
+        let grid = if self.swap { grid.transposed() } else { grid };
+        grid.zoomed(self.zoom)
     }
 
     fn affine(&self) -> Option<Affine> {
         Some(self.map)
     }
-}
-
-/// The grid with its sides multiplied by `zoom` and rounded to whole cells.
-pub(super) fn zoom_grid(zoom: [f64; 2], grid: TokenGrid) -> Result<TokenGrid> {
-    let side = |n: usize, z: f64| (n as f64 * z).round();
-    let (rows, cols) = (side(grid.rows(), zoom[0]), side(grid.cols(), zoom[1]));
-    if !(rows >= 1.0 && cols >= 1.0 && rows * cols < u32::MAX as f64) {
-        return Err(Error::input(
-            "out_grid",
-            "a scale or crop that leaves at least one row and one column, and fewer than 2^32 cells",
-            format!("{grid} cells times {zoom:?}"),
-        ));
-    }
-    TokenGrid::new(rows as usize, cols as usize)
 }

@@ -1,16 +1,16 @@
-//! Representations on channels, without tensors: how the fibre over a point changes when the grid turns.
+//! Representations of D4 on channels, without tensors.
 
-use super::{Affine, D4, GroupAction, Subgroup};
+use super::{D4, GroupAction, Subgroup};
 use crate::{Error, Result};
 
 /// How a block of channels changes when the grid turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Representation {
-    /// One channel that stays as it is.
+    /// One channel that does not change.
     #[default]
     Trivial,
-    /// One channel per element of the group, in the order of [`Subgroup::elements`]; the element `g` carries channel `h`
-    /// to channel `g∘h`. The channels of a group convolution are blocks of these.
+    /// One channel per element of the group, in the order of [`Subgroup::elements`]. The element `g`
+    /// moves channel `h` to channel `g∘h`. Group convolutions produce such blocks.
     Regular(Subgroup),
 }
 
@@ -23,7 +23,7 @@ impl Representation {
         }
     }
 
-    /// For every channel of the turned block the channel that it comes from: `h` comes from `g⁻¹∘h`.
+    /// For every channel of the turned block, its source channel: `h` comes from `g⁻¹∘h`.
     ///
     /// # Errors
     /// If `g` is not in the group of a regular representation.
@@ -51,18 +51,18 @@ impl Representation {
     }
 }
 
-/// What a map's channels are: blocks of representations, one after another.
+/// The type of a map's channels: a direct sum of representations.
 ///
-/// The fibre over a position of the grid is its vector of channels. A *field* says how the fibre changes when the grid
-/// turns: `(g·F)(p) = ρ(g) F(g⁻¹p)`, with `ρ` the direct sum of the blocks' representations. With only trivial blocks the
-/// channels are left alone.
+/// The fibre over a position of the grid is its vector of channels. The type defines how the fibre
+/// changes when the grid turns: `(g·F)(p) = ρ(g) F(g⁻¹p)`, with `ρ` the direct sum of the blocks'
+/// representations. Trivial blocks do not change.
 ///
 /// ```
 /// use ser_reg::group::{D4, FieldType, Subgroup};
-/// // 16 channels that stay as they are, then 4 blocks of the regular representation of D4
+/// // 16 trivial channels, then 4 blocks of the regular representation of D4
 /// let field = FieldType::trivial(16).and(FieldType::regular(Subgroup::D4, 4 * 8)?);
 /// assert_eq!(field.channels(), 48);
-/// // under a quarter turn the channel of the identity goes to the channel of the quarter turn
+/// // a quarter turn moves the channel of the identity to the channel of the quarter turn
 /// let source = field.source_indices(D4::ROT90)?;
 /// assert_eq!((source[15], source[16 + D4::ROT90.index()]), (15, 16));
 /// # Ok::<(), ser_reg::Error>(())
@@ -74,13 +74,13 @@ pub struct FieldType {
 }
 
 impl FieldType {
-    /// `channels` channels that stay as they are.
+    /// `channels` channels that do not change.
     pub fn trivial(channels: usize) -> Self {
         Self::of(Representation::Trivial, channels)
     }
 
-    /// `channels` channels that are blocks of the regular representation of `group`: the elements of the group vary
-    /// fastest.
+    /// `channels` channels in blocks of the regular representation of `group`. The elements of the
+    /// group vary fastest.
     ///
     /// # Errors
     /// If the order of the group does not divide the number of channels.
@@ -107,11 +107,13 @@ impl FieldType {
         Self { parts }
     }
 
-    /// The direct sum: the channels of `self`, then those of `next`.
+    /// The direct sum: the channels of `self`, then the channels of `next`.
     pub fn and(mut self, next: Self) -> Self {
         for (representation, blocks) in next.parts {
             match self.parts.last_mut() {
-                Some((last, count)) if *last == representation => *count += blocks,
+                Some((last, count)) if *last == representation => {
+                    *count = count.saturating_add(blocks);
+                }
                 _ => self.parts.push((representation, blocks)),
             }
         }
@@ -125,22 +127,33 @@ impl FieldType {
 
     /// Number of channels.
     pub fn channels(&self) -> usize {
-        self.parts.iter().map(|(r, blocks)| r.size() * blocks).sum()
+        let channels = |(r, blocks): &(Representation, usize)| r.size().saturating_mul(*blocks);
+        let parts = self.parts.iter().map(channels);
+        parts.fold(0, usize::saturating_add)
     }
 
-    /// Whether every channel stays as it is, whatever the element.
+    /// Whether no element changes any channel.
     pub fn is_trivial(&self) -> bool {
         self.parts
             .iter()
             .all(|(r, _)| *r == Representation::Trivial)
     }
 
-    /// For every channel of the turned fibre the channel that it comes from.
+    /// For every channel of the turned fibre, its source channel.
     ///
     /// # Errors
-    /// If `g` is not in the group of one of the regular representations.
+    /// If `g` is not in the group of every regular representation, or there are more than 2^32
+    /// channels.
     pub fn source_indices(&self, g: D4) -> Result<Vec<u32>> {
-        let mut indices = Vec::with_capacity(self.channels());
+        let channels = self.channels();
+        if channels > u32::MAX as usize {
+            return Err(Error::input(
+                "FieldType::source_indices",
+                "fewer than 2^32 channels",
+                channels,
+            ));
+        }
+        let mut indices = Vec::with_capacity(channels);
         for &(representation, blocks) in &self.parts {
             let block = representation.source_indices(g)?;
             for _ in 0..blocks {
@@ -150,21 +163,4 @@ impl FieldType {
         }
         Ok(indices)
     }
-}
-
-/// Entries of a normalized linear part below this are rounding.
-const ZERO: f64 = 1e-12;
-
-/// The D4 element `g` of a map `p ↦ S·g·p + b` with `S` diagonal and positive: what is left of it without its scale and
-/// its shift. `None` if the map is no such map, as a turn by 30° or a shear.
-pub(super) fn d4_part(map: &Affine) -> Option<D4> {
-    let (a, _) = map.source_map();
-    let scale = a.iter().flatten().fold(0.0f64, |m, v| m.max(v.abs()));
-    D4::ALL.into_iter().find(|turn| {
-        // The columns of the inverse map, turned: a positive diagonal if this is the turn.
-        let forward = |v| turn.inverse().source_centered(v);
-        let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
-        let off = u[1].abs().max(v[0].abs());
-        u[0] > 0.0 && v[1] > 0.0 && off <= ZERO * scale
-    })
 }

@@ -1,7 +1,7 @@
 //! Group elements, without tensors: exact or `f64` algebra on points of the plane.
 //!
-//! The image covers the unit square, y down, x right; a [`Point`] is `(y, x)`. An element `g` moves points, and acts on
-//! images from the left: `(g·x)(p) = x(g⁻¹ p)`, so `act(a, act(b, x)) = act(a∘b, x)`.
+//! The image covers the unit square, y down, x right; a [`Point`] is `(y, x)`. An element `g` moves
+//! points, and acts on images from the left: `(g·x)(p) = x(g⁻¹ p)`.
 //!
 //! | type | what it is | on the plane |
 //! |---|---|---|
@@ -20,14 +20,16 @@ mod element;
 mod field;
 mod roll;
 mod scale;
+mod subgroup;
 mod window;
 
 pub use affine::Affine;
-pub use d4::{D4, Subgroup};
+pub use d4::D4;
 pub use element::Element;
 pub use field::{FieldType, Representation};
 pub use roll::Roll;
 pub use scale::Scale;
+pub use subgroup::Subgroup;
 pub use window::Window;
 
 use crate::{Result, TokenGrid};
@@ -37,9 +39,16 @@ pub type Point = [f64; 2];
 
 /// An element of a group that acts on images and token maps by moving points of the plane.
 ///
-/// An element is a plain value: equal ones share what was built for one of them. Four methods say what the element is;
-/// everything else (tokens, images, gradients, masks, per-sample batches, the law suite of `ser_reg::testing`) follows
-/// from them. A transformation of one's own takes about twenty lines:
+/// - It is a left action: `act(a, act(b, x)) = act(a.compose(&b), x)`.
+/// - `a.compose(&b)` is `a ∘ b`: `b` acts first. [`Element::then`] has the opposite order:
+///   `b.then(a)` is `a ∘ b`.
+///
+/// Four methods define an element. Tokens, images, gradients, masks, per-sample batches and the law
+/// suite `ser_reg::testing` follow from them. Equal elements of one call share one operator, so
+/// `PartialEq` must compare everything that [`source`](Self::source) uses.
+///
+/// The laws cannot see a reversed direction: with [`source`](Self::source) inverted, a commutative
+/// group still satisfies all of them. Assert one known result as well, as this example does:
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -68,13 +77,19 @@ pub type Point = [f64; 2];
 /// let tokens = Tensor::new(&[[[0f32], [1.], [2.], [3.]]], &Device::Cpu)?;
 /// let shifted = GridOperator::new(&[Roll(0.25)], grid, &Resample::default())?.apply(&tokens)?;
 /// assert_eq!(shifted.flatten_all()?.to_vec1::<f32>()?, [3., 0., 1., 2.]);
+///
+/// // Images `(B, C, H, W)` are moved by an operator on the grid of their pixels.
+/// let images = Tensor::rand(0f32, 1., (2, 3, 16, 64), &Device::Cpu)?;
+/// let pixels = TokenGrid::new(16, 64)?;
+/// let moved = GridOperator::new(&[Roll(0.25), Roll(0.5)], pixels, &Resample::default())?;
+/// assert_eq!(moved.apply(&images)?.dims(), [2, 3, 16, 64]);
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
-pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
+pub trait GroupAction: Clone + PartialEq + std::fmt::Debug {
     /// The neutral element.
     fn identity() -> Self;
 
-    /// `self ∘ first`: `first` acts first.
+    /// The product `self ∘ first`: `first` acts first.
     fn compose(&self, first: &Self) -> Self;
 
     /// The element that undoes this one.
@@ -83,16 +98,17 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
     /// Where the point `p` of the result comes from: `g⁻¹ p`.
     fn source(&self, p: Point) -> Point;
 
-    /// `to ∘ from⁻¹`: carries the view `from·x` into the frame of the view `to·x`.
+    /// `to ∘ from⁻¹`: it carries the view `from·x` into the frame of the view `to·x`.
     fn relative(from: &Self, to: &Self) -> Self {
         to.compose(&from.inverse())
     }
 
-    /// The D4 element of the linear part, without scales and shifts: what acts on the channels of a [`FieldType`]. `None` if
-    /// there is none, as for a turn by 30° or a shear.
+    /// The D4 element of the linear part, without scales and shifts. It acts on the channels of a
+    /// [`FieldType`]. `None` if there is none, for example for a turn by 30° or a shear.
     ///
-    /// It is a homomorphism: the part of `a∘b` is the part of `a` after that of `b`. An action that is no affine map and
-    /// is used with a field says here what it does to the axes (a cyclic shift: nothing, [`D4::IDENTITY`]).
+    /// It must be a homomorphism: `(a∘b).d4_part() = a.d4_part() ∘ b.d4_part()`. An action that is
+    /// not affine but is used with a field returns here what it does to the axes. A cyclic shift
+    /// returns [`D4::IDENTITY`].
     ///
     /// ```
     /// use ser_reg::group::{Affine, D4, Element, GroupAction, Scale, Window};
@@ -102,11 +118,11 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
     /// # Ok::<(), ser_reg::Error>(())
     /// ```
     fn d4_part(&self) -> Option<D4> {
-        field::d4_part(&self.affine()?)
+        D4::part_of(&self.affine()?)
     }
 
-    /// The grid on which the result of acting on `grid` is naturally sampled; the same grid unless an element says
-    /// otherwise (a quarter turn swaps rows and columns, a scale changes their number).
+    /// The grid on which the result of acting on `grid` is sampled. The default is `grid`. A quarter
+    /// turn swaps rows and columns; a scale changes their number.
     ///
     /// # Errors
     /// If the result would have no cell, or too many.
@@ -114,8 +130,8 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug + Send + 'static {
         Ok(grid)
     }
 
-    /// The affine map by which this element moves points, if it is one: its operators are then permutations or
-    /// separable where the map allows, instead of general sparse ones.
+    /// The affine map by which this element moves points, if it is one. Operators of affine elements
+    /// are permutations or separable where the map allows; others are sparse.
     fn affine(&self) -> Option<Affine> {
         None
     }

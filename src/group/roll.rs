@@ -3,12 +3,13 @@
 use super::{D4, GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
-/// A cyclic translation: what leaves the image on one side comes in on the other, as with `torch.roll`.
+/// A cyclic translation, like `torch.roll`: content that leaves the image on one side enters on the
+/// other.
 ///
-/// The plane is a torus here, so every cell has a preimage. By whole cells it is a permutation; by fractions it is a
-/// resampling that wants [`Padding::Periodic`](crate::Padding::Periodic), and with
-/// [`Filter::Fourier`](crate::Filter::Fourier) translations then compose exactly on band-limited maps. What leaves the image
-/// for good is [`Affine::translation`](super::Affine::translation).
+/// The plane is a torus, so every cell has a preimage. A shift by whole cells is a permutation. A
+/// shift by fractions is a resampling and needs [`Padding::Periodic`](crate::Padding::Periodic). With
+/// [`Filter::Fourier`](crate::Filter::Fourier) translations compose exactly on band-limited maps. The
+/// translation without wrapping is [`Affine::translation`](super::Affine::translation).
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -65,11 +66,6 @@ impl Roll {
     pub fn from_cells(dy: i64, dx: i64, grid: TokenGrid) -> Result<Self> {
         let part = |d: i64, n: usize| d.rem_euclid(n as i64) as f64 / n as f64;
         Self::new(part(dy, grid.rows()), part(dx, grid.cols()))
-    }
-
-    /// The shift `[dy, dx]`, each within `[0, 1)`.
-    pub fn shift(&self) -> [f64; 2] {
-        self.shift
     }
 }
 

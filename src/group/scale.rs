@@ -1,10 +1,10 @@
 //! Resizing.
 
-use super::{Affine, GroupAction, Point, element::zoom_grid};
+use super::{Affine, GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
-/// Resizing by `(sy, sx)`: every point of the unit square stays, the grid changes from `(rows, cols)` to
-/// `(round(sy·rows), round(sx·cols))`.
+/// Resizing by `(sy, sx)`: points of the unit square do not move, and the grid changes from
+/// `(rows, cols)` to `(round(sy·rows), round(sx·cols))`.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{GroupAction, Scale}};
@@ -42,7 +42,7 @@ impl Scale {
     }
 
     /// The factors `[sy, sx]`.
-    pub fn factors(&self) -> [f64; 2] {
+    pub(super) fn factors(&self) -> [f64; 2] {
         [self.sy, self.sx]
     }
 }
@@ -71,7 +71,7 @@ impl GroupAction for Scale {
     }
 
     fn out_grid(&self, grid: TokenGrid) -> Result<TokenGrid> {
-        zoom_grid([self.sy, self.sx], grid)
+        grid.zoomed([self.sy, self.sx])
     }
 
     fn affine(&self) -> Option<Affine> {

@@ -1,13 +1,13 @@
 //! Crops.
 
-use super::{Affine, GroupAction, Point, element::zoom_grid};
+use super::{Affine, GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
 /// A crop: the view is the window `[top, top + height] × [left, left + width]` of the source, in units of its side.
 ///
-/// The grid shrinks with the window (cropping alone resamples nothing where the window lies on whole cells); compose
-/// with [`Scale`](super::Scale) to resize the crop. A window may reach beyond the source. Its inverse puts the window
-/// back where it was: what lay outside is lost, and the operator's mask says so.
+/// The grid shrinks with the window, so a crop of whole cells resamples nothing. Compose with
+/// [`Scale`](super::Scale) to resize the crop. A window may reach beyond the source. Its inverse puts
+/// the window back; cells outside of it are lost, and the operator's mask marks them.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{GroupAction, Window}};
@@ -67,14 +67,22 @@ impl Window {
         )
     }
 
-    /// The upper left corner `(y, x)`.
-    pub fn origin(&self) -> Point {
-        self.origin
-    }
-
     /// The sides `[height, width]`.
-    pub fn size(&self) -> [f64; 2] {
+    pub(super) fn size(&self) -> [f64; 2] {
         self.size
+    }
+}
+
+impl From<Window> for Affine {
+    fn from(w: Window) -> Self {
+        let map = |w: Window| {
+            let ([y, x], [h, l]) = (w.origin, w.size);
+            (
+                [[h, 0.0], [0.0, l]],
+                [y + (h - 1.0) / 2.0, x + (l - 1.0) / 2.0],
+            )
+        };
+        Affine::from_pair(map(w.inverse()), map(w))
     }
 }
 
@@ -111,7 +119,7 @@ impl GroupAction for Window {
     }
 
     fn out_grid(&self, grid: TokenGrid) -> Result<TokenGrid> {
-        zoom_grid(self.size, grid)
+        grid.zoomed(self.size)
     }
 
     fn affine(&self) -> Option<Affine> {

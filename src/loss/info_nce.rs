@@ -2,8 +2,8 @@
 
 use candle_core::Tensor;
 
-use super::contrast::{self, Roles, Sets, Task, Twin};
-use super::{check_eps, check_pair, check_peer, shares, work_dtype};
+use super::contrast::{self, Engine, Roles, Sets, Task};
+use super::{Contrastive, ContrastiveOutput, check_pair, check_peer, shares, work_dtype};
 use crate::{Error, Result};
 
 /// Tokens (M, D) and the group each belongs to: an anchor sees no candidate of its own group.
@@ -15,54 +15,6 @@ pub struct TokenSet<'a> {
     pub tokens: &'a Tensor,
     /// One label per token, `M` of them.
     pub labels: &'a [u32],
-}
-
-/// The numbers of [`info_nce`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct InfoNce {
-    /// Temperature τ that divides the cosines; finite and above 0.
-    pub temperature: f64,
-    /// Added to the squared norm inside the root of the cosine; finite and at least 0. With 0 a zero token gives NaN.
-    pub eps: f64,
-    /// Bytes of similarities held at a time. Changes memory and speed, not the result beyond rounding.
-    pub block_bytes: usize,
-}
-
-impl Default for InfoNce {
-    /// τ = 0.3, eps = 1e-6, 12 MiB.
-    fn default() -> Self {
-        Self {
-            temperature: 0.3,
-            eps: 1e-6,
-            block_bytes: 12 << 20,
-        }
-    }
-}
-
-impl InfoNce {
-    pub(crate) fn check(&self) -> Result<()> {
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(Error::config(
-                "temperature",
-                "a finite value above 0",
-                self.temperature,
-            ));
-        }
-        if self.block_bytes == 0 {
-            return Err(Error::config("block_bytes", "at least 1 byte", 0));
-        }
-        check_eps("eps", self.eps)
-    }
-}
-
-/// What a contrastive loss returns: two scalars, f32 (f64 for f64 tokens).
-#[derive(Clone, Debug)]
-pub struct ContrastiveOutput {
-    /// The loss, differentiable once with respect to every token set.
-    pub loss: Tensor,
-    /// Share of anchors whose positive is more similar than every negative by more than rounding, weighted as the loss;
-    /// detached. 0 where all tokens are equal.
-    pub accuracy: Tensor,
 }
 
 /// InfoNCE: each anchor against its positive and against the candidates of other groups.
@@ -83,13 +35,13 @@ pub struct ContrastiveOutput {
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
-/// use ser_reg::loss::{InfoNce, TokenSet, info_nce};
+/// use ser_reg::loss::{Contrastive, TokenSet, info_nce};
 /// let q = Var::randn(0f32, 1., (6, 8), &Device::Cpu)?; // 3 images of 2 tokens
 /// let k = Tensor::randn(0f32, 1., (6, 8), &Device::Cpu)?;
 /// let images = [0, 0, 1, 1, 2, 2];
 /// let anchors = TokenSet { tokens: &q, labels: &images };
 /// let keys = TokenSet { tokens: &k, labels: &images };
-/// let out = info_nce(anchors, &k, &[keys], None, &InfoNce::default())?;
+/// let out = info_nce(anchors, &k, &[keys], None, &Contrastive::default())?;
 /// assert!(out.loss.backward()?.get(&q).is_some());
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
@@ -103,7 +55,7 @@ pub fn info_nce(
     positives: &Tensor,
     candidates: &[TokenSet],
     weights: Option<&[f32]>,
-    config: &InfoNce,
+    config: &Contrastive,
 ) -> Result<ContrastiveOutput> {
     let op = "info_nce";
     config.check()?;
@@ -127,8 +79,8 @@ pub fn info_nce(
             .collect(),
     };
     let dtype = work_dtype(op, anchors.tokens)?;
-    let twin = Twin::of(anchors.tokens);
-    contrast::run(twin, sets, &Task::Directed(roles), &shares, config, dtype)
+    let engine = Engine::of(anchors.tokens);
+    contrast::run(engine, sets, &Task::Directed(roles), &shares, config, dtype)
 }
 
 fn check_set(op: &'static str, set: TokenSet, like: &Tensor) -> Result<()> {

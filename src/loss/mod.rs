@@ -12,19 +12,22 @@
 //! and a finite gradient. No function reduces over processes: tokens gathered elsewhere go in as plain tensors.
 
 mod contrast;
+mod contrastive;
 mod info_nce;
 mod nt_xent;
 mod regression;
 
-pub use info_nce::{ContrastiveOutput, InfoNce, TokenSet, info_nce};
+pub use contrastive::{Contrastive, ContrastiveOutput, Negatives, SameImage};
+pub use info_nce::{TokenSet, info_nce};
 #[doc(hidden)]
 pub use nt_xent::nt_xent_portable;
-pub use nt_xent::{Negatives, NtXent, SameImage, nt_xent, nt_xent_ragged};
+pub(crate) use nt_xent::pairs;
+pub use nt_xent::{nt_xent, nt_xent_ragged, nt_xent_symmetric};
 pub use regression::{cosine, l1, mse, normalized_mse, smooth_l1};
 
 use candle_core::{DType, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, check};
 
 /// The type a loss is computed in: f64 for f64, f32 for the other floating point types.
 pub(crate) fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
@@ -80,31 +83,10 @@ fn shares(op: &'static str, weights: Option<&[f32]>, tokens: usize) -> Result<Ve
     let Some(weights) = weights else {
         return Ok(vec![1.0 / tokens as f64; tokens]);
     };
-    if weights.len() != tokens {
-        return Err(Error::input(
-            op,
-            format!("one weight per token, {tokens}"),
-            weights.len(),
-        ));
-    }
-    if let Some(w) = weights.iter().find(|w| !w.is_finite() || **w < 0.0) {
-        return Err(Error::input(op, "finite weights of at least 0", w));
-    }
+    check::weights(op, weights, tokens, "token")?;
     let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     if total == 0.0 {
         return Err(Error::input(op, "at least one weight above 0", "all 0"));
     }
     Ok(weights.iter().map(|&w| f64::from(w) / total).collect())
-}
-
-/// That the square-root guard of a norm is usable.
-pub(crate) fn check_eps(field: &'static str, eps: f64) -> Result<()> {
-    if eps.is_finite() && eps >= 0.0 {
-        return Ok(());
-    }
-    Err(Error::config(
-        field,
-        "a finite value of at least 0 (1e-6 keeps zero tokens finite)",
-        eps,
-    ))
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::{check_eps, check_pair, shares, work_dtype};
-use crate::{Error, Result};
+use super::{check_pair, shares, work_dtype};
+use crate::{Error, Result, check};
 
 /// Mean of `per_token` over `a` and `b`, (…, D) each, with one weight per token.
 fn over_tokens(
@@ -66,7 +66,7 @@ pub fn mse(a: &Tensor, b: &Tensor, weights: Option<&[f32]>) -> Result<Tensor> {
 /// # Errors
 /// See above.
 pub fn normalized_mse(a: &Tensor, b: &Tensor, eps: f64, weights: Option<&[f32]>) -> Result<Tensor> {
-    check_eps("eps", eps)?;
+    check::not_negative("eps", eps)?;
     over_tokens("normalized_mse", a, b, weights, |a, b| {
         Ok((unit(a, eps)? - unit(b, eps)?)?.sqr()?.sum(D::Minus1)?)
     })
@@ -80,7 +80,7 @@ pub fn normalized_mse(a: &Tensor, b: &Tensor, eps: f64, weights: Option<&[f32]>)
 /// # Errors
 /// See above.
 pub fn cosine(a: &Tensor, b: &Tensor, eps: f64, weights: Option<&[f32]>) -> Result<Tensor> {
-    check_eps("eps", eps)?;
+    check::not_negative("eps", eps)?;
     over_tokens("cosine", a, b, weights, |a, b| {
         let cos = (unit(a, eps)? * unit(b, eps)?)?.sum(D::Minus1)?;
         Ok((1.0 - cos)?)
@@ -111,9 +111,7 @@ pub fn l1(a: &Tensor, b: &Tensor, weights: Option<&[f32]>) -> Result<Tensor> {
 /// # Errors
 /// See above.
 pub fn smooth_l1(a: &Tensor, b: &Tensor, beta: f64, weights: Option<&[f32]>) -> Result<Tensor> {
-    if !(beta.is_finite() && beta > 0.0) {
-        return Err(Error::config("beta", "a finite value above 0", beta));
-    }
+    check::positive("beta", beta)?;
     over_tokens("smooth_l1", a, b, weights, |a, b| {
         let d = abs(&(a - b)?)?;
         // q is the part of |d| inside the parabola: q²/(2β) + (|d| − q) is either branch.

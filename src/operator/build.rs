@@ -1,9 +1,10 @@
 //! From group elements to the steps of an operator.
 
 use super::{
+    chain::Chain,
     filter::{Filter, Footprint, Resample, SNAP},
     permutation::Permutation,
-    step::{Chain, Step},
+    step::Step,
     taps::Taps,
 };
 use crate::{
@@ -17,7 +18,8 @@ const ZERO: f64 = 1e-12;
 /// Steps, and which cells of the target have a preimage (`None`: all).
 type Built = (Vec<Step>, Option<Vec<bool>>);
 
-/// The steps by which `g` acts from `from` onto `to`, and which cells of `to` have a preimage (`None`: all).
+/// The steps by which `g` acts from `from` onto `to`, and which cells of `to` have a preimage
+/// (`None`: all).
 pub(super) fn chain<G: GroupAction>(
     g: &G,
     from: TokenGrid,
@@ -64,13 +66,13 @@ fn fits<G: GroupAction>(resample: &Resample, g: &G, keeps_period: bool) -> Resul
     }
     Err(Error::input(
         "GridOperator",
-        "turns, flips, scales of the whole image or shifts with Filter::Fourier, which keep the period of the map (for \
-         crops, zooms, rotations and shears take Filter::Bicubic)",
+        "turns, flips, scales of the whole image or shifts with Filter::Fourier, which keep the \
+         period of the map (for crops, zooms, rotations and shears take Filter::Bicubic)",
         format!("{g:?}"),
     ))
 }
 
-/// Where the center of every cell of a grid comes from.
+/// The sources of the centers of all cells of a grid.
 struct Sources {
     grid: TokenGrid,
     points: Vec<Point>,
@@ -85,7 +87,7 @@ impl Sources {
         }
     }
 
-    /// The sources of rows and of columns, if rows come from rows and columns from columns.
+    /// The sources of rows and of columns, if rows come from rows and columns come from columns.
     fn axes(&self) -> Option<[Vec<f64>; 2]> {
         let cols = self.grid.cols();
         let first = self.points.get(..cols)?;
@@ -103,7 +105,7 @@ impl Sources {
     }
 }
 
-/// Whether cells come from as many equal steps around one period.
+/// Whether the sources are equally spaced over exactly one period.
 fn keeps_period(axis: &[f64]) -> bool {
     let Some(first) = axis.first() else {
         return false;
@@ -115,7 +117,7 @@ fn keeps_period(axis: &[f64]) -> bool {
     })
 }
 
-/// A map that is not affine but sends rows to rows and columns to columns, a cyclic shift say.
+/// A map that is not affine but sends rows to rows and columns to columns, for example a cyclic shift.
 fn separable(axes: [Vec<f64>; 2], from: TokenGrid, resample: &Resample) -> Built {
     let footprints = |axis: &[f64], n: usize| {
         let width = match resample.filter {
@@ -144,14 +146,15 @@ fn separable(axes: [Vec<f64>; 2], from: TokenGrid, resample: &Resample) -> Built
     (step.into_iter().collect(), Some(valid))
 }
 
-/// Cells whose row and column count.
+/// Cells of which both the row and the column are marked.
 fn outer(rows: &[bool], cols: &[bool]) -> Vec<bool> {
     let row = |&r: &bool| cols.iter().map(move |&c| r && c);
     rows.iter().flat_map(row).collect()
 }
 
-/// A map that sends rows and columns to rows and columns: a D4 element, then a positive scale and shift per axis,
-/// `s ↦ zoom·s + shift` from the result to the turned source, in units of the side and relative to the center.
+/// A map that sends rows and columns to rows and columns: a D4 element, then a positive scale and
+/// shift per axis. `s ↦ zoom·s + shift` leads from the result to the turned source, in units of the
+/// side and relative to the center.
 struct AxisAligned {
     turn: D4,
     zoom: [f64; 2],
@@ -161,7 +164,7 @@ struct AxisAligned {
 fn axis_aligned(map: &Affine) -> Option<AxisAligned> {
     let turn = map.d4_part()?;
     let (a, b) = map.source_map();
-    // turned source = turn(source): the columns of `a`, and `b`, through the forward map of `turn`
+    // The turned source is turn(source): the forward map of `turn` acts on the columns of `a` and on `b`.
     let forward = |v| turn.inverse().source_centered(v);
     let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
     Some(AxisAligned {
@@ -214,7 +217,7 @@ impl AxisAligned {
     }
 }
 
-/// Any other map: sampled at the center of every cell.
+/// Any other map, sampled at the center of every cell.
 fn sparse(
     sources: &Sources,
     affine: Option<Affine>,
@@ -223,7 +226,7 @@ fn sparse(
     resample: &Resample,
 ) -> Built {
     let (h, w) = (from.rows() as f64, from.cols() as f64);
-    // The extent of a target cell along the axes of the source, where the map is known to be affine.
+    // The extent of a target cell along the axes of the source, if the map is affine.
     let [height, width] = match affine {
         Some(map) if resample.filter != Filter::Nearest => {
             let (a, _) = map.source_map();

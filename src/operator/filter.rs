@@ -7,38 +7,46 @@ use crate::{Error, Result};
 
 /// How values between cells are interpolated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Filter {
-    /// One cell. On axis-aligned maps the one that holds the upper left corner of the target cell, as PyTorch's
-    /// `nearest` does; on others the one that holds its center.
+    /// One cell. On axis-aligned maps it is the cell of the target cell's upper left corner, like
+    /// PyTorch's `nearest`; on other maps it is the cell of the target cell's center.
     Nearest,
     /// Two taps per axis, a triangle of half-width one.
     Bilinear,
-    /// Four taps per axis, Keys' cubic with `a = −0.75`, as PyTorch and the authors of SER do.
+    /// Four taps per axis, Keys' cubic with `a = −0.75`, like PyTorch and the authors of SER.
     #[default]
     Bicubic,
     /// A triangle widened by the reduction, weights normalized to one: PyTorch's `antialias = true`, PIL.
     BilinearAntialias,
     /// Keys' cubic with `a = −0.5` widened by the reduction, weights normalized to one: PyTorch's `antialias = true`.
     BicubicAntialias,
-    /// The mean of all cells that the target cell touches, as PyTorch's `area` and adaptive average pooling do.
+    /// The mean of all cells that the target cell touches, like PyTorch's `area` and adaptive average
+    /// pooling.
     Area,
-    /// Fourier interpolation of the periodic map: its spectrum is cut or filled with zeros, and evaluated at the centers of
-    /// the target cells. On maps band-limited below the smallest grid of a chain, scales and cyclic shifts compose exactly.
+    /// Fourier interpolation of the periodic map: its spectrum is cut or padded with zeros, and
+    /// evaluated at the centers of the target cells. On maps that are band-limited below the smallest
+    /// grid of a chain, scales and cyclic shifts compose exactly.
     ///
-    /// It reads every cell of a line, and is defined for what keeps the period: turns, flips, scales of the whole image,
-    /// shifts. Crops, zooms, rotations and shears are errors, and so is any padding but [`Padding::Periodic`].
+    /// It reads every cell of a line and is defined for elements that keep the period: turns, flips,
+    /// scales of the whole image and shifts. Crops, zooms, rotations and shears are errors, and so is
+    /// any padding but [`Padding::Periodic`].
     ///
-    /// With `n` cells `x_j` at `(j+½)/n` on an axis and `m` cells in the target, `b = min(n, m)`, the value at `p` is
+    /// An axis has `n` cells `x_j` at `(j+½)/n`, the target has `m` cells, and `b = min(n, m)`. The
+    /// value at `p` is
     ///
     /// ```text
     /// y(p) = 1/n Σ_j x_j D(p − (j+½)/n),    D(d) = Σ_{|k| < b/2} cos(2πkd) + c·cos(πbd)
     /// ```
     ///
-    /// where the last term is the Nyquist frequency and exists for even `b` only: `c = 1` (the coefficient split between
-    /// `+b/2` and `−b/2`) if the target has as many cells or more, `c = 2` (both coefficients kept) if it has fewer. So
-    /// enlarging and coming back is the identity on all maps, for even sizes too. A shift by a fraction of a cell damps the
-    /// Nyquist frequency of an even size; all frequencies below it keep their length. The kernel is even and measured
-    /// between centers, so flips and turns commute with it. Scales of an ideal band limit: arXiv 2311.02922.
+    /// The last term is the Nyquist frequency and exists for even `b` only. If the target has at least
+    /// as many cells, `c = 1`: the coefficient is split between `+b/2` and `−b/2`. If it has fewer,
+    /// `c = 2`: both coefficients are kept. So enlarging and shrinking back is the identity on all
+    /// maps, for even sizes too. A shift by a fraction of a cell damps the Nyquist frequency of an
+    /// even size; all lower frequencies keep their amplitude. The kernel is even and measured between
+    /// centers, so flips and turns commute with it. Scaling with an ideal band limit is described in
+    /// [arXiv 2311.02922](https://arxiv.org/abs/2311.02922).
     Fourier,
 }
 
@@ -55,24 +63,28 @@ impl Filter {
     ];
 }
 
-/// What lies beyond the border of the grid.
+/// The values beyond the border of the grid.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Padding {
-    /// Nothing: such taps weigh zero.
+    /// Zeros.
     Zeros,
-    /// The outermost cell, repeated; what `interpolate` does.
+    /// The outermost cell, repeated, like PyTorch's `interpolate`.
     #[default]
     Border,
-    /// The grid mirrored at its border (at −½ and n−½ in cell indices).
+    /// The grid, mirrored at its border (at −½ and n−½ in cell indices).
     Reflection,
-    /// The grid repeated: a torus.
+    /// The grid, repeated: a torus.
     Periodic,
 }
 
-/// Filter and padding together: how an element becomes an operator where it is no permutation.
+/// Filter and padding of operators that resample. Permutations ignore both.
 ///
-/// The default is bicubic with a repeated border, as in the authors' code. From a [`Filter`] alone the padding is
-/// [`Padding::Border`], and [`Padding::Periodic`] for [`Filter::Fourier`], which has no other.
+/// The default is bicubic with a repeated border, like the authors' code. `Resample::from(filter)` has
+/// [`Padding::Border`], and [`Padding::Periodic`] for [`Filter::Fourier`], which needs it.
+///
+/// Views resample pixels and losses resample tokens: each has its setting, and the two may differ.
 ///
 /// ```
 /// use ser_reg::{Filter, Padding, Resample};
@@ -81,10 +93,11 @@ pub enum Padding {
 /// assert_eq!(Resample::from(Filter::Fourier).padding, Padding::Periodic);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Resample {
     /// How values between cells are interpolated.
     pub filter: Filter,
-    /// What lies beyond the border.
+    /// The values beyond the border.
     pub padding: Padding,
 }
 
@@ -100,7 +113,7 @@ impl From<Filter> for Resample {
     }
 }
 
-/// Where a target cell lies on one axis of the source, in cells: cell `i` spans `[i, i + 1]`.
+/// The position of a target cell on one axis of the source, in cells: cell `i` spans `[i, i + 1]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Footprint {
     pub center: f64,
@@ -108,7 +121,8 @@ pub(super) struct Footprint {
     pub width: f64,
 }
 
-/// Distances below this, in cells, are rounding: a target center this close to a source center is that cell.
+/// Distances below this, in cells, are rounding: a target center this close to a source center
+/// coincides with it.
 pub(super) const SNAP: f64 = 1e-9;
 
 impl Footprint {
@@ -157,7 +171,7 @@ impl Resample {
                 tap(i, w);
             }
         };
-        // Far outside nothing but the padding is seen; the clamp keeps indices small and reflects wide windows rightly.
+        // Far outside only the padding is visible. The clamp keeps indices small.
         let center = at.center.clamp(-1e9, 1e9);
         match self.filter {
             Filter::Nearest => put((center - at.width / 2.0 + SNAP).floor() as i64, 1.0),
@@ -185,12 +199,13 @@ impl Resample {
                     put(i, 1.0 / (hi - lo) as f64);
                 }
             }
-            // The period is kept, so the width of a target cell tells how many there are.
+            // The element keeps the period, so the width of a target cell gives their number.
             Filter::Fourier => fourier(center, n, (n as f64 / at.width).round() as usize, put),
         }
     }
 
-    /// The kernel widened to the reduction, cut at the border and normalized; a center beyond the border sees the padding.
+    /// The kernel, widened by the reduction, cut at the border and normalized. A center beyond the
+    /// border reads the padding.
     fn antialias(
         &self,
         center: f64,
@@ -212,7 +227,7 @@ impl Resample {
         let scale = if width <= 1.0 + SNAP { 1.0 } else { width };
         let (lo, hi) = (center - radius * scale + 0.5, center + radius * scale + 0.5);
         let (lo, hi) = match self.padding {
-            // Nothing to cut at: what reaches beyond the border reads the other side.
+            // A torus has no border to cut at.
             Padding::Periodic => (lo.floor() as i64, hi.floor() as i64),
             _ => ((lo as i64).max(0), (hi as i64).min(n as i64)),
         };
@@ -251,13 +266,13 @@ fn snap(s: f64) -> f64 {
 
 /// Fourier interpolation of `n` cells at `center`, in cells, for a target of `m` cells.
 fn fourier(center: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
-    // Between equal or to more cells the kernel is 1 at its own center and 0 at all others.
+    // Without a reduction the kernel is 1 at the center of its cell and 0 at all other centers.
     let (i, t) = split(center);
     if m >= n && t == 0.0 {
         return put(i, 1.0);
     }
     let band = n.min(m);
-    // Frequencies below Nyquist, as the closed form of their sum: sin(π·terms·d) / sin(πd).
+    // The frequencies below Nyquist sum to sin(π·terms·d) / sin(πd).
     let terms = (2 * ((band.max(1) - 1) / 2) + 1) as f64;
     let nyquist = match (band.is_multiple_of(2), m < n) {
         (false, _) => 0.0,

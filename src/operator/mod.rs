@@ -1,16 +1,17 @@
-//! Grid operators: the linear map by which a group element acts on tokens.
+//! Grid operators: the linear maps by which group elements act on tokens.
 //!
 //! ```text
 //! element (algebra)  ->  grid operator (permutation | separable | sparse) + mask  ->  tensor op
 //! ```
 //!
-//! The backward pass of an operator is its adjoint. A batch in which every sample has its own element is one operator
-//! and one application.
+//! The backward pass of an operator is its adjoint. A batch in which every sample has its own
+//! element is one operator and one application.
 
 mod build;
-mod cache;
+mod chain;
 mod cpu;
 mod filter;
+mod memory;
 mod permutation;
 mod portable;
 mod step;
@@ -23,44 +24,25 @@ use candle_core::{DType, Device, Tensor};
 pub use filter::{Filter, Padding, Resample};
 
 use self::{
-    cache::Place,
-    step::{Chain, Memory, Step},
+    chain::{Chain, Chains},
+    memory::Memory,
+    step::Step,
 };
-use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction};
+use crate::{Channels, Error, Layout, Result, TokenGrid, group::GroupAction, storage::is_movable};
 
 /// The most general form among the steps of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OperatorKind {
     /// Cells move and are not mixed: exact, for any type of value.
     Permutation,
-    /// `R · X · Cᵀ`: rows and columns are resampled on their own.
+    /// `R · X · Cᵀ`: rows and columns are resampled separately.
     Separable,
-    /// A few taps of the whole grid for each cell.
+    /// Each output cell reads a few cells of the whole grid.
     Sparse,
 }
 
-/// The operator of one sample; shared between samples of equal elements.
-#[derive(Clone, Debug)]
-struct Sample {
-    chain: Arc<Chain>,
-    /// Which output cells have a preimage; `None`: all.
-    valid: Option<Arc<Vec<bool>>>,
-}
-
-impl Sample {
-    fn new<G: GroupAction>(g: &G, Place { from, to, resample }: Place) -> Result<Self> {
-        let (chain, valid) = build::chain(g, from, to, &resample)?;
-        Ok(Self {
-            chain: Arc::new(chain),
-            valid: valid.map(Arc::new),
-        })
-    }
-
-    /// Memory that it holds, its adjoint's included.
-    fn bytes(&self) -> usize {
-        2 * self.chain.bytes() + self.valid.as_ref().map_or(0, |valid| valid.len())
-    }
-}
+/// Which output cells of a sample have a preimage; `None`: all.
+type Valid = Option<Arc<[bool]>>;
 
 /// A linear map from the tokens of one grid to the tokens of another: one for the whole batch, or one per sample.
 ///
@@ -68,33 +50,40 @@ impl Sample {
 /// use candle_core::{DType, Device, Tensor};
 /// use ser_reg::{GridOperator, Resample, TokenGrid, group::{D4, Element, Scale}};
 /// let grid = TokenGrid::new(6, 4)?;
-/// // every sample has its own element, one application
+/// // one element per sample, one application
 /// let turn = GridOperator::new(&[D4::HFLIP, D4::ROT180], grid, &Resample::default())?;
 /// let tokens = Tensor::rand(0f32, 1., (2, grid.len(), 8), &Device::Cpu)?;
 /// let turned = turn.apply(&tokens)?;
-/// // a permutation's adjoint is its inverse
+/// // the adjoint of a permutation is its inverse
 /// let back = turn.adjoint().apply(&turned)?;
 /// assert_eq!(back.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);
-/// // images take the same operator, built on the grid of pixels
+/// // images need an operator on the grid of their pixels
 /// let image = Tensor::rand(0f32, 1., (2, 3, 6, 4), &Device::Cpu)?;
 /// assert_eq!(turn.apply(&image)?.dims(), [2, 3, 6, 4]);
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct GridOperator {
-    in_grid: TokenGrid,
-    out_grid: TokenGrid,
-    samples: Arc<Vec<Sample>>,
+    chains: Chains,
+    /// One mask per chain.
+    valid: Arc<[Valid]>,
 }
 
+/// How many distinct elements [`GridOperator::between`] compares with the next one. The bound keeps
+/// a batch of distinct elements linear.
+const COMPARED: usize = 16;
+
 impl GridOperator {
-    /// The operator by which `elements` act on `grid`: one element for the whole batch, or one per sample.
+    /// The operator by which `elements` act on `grid`: one element for the whole batch, or one per
+    /// sample.
     ///
-    /// The result is sampled on the elements' own [`out_grid`](GroupAction::out_grid), which must be one for all of them.
+    /// The result is sampled on the [`out_grid`](GroupAction::out_grid) of the elements, which must
+    /// be the same for all of them. Equal elements share one operator.
     ///
     /// # Errors
-    /// If there is no element, the elements lead to different grids (an odd quarter turn among even ones on a
-    /// non-square grid, say), or [`Filter::Fourier`] meets a padding or an element that breaks the period.
+    /// If there is no element, if the elements lead to different grids (for example an odd quarter
+    /// turn among even ones on a non-square grid), or if [`Filter::Fourier`] meets a padding or an
+    /// element that breaks the period.
     pub fn new<G: GroupAction>(
         elements: &[G],
         grid: TokenGrid,
@@ -111,8 +100,8 @@ impl GridOperator {
                 return Err(Error::input(
                     op,
                     format!(
-                        "elements that take the {grid} grid to one grid for all samples (on a non-square grid no odd \
-                         quarter turn among even ones)"
+                        "elements that take the {grid} grid to one grid for all samples (on a \
+                         non-square grid no odd quarter turn among even ones)"
                     ),
                     format!("{to} for sample 0, {other} for sample {i} ({g:?})"),
                 ));
@@ -121,10 +110,12 @@ impl GridOperator {
         Self::between(elements, grid, to, resample)
     }
 
-    /// The operator by which `elements` act from the grid `from`, sampled on the grid `to` whatever their own grids are.
+    /// The operator by which `elements` act from the grid `from`, sampled on the grid `to`. Their
+    /// [`out_grid`](GroupAction::out_grid) is ignored.
     ///
     /// # Errors
-    /// If there is no element, or [`Filter::Fourier`] meets a padding or an element that breaks the period.
+    /// If there is no element, or [`Filter::Fourier`] meets a padding or an element that breaks the
+    /// period.
     pub fn between<G: GroupAction>(
         elements: &[G],
         from: TokenGrid,
@@ -138,52 +129,38 @@ impl GridOperator {
                 "none",
             ));
         }
-        let place = Place {
-            from,
-            to,
-            resample: *resample,
-        };
-        let sample = |g: &G| cache::get(g, place, || Sample::new(g, place));
-        let samples = elements.iter().map(sample).collect::<Result<_>>()?;
+        // Equal elements share one chain, and so one adjoint.
+        let mut built: Vec<(&G, Arc<Chain>, Valid)> = Vec::new();
+        let mut samples = Vec::with_capacity(elements.len());
+        for g in elements {
+            let recent = built.len().saturating_sub(COMPARED)..built.len();
+            let known = recent.rev().find(|&i| built[i].0 == g);
+            samples.push(known.unwrap_or(built.len()));
+            if known.is_none() {
+                let (chain, valid) = build::chain(g, from, to, resample)?;
+                built.push((g, Arc::new(chain), valid.map(Arc::from)));
+            }
+        }
+        let chains = samples.iter().map(|&i| built[i].1.clone());
         Ok(Self {
-            in_grid: from,
-            out_grid: to,
-            samples: Arc::new(samples),
-        })
-    }
-
-    /// The operator of one element, not one that an equal element had, and not kept: laws do not believe in a user's equality.
-    pub(crate) fn anew<G: GroupAction>(
-        g: &G,
-        from: TokenGrid,
-        to: TokenGrid,
-        resample: &Resample,
-    ) -> Result<Self> {
-        let place = Place {
-            from,
-            to,
-            resample: *resample,
-        };
-        Ok(Self {
-            in_grid: from,
-            out_grid: to,
-            samples: Arc::new(vec![Sample::new(g, place)?]),
+            chains: Chains::new(from, to, chains),
+            valid: samples.iter().map(|&i| built[i].2.clone()).collect(),
         })
     }
 
     /// The grid of the tokens that go in.
     pub fn in_grid(&self) -> TokenGrid {
-        self.in_grid
+        self.chains.in_grid
     }
 
     /// The grid of the tokens that come out.
     pub fn out_grid(&self) -> TokenGrid {
-        self.out_grid
+        self.chains.out_grid
     }
 
-    /// How many samples have an operator of their own; 1: one operator for any batch.
+    /// Number of samples with separate operators; 1 for an operator that serves any batch.
     pub fn samples(&self) -> usize {
-        self.samples.len()
+        self.chains.len()
     }
 
     /// The most general form among the steps of all samples.
@@ -193,40 +170,38 @@ impl GridOperator {
             Step::Separable { .. } => OperatorKind::Separable,
             Step::Sparse(_) => OperatorKind::Sparse,
         };
-        let steps = self.samples.iter().flat_map(|s| &s.chain.steps);
+        let steps = self.chains.iter().flat_map(|chain| &chain.steps);
         steps.map(kind).max().unwrap_or(OperatorKind::Permutation)
     }
 
     /// Whether cells only move: the operator is exact, and any type of value can be moved.
     pub fn is_exact(&self) -> bool {
-        self.samples.iter().all(|s| s.chain.is_permutation())
+        self.chains.is_permutation()
     }
 
     /// The adjoint `Aᵀ`, with `⟨A·x, y⟩ = ⟨x, Aᵀ·y⟩`: the backward pass. All its output is valid.
+    ///
+    /// It is computed once per distinct element.
     pub fn adjoint(&self) -> Self {
-        let samples = self.samples.iter().map(|s| Sample {
-            chain: s.chain.adjoint(),
-            valid: None,
-        });
         Self {
-            in_grid: self.out_grid,
-            out_grid: self.in_grid,
-            samples: Arc::new(samples.collect()),
+            chains: self.chains.adjoint(),
+            valid: vec![None; self.samples()].into(),
         }
     }
 
-    /// `self ∘ first`. A cell of the result is valid if this operator finds it valid and reads only cells that `first`
-    /// finds valid.
+    /// `self ∘ first`. A cell of the result is valid if it is valid in `self` and reads only cells
+    /// that are valid in `first`.
     ///
     /// # Errors
-    /// If the grids do not meet, or both are per sample with different numbers of samples.
+    /// If `first` does not end on [`in_grid`](Self::in_grid), or both operators are per sample with
+    /// different numbers of samples.
     pub fn compose(&self, first: &Self) -> Result<Self> {
         let op = "GridOperator::compose";
-        if first.out_grid != self.in_grid {
+        if first.out_grid() != self.in_grid() {
             return Err(Error::input(
                 op,
-                format!("a first operator onto the {} grid", self.in_grid),
-                format!("one onto {}", first.out_grid),
+                format!("a first operator onto the {} grid", self.in_grid()),
+                format!("one onto {}", first.out_grid()),
             ));
         }
         let (a, b) = (self.samples(), first.samples());
@@ -237,47 +212,54 @@ impl GridOperator {
                 format!("one for {b}"),
             ));
         }
-        let samples = (0..a.max(b)).map(|i| {
-            let (next, prev) = (self.sample(i), first.sample(i));
-            let valid = match (&next.valid, &prev.valid) {
-                (own, None) => own.clone(),
-                (own, Some(input)) => {
-                    let mut cells = next.chain.valid(input.to_vec());
-                    if let Some(own) = own {
-                        cells.iter_mut().zip(own.iter()).for_each(|(c, &o)| *c &= o);
-                    }
-                    Some(Arc::new(cells))
-                }
+        let samples = 0..a.max(b);
+        let chains = samples.clone().map(|i| {
+            let chain = self.chains.get(i).after(first.chains.get(i));
+            Arc::new(chain)
+        });
+        let valid = samples.clone().map(|i| {
+            let own = self.valid(i);
+            let Some(input) = first.valid(i) else {
+                return own.map(Arc::from);
             };
-            Sample {
-                chain: Arc::new(next.chain.after(&prev.chain)),
-                valid,
+            let mut cells = self.chains.get(i).valid(input.to_vec());
+            if let Some(own) = own {
+                cells.iter_mut().zip(own).for_each(|(c, &o)| *c &= o);
             }
+            Some(cells.into())
         });
         Ok(Self {
-            in_grid: first.in_grid,
-            out_grid: self.out_grid,
-            samples: Arc::new(samples.collect()),
+            valid: valid.collect(),
+            chains: Chains::new(first.in_grid(), self.out_grid(), chains),
         })
     }
 
     /// Which cells of sample `b` have a preimage, `out_grid().len()` values; `None`: all.
     ///
-    /// A cell counts if its center comes from within the unit square of the source.
+    /// A cell is valid if the source of its center lies within the unit square.
     pub fn valid(&self, b: usize) -> Option<&[bool]> {
-        self.sample(b).valid.as_ref().map(|v| v.as_slice())
+        self.valid[if self.samples() == 1 { 0 } else { b }].as_deref()
     }
 
-    /// The validity mask as a tensor: 1 where a cell has a preimage, else 0; shape `(samples, out_grid().len())`.
-    /// `None` if every cell of every sample is valid.
+    /// Which cells of [`in_grid`](Self::in_grid) the output `cells` of sample `b` read.
+    pub(crate) fn reads(&self, b: usize, cells: &[u32]) -> Vec<bool> {
+        let mut set = vec![false; self.out_grid().len()];
+        for &cell in cells {
+            set[cell as usize] = true;
+        }
+        self.chains.get(b).reads(set)
+    }
+
+    /// The validity mask as a tensor `(samples, out_grid().len())`: 1 where a cell has a preimage,
+    /// else 0. `None` if every cell of every sample is valid.
     ///
     /// # Errors
     /// Those of candle.
     pub fn mask(&self, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
-        if self.samples.iter().all(|s| s.valid.is_none()) {
+        if self.valid.iter().all(Option::is_none) {
             return Ok(None);
         }
-        let n = self.out_grid.len();
+        let n = self.out_grid().len();
         let cells: Vec<u8> = (0..self.samples())
             .flat_map(|b| (0..n).map(move |i| self.valid(b).is_none_or(|v| v[i]) as u8))
             .collect();
@@ -286,17 +268,17 @@ impl GridOperator {
     }
 
     /// Acts on tokens `(B, N, C)` or on a map or image `(B, C, H, W)`, and returns the same kind on
-    /// [`out_grid`](Self::out_grid); differentiable, with the adjoint as its backward pass.
+    /// [`out_grid`](Self::out_grid). It is differentiable; the backward pass is the adjoint.
     ///
-    /// A permutation moves values of any type and keeps them to the bit. Others compute `f16` and `bf16` in `f32`, and
-    /// take no integers.
+    /// A permutation moves values of any type and keeps every bit. Other operators compute `f16` and
+    /// `bf16` in `f32`, and refuse integers. A NaN or an infinity reaches only the cells that read it.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch is empty or does not
-    /// fit the number of samples, or integers would have to be mixed.
+    /// If the rank is neither 3 nor 4, the tokens do not fit [`in_grid`](Self::in_grid), the batch is
+    /// empty or does not fit the number of samples, or cells of integers would be mixed.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let memory = self.check(x)?;
-        if self.samples.iter().all(|s| s.chain.steps.is_empty()) {
+        if self.chains.is_identity() {
             return Ok(x.clone());
         }
         let dtype = x.dtype();
@@ -304,14 +286,13 @@ impl GridOperator {
             return Ok(self.apply(&x.to_dtype(DType::F32)?)?.to_dtype(dtype)?);
         }
         if matches!(x.device(), Device::Cpu) {
-            let operator = self.clone();
-            return Ok(x.contiguous()?.apply_op1(cpu::Apply { operator, memory })?);
+            return Ok(cpu::apply(&self.chains, memory, x)?);
         }
         self.apply_portable(x)
     }
 
-    /// Acts on the output of a layer as `layout` lays it out: prefix tokens (CLS, registers) stay as they are and lead the
-    /// result, `(B, H, W, C)` maps stay channels-last; differentiable.
+    /// Acts on the output of a layer with the given `layout`; differentiable. Prefix tokens (CLS,
+    /// registers) do not change and lead the result. `(B, H, W, C)` maps stay channels-last.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -324,11 +305,11 @@ impl GridOperator {
     /// ```
     ///
     /// # Errors
-    /// As [`apply`](Self::apply), and if the tensor does not fit the layout.
+    /// The errors of [`apply`](Self::apply), and a tensor that does not fit the layout.
     pub fn apply_in(&self, layout: Layout, x: &Tensor) -> Result<Tensor> {
-        let tokens = self.apply(&layout.tokens(x, self.in_grid)?)?;
+        let tokens = self.apply(&layout.tokens(x, self.in_grid())?)?;
         let (b, _, c) = tokens.dims3()?;
-        let (rows, cols) = (self.out_grid.rows(), self.out_grid.cols());
+        let (rows, cols) = (self.out_grid().rows(), self.out_grid().cols());
         Ok(match (x.rank(), layout.channels) {
             (4, Channels::First) => tokens
                 .transpose(1, 2)?
@@ -340,16 +321,17 @@ impl GridOperator {
         })
     }
 
-    /// As [`apply`](Self::apply), out of plain candle ops only: what other devices run, and the oracle of the fused op.
+    /// As [`apply`](Self::apply), made of plain candle ops only. Devices other than the CPU run it,
+    /// and tests compare the fused op with it.
     #[doc(hidden)]
     pub fn apply_portable(&self, x: &Tensor) -> Result<Tensor> {
         Ok(match self.check(x)? {
-            Memory::Tokens(_) => portable::apply(self, x)?,
+            Memory::Tokens(_) => portable::apply(&self.chains, x)?,
             Memory::Planes(_) => {
                 let (b, c, _, _) = x.dims4()?;
                 let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-                let (rows, cols) = (self.out_grid.rows(), self.out_grid.cols());
-                let out = portable::apply(self, &tokens)?;
+                let (rows, cols) = (self.out_grid().rows(), self.out_grid().cols());
+                let out = portable::apply(&self.chains, &tokens)?;
                 out.transpose(1, 2)?
                     .contiguous()?
                     .reshape((b, c, rows, cols))?
@@ -357,25 +339,19 @@ impl GridOperator {
         })
     }
 
-    fn sample(&self, b: usize) -> &Sample {
-        &self.samples[if self.samples.len() == 1 { 0 } else { b }]
-    }
-
-    fn chain(&self, b: usize) -> &Chain {
-        &self.sample(b).chain
-    }
-
     fn check(&self, x: &Tensor) -> Result<Memory> {
         let (op, got) = ("GridOperator::apply", || {
             format!("{:?} {:?}", x.dims(), x.dtype())
         });
-        let (n, rows, cols) = (self.in_grid.len(), self.in_grid.rows(), self.in_grid.cols());
+        let grid = self.in_grid();
+        let (n, rows, cols) = (grid.len(), grid.rows(), grid.cols());
         let memory = match *x.dims() {
             [_, tokens, c] if tokens == n => Memory::Tokens(c),
             [_, c, h, w] if (h, w) == (rows, cols) => Memory::Planes(c),
             _ => {
                 let expected = format!(
-                    "tokens (B, {n}, C) of a {rows}x{cols} grid without prefix tokens, or a map (B, C, {rows}, {cols})"
+                    "tokens (B, {n}, C) of a {rows}x{cols} grid without prefix tokens, or a map \
+                     (B, C, {rows}, {cols})"
                 );
                 return Err(Error::input(op, expected, got()));
             }
@@ -392,11 +368,7 @@ impl GridOperator {
             let expected = format!("a batch of {} samples, one per element", self.samples());
             return Err(Error::input(op, expected, got()));
         }
-        if !(if self.is_exact() {
-            cpu::moves(x.dtype())
-        } else {
-            x.dtype().is_float() && cpu::moves(x.dtype())
-        }) {
+        if !is_movable(x.dtype()) || !(self.is_exact() || x.dtype().is_float()) {
             let expected = if self.is_exact() {
                 "integers, or floats of at least 16 bits"
             } else {

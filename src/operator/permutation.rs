@@ -1,8 +1,8 @@
-//! Cells that move: none is mixed with another, none is read twice.
+//! Permutations of cells: no cell is mixed with another, and no cell is read twice.
 
-use super::{step::Memory, taps::NONE};
+use super::{memory::Memory, taps::NONE};
 
-/// Lines that are turned together: a cache line holds as many `f32`.
+/// Number of lines that are turned together. A cache line holds as many `f32`.
 const BLOCK: usize = 16;
 
 /// `out[i] = in[source[i]]`, and zero where `source` is [`NONE`].
@@ -10,18 +10,19 @@ const BLOCK: usize = 16;
 pub(super) struct Permutation {
     source: Vec<u32>,
     n_in: usize,
-    /// The same, in as few pieces as it takes.
+    /// The same list as runs of equal spacing.
     runs: Vec<Run>,
 }
 
-/// Neighboring output cells whose sources are equally far apart, as those of a line of the grid are under a turn or a flip.
+/// Neighboring output cells whose sources are equally spaced. Turns and flips make one run of each
+/// line of the grid.
 #[derive(Clone, Debug, PartialEq)]
 struct Run {
     /// The source of the first cell, or [`NONE`] for all.
     first: u32,
-    /// From the source of one cell to that of the next; 0 for a single cell.
+    /// Distance between the sources of neighboring cells; 0 for a single cell.
     step: i32,
-    /// Its output cells, `start..end`.
+    /// The output cells are `start..end`.
     start: usize,
     end: usize,
 }
@@ -64,22 +65,17 @@ impl Permutation {
         self.source.len()
     }
 
-    /// Memory that it holds.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&*self.source) + size_of_val(&*self.runs)
-    }
-
     pub fn is_identity(&self) -> bool {
         let mut cells = self.source.iter().zip(0u32..);
         self.n_in == self.n_out() && cells.all(|(&j, i)| j == i)
     }
 
-    /// Each cell back to where it came from.
+    /// Moves each cell back to its source.
     pub fn inverse(&self) -> Self {
         let mut inverse = vec![NONE; self.n_in];
         for (&j, i) in self.source.iter().zip(0u32..) {
-            if let Some(back) = inverse.get_mut(j as usize) {
-                *back = i;
+            if j != NONE {
+                inverse[j as usize] = i;
             }
         }
         Self::new(inverse, self.n_out())
@@ -87,7 +83,11 @@ impl Permutation {
 
     /// `self ∘ first`.
     pub fn after(&self, first: &Self) -> Self {
-        let through = |&j: &u32| first.source.get(j as usize).copied().unwrap_or(NONE);
+        debug_assert_eq!(self.n_in, first.n_out());
+        let through = |&j: &u32| match j {
+            NONE => NONE,
+            j => first.source[j as usize],
+        };
         Self::new(self.source.iter().map(through).collect(), first.n_in)
     }
 
@@ -104,17 +104,17 @@ impl Permutation {
         }
     }
 
-    /// In cells of `width` contiguous values.
+    /// Moves cells of `width` contiguous values.
     fn cells<T: Copy + Default>(&self, x: &[T], out: &mut [T], width: usize) {
         for (out, &j) in out.chunks_exact_mut(width).zip(&self.source) {
-            match x.get(j as usize * width..).and_then(|x| x.get(..width)) {
-                Some(x) if j != NONE => out.copy_from_slice(x),
-                _ => out.fill(T::default()),
+            match j {
+                NONE => out.fill(T::default()),
+                j => out.copy_from_slice(&x[j as usize * width..][..width]),
             }
         }
     }
 
-    /// With one value to a cell.
+    /// Moves cells of one value.
     fn plane<T: Copy + Default>(&self, x: &[T], out: &mut [T]) {
         for block in self.runs.chunks(BLOCK) {
             match Turned::of(block) {
@@ -125,16 +125,17 @@ impl Permutation {
     }
 }
 
-/// Lines that lie across neighboring lines of the source. Read together they use whole cache lines.
+/// Output lines that lie across neighboring lines of the source. Reading them together uses whole
+/// cache lines.
 struct Turned<'a> {
     lines: &'a [Run; BLOCK],
     len: usize,
-    /// The source of the first line lies before those of the others, not behind them.
+    /// Whether the sources of the lines ascend.
     ascending: bool,
 }
 
 impl<'a> Turned<'a> {
-    /// `block`, if it is of this kind.
+    /// The block as turned lines, or `None` if its lines are irregular.
     fn of(block: &'a [Run]) -> Option<Self> {
         let lines: &[Run; BLOCK] = block.try_into().ok()?;
         let len = lines[0].len();
@@ -161,16 +162,12 @@ impl<'a> Turned<'a> {
             let mut tile = [[T::default(); BLOCK]; WIDTH];
             for (k, across) in tile.iter_mut().enumerate() {
                 let start = (first + step * (at + k) as i64) as usize;
-                if let Some(x) = x.get(start..).and_then(|x| x.first_chunk()) {
-                    *across = *x;
-                }
+                across.copy_from_slice(&x[start..][..BLOCK]);
             }
             for (i, run) in self.lines.iter().enumerate() {
                 let i = if self.ascending { i } else { BLOCK - 1 - i };
-                let out = out.get_mut(run.start + at..);
-                if let Some(out) = out.and_then(|out| out.first_chunk_mut()) {
-                    *out = tile.map(|across| across[i]);
-                }
+                let line = tile.map(|across| across[i]);
+                out[run.start + at..][..WIDTH].copy_from_slice(&line);
             }
         }
         self.lines.iter().for_each(|run| run.fill(x, whole, out));
@@ -182,26 +179,31 @@ impl Run {
         self.end - self.start
     }
 
-    /// Writes its cells from the one at `at` on to their places in `out`.
+    /// Writes the cells of the run from number `at` on to their places in `out`.
     fn fill<T: Copy + Default>(&self, x: &[T], at: usize, out: &mut [T]) {
-        let Some(out) = out.get_mut(self.start + at..self.end) else {
+        let out = &mut out[self.start + at..self.end];
+        if out.is_empty() {
             return;
-        };
+        }
         let step = self.step.unsigned_abs() as usize;
         if self.first == NONE {
             out.fill(T::default());
         } else if self.step < 0 {
-            let x = x.get(..=(self.first as usize).saturating_sub(at * step));
-            put(x.unwrap_or_default().iter().rev(), step, out);
+            let x = &x[..=self.first as usize - at * step];
+            put(x.iter().rev(), step, out);
         } else {
-            let x = x.get(self.first as usize + at * step..);
-            put(x.unwrap_or_default().iter(), step.max(1), out);
+            put(
+                x[self.first as usize + at * step..].iter(),
+                step.max(1),
+                out,
+            );
         }
     }
 }
 
-/// Every `step`-th value.
+/// Fills `out` with every `step`-th value of `x`.
 fn put<'a, T: Copy + 'a>(x: impl ExactSizeIterator<Item = &'a T>, step: usize, out: &mut [T]) {
+    debug_assert!((out.len() - 1) * step < x.len());
     match step {
         1 => out.iter_mut().zip(x).for_each(|(out, &x)| *out = x),
         _ => out
@@ -241,7 +243,7 @@ mod tests {
                     .map(|s| Permutation::new(s, n as usize)),
             );
         }
-        // sixteen neighboring lines of which one is shorter: no user's action need be regular
+        // One of sixteen neighboring lines is shorter: custom actions may be irregular.
         for short in [0, 7, 15] {
             for ascending in [false, true] {
                 let lines = (0..16u32).flat_map(|i| {

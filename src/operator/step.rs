@@ -1,23 +1,13 @@
 //! One linear step from a grid to a grid: a permutation, a separable or a sparse matrix.
 
-use std::sync::{Arc, OnceLock};
-
-use num_traits::Float;
-
 use super::{
+    memory::Memory,
     permutation::Permutation,
-    taps::{NONE, Taps},
+    taps::{NONE, Real, Taps},
 };
-use crate::TokenGrid;
 
-/// How values lie in memory around the grid axes of one sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Memory {
-    /// `(N, C)`: each cell holds `C` contiguous values.
-    Tokens(usize),
-    /// `(C, H, W)`: each of `C` planes holds the grid.
-    Planes(usize),
-}
+/// The flags of the input cells that one output cell reads.
+type Flags<'a> = &'a mut dyn Iterator<Item = bool>;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
@@ -93,19 +83,33 @@ impl Step {
         }
     }
 
-    /// Memory that it holds.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Permute(permutation) => permutation.bytes(),
-            Self::Separable { rows, cols } => rows.bytes() + cols.bytes(),
-            Self::Sparse(taps) => taps.bytes(),
-        }
-    }
-
     /// Which output cells read valid input cells only, and at least one.
     pub fn valid(&self, input: &[bool]) -> Vec<bool> {
-        let row_valid = |row: &[(u32, f64)], input: &[bool]| {
-            !row.is_empty() && row.iter().all(|&(j, _)| input[j as usize])
+        self.flags(input, |reads| {
+            let (mut count, mut valid) = (0, 0);
+            for read in reads {
+                count += 1;
+                valid += usize::from(read);
+            }
+            count > 0 && valid == count
+        })
+    }
+
+    /// Which output cells read at least one of the `input` cells that are set.
+    pub fn touches(&self, input: &[bool]) -> Vec<bool> {
+        self.flags(input, |reads| {
+            let mut touched = false;
+            for read in reads {
+                touched |= read;
+            }
+            touched
+        })
+    }
+
+    /// `join` over the input cells that each output cell reads; along columns first where the step is separable.
+    fn flags(&self, input: &[bool], join: impl Fn(Flags) -> bool) -> Vec<bool> {
+        let of_row = |row: &[(u32, f64)], input: &[bool]| {
+            join(&mut row.iter().map(|&(j, _)| input[j as usize]))
         };
         match self {
             Self::Permute(permutation) => permutation
@@ -113,26 +117,52 @@ impl Step {
                 .iter()
                 .map(|&j| j != NONE && input[j as usize])
                 .collect(),
-            Self::Sparse(taps) => taps.rows().map(|row| row_valid(row, input)).collect(),
+            Self::Sparse(taps) => taps.rows().map(|row| of_row(row, input)).collect(),
             Self::Separable { rows, cols } => {
                 let width = cols.n_in();
                 let mut out = Vec::with_capacity(self.n_out());
                 for row in rows.rows() {
-                    let line: Vec<bool> = (0..width)
-                        .map(|j| {
-                            !row.is_empty()
-                                && row.iter().all(|&(i, _)| input[i as usize * width + j])
-                        })
-                        .collect();
-                    out.extend(cols.rows().map(|col| row_valid(col, &line)));
+                    let column =
+                        |j| join(&mut row.iter().map(|&(i, _)| input[i as usize * width + j]));
+                    let line: Vec<bool> = (0..width).map(column).collect();
+                    out.extend(cols.rows().map(|col| of_row(col, &line)));
                 }
                 out
             }
         }
     }
 
+    /// The step as a sparse matrix.
+    pub fn matrix(&self) -> Taps {
+        let mut taps = Taps::with_capacity(self.n_in(), self.n_out());
+        match self {
+            Self::Sparse(taps) => return taps.clone(),
+            Self::Permute(permutation) => {
+                for &j in permutation.source() {
+                    if j != NONE {
+                        taps.push(j as usize, 1.0);
+                    }
+                    taps.end_row();
+                }
+            }
+            Self::Separable { rows, cols } => {
+                for row in rows.rows() {
+                    for col in cols.rows() {
+                        for &(i, u) in row {
+                            for &(j, v) in col {
+                                taps.push(i as usize * cols.n_in() + j as usize, u * v);
+                            }
+                        }
+                        taps.end_row();
+                    }
+                }
+            }
+        }
+        taps
+    }
+
     /// Applies the step to one sample.
-    pub fn apply<T: Float + Default>(&self, x: &[T], out: &mut [T], memory: Memory) {
+    pub fn apply<T: Real>(&self, x: &[T], out: &mut [T], memory: Memory) {
         match (self, memory) {
             (Self::Permute(permutation), _) => permutation.apply(x, out, memory),
             (Self::Separable { rows, cols }, Memory::Tokens(width)) => {
@@ -166,96 +196,5 @@ impl Step {
                 }
             }
         }
-    }
-}
-
-/// The steps by which an element acts on one sample, first to last; none is the identity.
-#[derive(Debug)]
-pub(super) struct Chain {
-    pub in_grid: TokenGrid,
-    pub out_grid: TokenGrid,
-    pub steps: Vec<Step>,
-    /// Found when it is first asked for: every backward pass asks.
-    adjoint: OnceLock<Arc<Chain>>,
-}
-
-impl Chain {
-    /// Neighboring permutations become one.
-    pub fn new(
-        in_grid: TokenGrid,
-        out_grid: TokenGrid,
-        all: impl IntoIterator<Item = Step>,
-    ) -> Self {
-        let mut steps: Vec<Step> = Vec::new();
-        for step in all {
-            match (steps.last_mut(), step) {
-                (Some(Step::Permute(first)), Step::Permute(next)) => *first = next.after(first),
-                (_, step) => steps.push(step),
-            }
-        }
-        Self {
-            in_grid,
-            out_grid,
-            steps,
-            adjoint: OnceLock::new(),
-        }
-    }
-
-    pub fn adjoint(&self) -> Arc<Self> {
-        let adjoint = || {
-            let steps = self.steps.iter().rev().map(Step::adjoint);
-            Arc::new(Self::new(self.out_grid, self.in_grid, steps))
-        };
-        self.adjoint.get_or_init(adjoint).clone()
-    }
-
-    /// Memory that the steps hold.
-    pub fn bytes(&self) -> usize {
-        self.steps.iter().map(Step::bytes).sum()
-    }
-
-    /// `self ∘ first`.
-    pub fn after(&self, first: &Self) -> Self {
-        let steps = first.steps.iter().chain(&self.steps).cloned();
-        Self::new(first.in_grid, self.out_grid, steps)
-    }
-
-    pub fn valid(&self, mut cells: Vec<bool>) -> Vec<bool> {
-        for step in &self.steps {
-            cells = step.valid(&cells);
-        }
-        cells
-    }
-
-    /// The one permutation that the chain consists of, if it is neither the identity nor mixes cells.
-    pub fn permutation(&self) -> Option<&Permutation> {
-        match self.steps.as_slice() {
-            [Step::Permute(permutation)] => Some(permutation),
-            _ => None,
-        }
-    }
-
-    pub fn is_permutation(&self) -> bool {
-        self.steps.iter().all(|s| matches!(s, Step::Permute(_)))
-    }
-
-    /// Runs `step(k, x, out)` for every step, through scratch memory of `per_cell` values a cell.
-    pub fn run<T: Copy + Default>(
-        &self,
-        x: &[T],
-        out: &mut [T],
-        per_cell: usize,
-        step: impl Fn(&Step, &[T], &mut [T]),
-    ) {
-        let Some((last, init)) = self.steps.split_last() else {
-            return out.copy_from_slice(x);
-        };
-        let mut scratch: Option<Vec<T>> = None;
-        for s in init {
-            let mut next = vec![T::default(); s.n_out() * per_cell];
-            step(s, scratch.as_deref().unwrap_or(x), &mut next);
-            scratch = Some(next);
-        }
-        step(last, scratch.as_deref().unwrap_or(x), out);
     }
 }

@@ -1,10 +1,28 @@
-//! A sparse matrix in rows: the weights with which each output cell reads input cells.
+//! A sparse matrix in rows: the weights by which each output cell reads input cells.
 
 use num_traits::Float;
 use pulp::{Arch, Simd, WithSimd};
 
 /// In a list of source indices: this output cell has no source and is zero.
 pub(super) const NONE: u32 = u32::MAX;
+
+/// A type in which cells are mixed.
+pub(super) trait Real: Float + Default + Send + Sync {
+    /// A weight in this type.
+    fn of(weight: f64) -> Self;
+}
+
+impl Real for f32 {
+    fn of(weight: f64) -> Self {
+        weight as f32
+    }
+}
+
+impl Real for f64 {
+    fn of(weight: f64) -> Self {
+        weight
+    }
+}
 
 /// Compressed rows; duplicate indices within a row are merged, rows are sorted by index.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +51,7 @@ impl Taps {
 
     /// Closes the row under construction.
     pub fn end_row(&mut self) {
-        let start = self.ends.last().map_or(0, |&e| e as usize);
+        let start = self.ends[self.n_out()] as usize;
         self.entries[start..].sort_unstable_by_key(|e| e.0);
         let mut kept = start;
         for i in start..self.entries.len() {
@@ -56,11 +74,6 @@ impl Taps {
         self.ends.len() - 1
     }
 
-    /// Memory that it holds.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&*self.ends) + size_of_val(&*self.entries)
-    }
-
     /// The taps `(index, weight)` of output cell `i`.
     pub fn row(&self, i: usize) -> &[(u32, f64)] {
         &self.entries[self.ends[i] as usize..self.ends[i + 1] as usize]
@@ -72,7 +85,7 @@ impl Taps {
 
     /// The adjoint.
     pub fn transpose(&self) -> Self {
-        // A counting sort by column; rows are read in order, so each column comes out sorted.
+        // A counting sort by column. Rows are read in order, so each column is sorted.
         let mut ends = vec![0u32; self.n_in + 1];
         for &(j, _) in &self.entries {
             ends[j as usize + 1] += 1;
@@ -105,8 +118,8 @@ impl Taps {
                 .all(|(i, row)| row == [(i as u32, 1.0)])
     }
 
-    /// The source of each output cell if this moves cells without mixing them: at most one tap a row, of weight one,
-    /// and no input cell read twice.
+    /// The source of each output cell, if the matrix moves cells without mixing them: at most one tap
+    /// a row, of weight one, and no input cell read twice.
     pub fn as_moves(&self) -> Option<Vec<u32>> {
         let mut seen = vec![false; self.n_in];
         self.rows()
@@ -120,8 +133,12 @@ impl Taps {
 
     /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of `width` values.
     ///
-    /// With the widest vectors that the machine has, chosen at run time.
-    pub fn apply<T: Float>(&self, x: &[T], out: &mut [T], width: usize) {
+    /// The vector width is chosen at run time for the machine.
+    pub fn apply<T: Real>(&self, x: &[T], out: &mut [T], width: usize) {
+        debug_assert_eq!(
+            (x.len(), out.len()),
+            (self.n_in * width, self.n_out() * width)
+        );
         Arch::new().dispatch(Apply {
             taps: self,
             x,
@@ -131,7 +148,7 @@ impl Taps {
     }
 }
 
-/// [`Taps::apply`] as a body that is compiled for each set of instructions.
+/// The body of [`Taps::apply`], compiled for each instruction set.
 struct Apply<'a, T> {
     taps: &'a Taps,
     x: &'a [T],
@@ -139,7 +156,7 @@ struct Apply<'a, T> {
     width: usize,
 }
 
-impl<T: Float> WithSimd for Apply<'_, T> {
+impl<T: Real> WithSimd for Apply<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -154,12 +171,12 @@ impl<T: Float> WithSimd for Apply<'_, T> {
             for (row, out) in taps.rows().zip(out) {
                 *out = row
                     .iter()
-                    .fold(T::zero(), |sum, &(j, w)| sum + cast::<T>(w) * x[j as usize]);
+                    .fold(T::zero(), |sum, &(j, w)| sum + T::of(w) * x[j as usize]);
             }
             return;
         }
         for (row, out) in taps.rows().zip(out.chunks_exact_mut(width)) {
-            let tap = |&(j, w): &(u32, f64)| (cast::<T>(w), &x[j as usize * width..][..width]);
+            let tap = |&(j, w): &(u32, f64)| (T::of(w), &x[j as usize * width..][..width]);
             // Up to four taps in one pass over the output.
             let mut rest = match row {
                 [] => {
@@ -210,9 +227,4 @@ impl<T: Float> WithSimd for Apply<'_, T> {
             }
         }
     }
-}
-
-/// `f64` to `T`; total for the two float types it is used with.
-fn cast<T: Float>(w: f64) -> T {
-    T::from(w).unwrap_or_else(T::nan)
 }

@@ -1,145 +1,89 @@
-//! The soft equivariance loss: two token maps of one batch, seen through two views, should differ by the views only.
+//! The soft equivariance loss on the token maps of two views.
 
 mod config;
-mod counted;
-mod head;
-mod layers;
-mod soft;
+mod frame;
+mod pair;
+mod weights;
 
-use candle_core::{DType, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Module, Tensor};
 use rand::{SeedableRng, rngs::StdRng};
 
-pub use config::{Objective, SerConfig, StopGradient, Validity};
-pub use counted::Weights;
-pub use layers::{Depth, LayerOutput, LayersOutput, SerLayers};
-pub use soft::{Scope, SoftWeight, pair_visibility, token_visibility};
+pub use config::{Objective, SerConfig, StopGradient};
+pub use pair::MapPair;
+pub use weights::Weights;
 
-use self::config::check_lambda;
-use self::counted::{TokenWeights, choose, valid};
-use self::head::Head;
-use crate::fibre::FibreOperator;
+use self::frame::Frame;
 use crate::group::FieldType;
-use crate::loss::{self, ContrastiveOutput, NtXent, SameImage};
-use crate::view::Relative;
-use crate::{Error, GridOperator, GroupAction, Result, TokenGrid};
+use crate::loss::{self, SameImage};
+use crate::projector::Projector;
+use crate::{Error, GroupAction, Result, check};
 
-/// What [`SerLoss`] returns. Scalars are f32, or f64 for f64 maps.
+/// The result of a [`SerLoss`]. Scalars are f32, or f64 for f64 maps.
 #[derive(Clone, Debug)]
 pub struct SerOutput {
-    /// `λ·L`: add it to the loss of the base method.
+    /// `λ·L`: add it to the loss of the base method. At λ = 0 it is a constant zero, without a graph.
     pub loss: Tensor,
-    /// `L` itself, detached; 0 where λ is.
-    pub equivariance: Tensor,
-    /// Share of anchors whose positive is above every negative, detached; NT-Xent only.
+    /// `L`, with its graph at every λ. Lower is better. NT-Xent starts near `ln(1 + negatives)`, its value for tokens that
+    /// tell nothing apart.
+    pub unweighted: Tensor,
+    /// Share of anchors whose positive is more similar than every negative, detached; NT-Xent only. Chance is
+    /// `1/(1 + negatives)`. It can fall in a healthy run while the tokens of different images become more alike.
     pub accuracy: Option<Tensor>,
-    /// How many anchors were counted, over both directions.
-    pub tokens: usize,
+    /// The number of anchors over both directions.
+    pub anchors: usize,
 }
 
 /// Soft equivariance regularization (arXiv 2603.06693) on the token maps of an intermediate layer.
 ///
-/// With `h` the projector, `F₁`, `F₂` the maps of two views and `ρ` the action of their relative element on tokens,
+/// With `h` the head, `F₁`, `F₂` the maps of two views and `ρ` the action of their relative element on tokens,
 ///
 /// ```text
 /// L = ½ ( ℓ(h(F₂), ρ₁→₂ h(F₁)) + ℓ(h(F₁), ρ₂→₁ h(F₂)) )
 /// ```
 ///
-/// where `ℓ(anchors, keys)` is the [`Objective`] and tokens without a counterpart in the other view are dropped: they get
-/// no gradient. Only blocks up to the tapped one learn from it.
+/// where `ℓ(anchors, keys)` is the [`Objective`]. Tokens without a counterpart in the other view are dropped: they reach
+/// neither the head nor the loss, and get no gradient. Only blocks up to the tapped layer learn from this loss.
 ///
-/// `ρ` moves tokens and leaves channels alone, unless [`with_field`](Self::with_field) says that they turn with the grid.
+/// The loss holds no variables: the head is a part of the [`MapPair`]. [`Regularizer`](crate::Regularizer) ties both to a
+/// sampler of views and a tap.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use candle_nn::{VarBuilder, VarMap};
 /// use rand::{SeedableRng, rngs::StdRng};
-/// use ser_reg::{TokenGrid, ser::{SerConfig, SerLoss}, view::{ViewConfig, ViewSampler}};
+/// use ser_reg::{MapPair, Projector, ProjectorConfig, SerConfig, SerLoss, TokenGrid, ViewConfig, ViewSampler};
 /// let vars = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-/// let ser = SerLoss::new(SerConfig { lambda: 0.5, ..Default::default() }, 16, vb)?;
+/// let head = Projector::new(16, ProjectorConfig::default(), vb)?;
+/// let ser = SerLoss::new(SerConfig { lambda: 0.5, ..Default::default() })?;
 ///
 /// let sampler = ViewSampler::new(TokenGrid::square(7)?, ViewConfig::default())?;
 /// let views = sampler.sample_pair(&mut StdRng::seed_from_u64(0), 2)?;
 /// // Two maps (B, N, C) of any model, on the grids of the two views.
 /// let map = |grid: TokenGrid| Tensor::randn(0f32, 1., (2, grid.len(), 16), &Device::Cpu);
-/// let out = ser.forward(&map(views.first.grid())?, &map(views.second.grid())?, &views.relative())?;
+/// let (map1, map2) = (map(views.first.grid())?, map(views.second.grid())?);
+/// let out = ser.forward(&MapPair::new([&map1, &map2], &views.relative()).head(&head))?;
 /// out.loss.backward()?;
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct SerLoss {
     config: SerConfig,
-    head: Head,
 }
 
-/// The frame of one view: how keys come into it, and what its tokens weigh.
-struct Frame {
-    operator: GridOperator,
-    /// `None`: channels stay as they are.
-    fibre: Option<FibreOperator>,
-    weights: TokenWeights,
-}
-
-/// Anchors and aligned keys of one direction, and how they fared.
-struct Direction {
+/// The loss of one or of both directions.
+struct Compared {
     loss: Tensor,
     accuracy: Option<Tensor>,
-    tokens: usize,
+    anchors: usize,
 }
 
 impl SerLoss {
-    /// A loss on maps of `channels` channels; the projector takes its variables from `vb`.
-    ///
-    /// A momentum encoder has a second `SerLoss` with its own variables: see [`SerLoss::forward_with_keys`].
-    ///
     /// # Errors
-    /// If a setting is out of its range, a width is 0, or `vb` cannot hand out the variables.
-    pub fn new(config: SerConfig, channels: usize, vb: VarBuilder) -> Result<Self> {
-        Self::with_field(config, FieldType::trivial(channels), vb)
-    }
-
-    /// A loss on maps whose channels turn with the grid as `field` says: `ρ` then permutes channels too.
-    ///
-    /// The field is that of the map, and it is what is compared: a projector that mixed its channels would destroy it.
-    /// What goes together:
-    ///
-    /// | field | projector | what is compared |
-    /// |---|---|---|
-    /// | trivial | none | the tokens |
-    /// | trivial | any | the projected tokens |
-    /// | any | none | the tokens, `ρ` permuting their channels |
-    /// | blocks of one regular representation | any | the head runs on the blocks' channels of each group element alike, so it commutes with `ρ`: from `C/order` channels to [`out`](crate::projector::ProjectorConfig::out) blocks |
-    /// | mixed | any | an error |
-    ///
-    /// With few blocks set the head's [`norm`](crate::projector::ProjectorConfig::norm) to false: a norm over two channels
-    /// leaves little but a sign.
-    ///
-    /// Every [`Objective`] goes with every field. Relative elements must have a [`d4_part`](GroupAction::d4_part) in the
-    /// group of each regular representation: turns, flips, scales and crops have one, other angles have not.
-    ///
-    /// ```
-    /// use candle_core::{DType, Device, Tensor};
-    /// use candle_nn::VarBuilder;
-    /// use ser_reg::group::{D4, FieldType, Subgroup};
-    /// use ser_reg::{TokenGrid, ser::{Objective, SerConfig, SerLoss}, view::Relative};
-    /// let config = SerConfig { objective: Objective::Mse, projector: None, ..Default::default() };
-    /// let field = FieldType::trivial(16).and(FieldType::regular(Subgroup::D4, 32)?);
-    /// let ser = SerLoss::with_field(config, field, VarBuilder::zeros(DType::F32, &Device::Cpu))?;
-    ///
-    /// let grid = TokenGrid::square(4)?;
-    /// let map = Tensor::ones((2, 48, 4, 4), DType::F32, &Device::Cpu)?;
-    /// let relative = Relative::new(vec![D4::ROT90, D4::VFLIP], grid, grid)?;
-    /// assert_eq!(ser.forward(&map, &map, &relative)?.loss.to_scalar::<f32>()?, 0.0);
-    /// # Ok::<(), ser_reg::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`SerLoss::new`], and for a projector on a mixed field, or with a norm over a single channel per group element.
-    pub fn with_field(config: SerConfig, field: FieldType, vb: VarBuilder) -> Result<Self> {
+    /// If a setting is out of its range.
+    pub fn new(config: SerConfig) -> Result<Self> {
         config.check()?;
-        let head = Head::new(config.projector, field, vb)?;
-        Ok(Self { config, head })
+        Ok(Self { config })
     }
 
     /// The settings.
@@ -147,333 +91,298 @@ impl SerLoss {
         &self.config
     }
 
-    /// How the channels of the map change when the grid turns.
-    pub fn field(&self) -> &FieldType {
-        self.head.field()
-    }
-
     /// Changes λ, as a schedule does.
     ///
     /// # Errors
     /// If it is negative or not finite.
     pub fn set_lambda(&mut self, lambda: f64) -> Result<()> {
-        check_lambda(lambda)?;
+        check::not_negative("lambda", lambda)?;
         self.config.lambda = lambda;
         Ok(())
     }
 
-    /// The tokens that are compared, before any alignment: those of `map` on `grid`, through the projector, (B, N, D).
+    /// The loss of `pair`. A NaN or an infinity in a token that counts makes the loss NaN.
+    ///
+    /// Where masks or weights leave tokens of one image only, NT-Xent without same-image negatives is 0.
     ///
     /// # Errors
-    /// If the map does not fit the grid and the layout, or the channels or type do not fit the projector.
-    pub fn project(&self, map: &Tensor, grid: TokenGrid) -> Result<Tensor> {
-        let tokens = self.config.layout.tokens(map, grid)?;
-        self.head.forward(&tokens, map.dims())
-    }
-
-    /// The loss of two maps that came out of one encoder: `map1` on `relative.from_grid()`, `map2` on `relative.to_grid()`.
+    /// [`Error::NoOverlap`] if no token of the batch counts. Other errors if:
     ///
-    /// Maps are (B, prefix + N, C), (B, C, H, W) or (B, H, W, C), as [`SerConfig::layout`] says.
-    ///
-    /// # Errors
-    /// If a map does not fit its grid, its channels or type do not fit the field or the projector, the maps differ in batch,
-    /// type or device, the relative elements do not count 1 or B, one has no [`d4_part`](GroupAction::d4_part) in the group
-    /// of each regular representation, [`SerConfig::resample`] does not go with them, or no token of the batch counts in
-    /// either direction: one that both views see, of a weight above 0. Where masks or weights leave tokens of one image
-    /// only, NT-Xent without same-image negatives is 0 and no error.
-    pub fn forward<G: GroupAction>(
-        &self,
-        map1: &Tensor,
-        map2: &Tensor,
-        relative: &Relative<G>,
-    ) -> Result<SerOutput> {
-        self.forward_weighted(map1, map2, relative, &Weights::default())
-    }
-
-    /// [`forward`](Self::forward), with weights of samples or tokens.
-    ///
-    /// They multiply those of [`SerConfig::soft`].
-    ///
-    /// # Errors
-    /// As [`SerLoss::forward`], and if weights do not count as many as what they weigh, one is negative or not finite, or
-    /// none is above 0 at a token that counts.
-    pub fn forward_weighted<G: GroupAction>(
-        &self,
-        map1: &Tensor,
-        map2: &Tensor,
-        relative: &Relative<G>,
-        weights: &Weights,
-    ) -> Result<SerOutput> {
-        if self.config.lambda == 0.0 {
-            return skipped(map1);
-        }
-        let tokens = [
-            self.project(map1, relative.from_grid())?,
-            self.project(map2, relative.to_grid())?,
-        ];
-        self.compare(&tokens, &tokens, relative, weights)
-    }
-
-    /// The loss of queries against the keys of a second, momentum encoder, as with MoCo-v3 and DINO.
-    ///
-    /// `queries` and `keys` are the maps of views 1 and 2 out of the two encoders; `key_side` projects the keys: the
-    /// momentum copy of this loss, or this loss itself. The query of one view meets the key of the other, carried into the
-    /// query's frame. No gradient reaches the keys.
-    ///
-    /// # Errors
-    /// As [`SerLoss::forward`], and if [`SerConfig::stop_gradient`] stops the anchors: nothing would be left to train.
-    pub fn forward_with_keys<G: GroupAction>(
-        &self,
-        queries: [&Tensor; 2],
-        keys: [&Tensor; 2],
-        key_side: &SerLoss,
-        relative: &Relative<G>,
-    ) -> Result<SerOutput> {
-        self.forward_with_keys_weighted(queries, keys, key_side, relative, &Weights::default())
-    }
-
-    /// [`forward_with_keys`](Self::forward_with_keys), with weights of samples or tokens: those of the queries.
-    ///
-    /// # Errors
-    /// As [`SerLoss::forward_with_keys`] and [`SerLoss::forward_weighted`].
-    pub fn forward_with_keys_weighted<G: GroupAction>(
-        &self,
-        queries: [&Tensor; 2],
-        keys: [&Tensor; 2],
-        key_side: &SerLoss,
-        relative: &Relative<G>,
-        weights: &Weights,
-    ) -> Result<SerOutput> {
-        if self.config.lambda == 0.0 {
-            return skipped(queries[0]);
-        }
-        if self.config.stop_gradient == StopGradient::Anchors {
-            return Err(Error::config(
-                "stop_gradient",
-                "None or Keys: keys of a second encoder have no gradient, so that stopping the anchors stops all",
-                "Anchors",
-            ));
-        }
-        if !self.head.is_peer(&key_side.head) {
-            return Err(Error::input(
-                "SerLoss::forward_with_keys",
-                format!(
-                    "a key side on the same field as what is compared here, {:?}",
-                    self.head.compared()
-                ),
-                format!("{:?}", key_side.head.compared()),
-            ));
-        }
-        let (from, to) = (relative.from_grid(), relative.to_grid());
-        let queries = [
-            self.project(queries[0], from)?,
-            self.project(queries[1], to)?,
-        ];
-        let key =
-            |map: &Tensor, grid| Ok::<_, Error>(key_side.project(&map.detach(), grid)?.detach());
-        let keys = [key(keys[0], from)?, key(keys[1], to)?];
-        self.compare(&queries, &keys, relative, weights)
-    }
-
-    /// `anchors` and `keys` are projected tokens of views 1 and 2.
-    fn compare<G: GroupAction>(
-        &self,
-        anchors: &[Tensor; 2],
-        keys: &[Tensor; 2],
-        relative: &Relative<G>,
-        weights: &Weights,
-    ) -> Result<SerOutput> {
+    /// - a map does not fit its grid and the layout, or its channels or type do not fit the head;
+    /// - the maps differ in batch, type or device, or the relative elements are neither 1 nor B;
+    /// - the field has a regular representation and an element lacks a [`d4_part`](GroupAction::d4_part) in its group;
+    /// - the weights differ in number from what they weigh, or one is negative or not finite;
+    /// - the filter of [`SerConfig::resample`] does not suit the elements.
+    pub fn forward<G: GroupAction>(&self, pair: &MapPair<G>) -> Result<SerOutput> {
         let config = &self.config;
-        let images = anchors[0].dims()[0];
-        self.check(anchors, keys)?;
-        let rng = &mut StdRng::seed_from_u64(relative.seed());
-        let cells = [relative.from_grid().len(), relative.to_grid().len()];
-        weights.check(images, cells)?;
-        let fibre = match self.head.compared() {
-            field if field.is_trivial() => None,
-            field => Some(FibreOperator::new(field, relative.elements())?),
+        let maps = self.tokens(pair, pair.maps)?;
+        let key_maps = match pair.keys {
+            Some(keys) => Some(self.tokens(pair, keys.maps)?),
+            None => None,
         };
-        let frame = |view: usize, operator: GridOperator, fibre| {
-            let soft = config.soft.map(|s| s.tokens(relative, view, &operator));
-            let weights = TokenWeights::new(weights, view, soft.transpose()?, images, cells[view]);
-            Ok::<_, Error>(Frame {
-                operator,
-                fibre,
-                weights,
-            })
+        let images = self.check_batch(pair, &maps, key_maps.as_ref())?;
+        let field = compared_field(pair, maps[0].dims()[2])?;
+
+        let rng = &mut StdRng::seed_from_u64(pair.seed);
+        let mut frame = |view| Frame::new(pair, view, &field, images, config, rng);
+        let second = frame(1)?;
+        let first = match config.symmetric {
+            true => Some(frame(0)?),
+            false => None,
         };
-        let back = fibre.as_ref().map(FibreOperator::inverse);
-        let second = frame(1, relative.to_second(&config.resample)?, fibre)?;
-        let mut directions = vec![self.direction(&anchors[1], &keys[0], &second, rng)?];
-        if config.symmetric {
-            let first = frame(0, relative.to_first(&config.resample)?, back)?;
-            directions.push(self.direction(&anchors[0], &keys[1], &first, rng)?);
+        let frames = [first, Some(second)];
+        if frames
+            .iter()
+            .flatten()
+            .all(|frame| frame.anchors.len() == 0)
+        {
+            return Err(Error::NoOverlap { images });
         }
-        // Views that barely touch may share tokens on one of the two grids only: the mean is over what counts.
-        let counted: Vec<Direction> = directions.into_iter().flatten().collect();
-        if counted.is_empty() {
-            let (expected, got) = match (weights, config.soft) {
-                (
-                    Weights {
-                        samples: None,
-                        tokens: [None, None],
-                    },
-                    None,
-                ) => ("", "no overlap in"),
-                _ => (", of a weight above 0", "none in"),
-            };
-            return Err(Error::input(
-                "SerLoss",
-                format!(
-                    "at least one token of the batch that both views see{expected} (draw larger crops, smaller \
-                     angles and shifts, or set ViewConfig::min_overlap)"
-                ),
-                format!("{got} any of {images} samples"),
-            ));
-        }
-        let mean = |values: Vec<&Tensor>| -> Result<Tensor> {
-            Ok((Tensor::stack(&values, 0)?.sum(0)? / values.len() as f64)?)
+
+        let (anchors, keys) = project(pair, maps, key_maps, &frames)?;
+        let Compared {
+            loss: unweighted,
+            accuracy,
+            anchors,
+        } = self.compare(pair, &frames, &anchors, &keys)?;
+        let loss = match config.lambda {
+            0.0 => unweighted.zeros_like()?.detach(),
+            lambda => (&unweighted * lambda)?,
         };
-        let equivariance = mean(counted.iter().map(|d| &d.loss).collect())?;
-        let accuracies: Option<Vec<&Tensor>> =
-            counted.iter().map(|d| d.accuracy.as_ref()).collect();
         Ok(SerOutput {
-            loss: (&equivariance * config.lambda)?,
-            equivariance: equivariance.detach(),
-            accuracy: accuracies.map(mean).transpose()?,
-            tokens: counted.iter().map(|d| d.tokens).sum(),
+            loss,
+            unweighted,
+            accuracy,
+            anchors,
         })
     }
 
-    fn check(&self, anchors: &[Tensor; 2], keys: &[Tensor; 2]) -> Result<()> {
-        let images = anchors[0].dims()[0];
-        for tokens in anchors.iter().chain(keys) {
+    /// The grid tokens of two maps.
+    fn tokens<G: GroupAction>(&self, pair: &MapPair<G>, maps: [&Tensor; 2]) -> Result<[Tensor; 2]> {
+        let layout = &self.config.layout;
+        Ok([
+            layout.tokens(maps[0], pair.relative.from_grid())?,
+            layout.tokens(maps[1], pair.relative.to_grid())?,
+        ])
+    }
+
+    /// Checks that all tokens are of one batch; its size.
+    fn check_batch<G: GroupAction>(
+        &self,
+        pair: &MapPair<G>,
+        maps: &[Tensor; 2],
+        keys: Option<&[Tensor; 2]>,
+    ) -> Result<usize> {
+        let op = "SerLoss";
+        let (images, relative) = (maps[0].dims()[0], pair.relative);
+        let (dtype, device) = (maps[0].dtype(), maps[0].device());
+        for tokens in maps.iter().chain(keys.into_iter().flatten()) {
             if tokens.dims()[0] != images {
-                return Err(Error::input(
-                    "SerLoss",
-                    format!("maps of one batch, {images} samples in the first"),
-                    tokens.dims()[0],
-                ));
+                let expected = format!("maps of one batch, {images} images in the first");
+                return Err(Error::input(op, expected, tokens.dims()[0]));
             }
+            if tokens.dtype() != dtype || !tokens.device().same_device(device) {
+                let text = |x: &Tensor| format!("{} on {:?}", x.dtype().as_str(), x.device());
+                let expected = format!("maps of one type and device, {} first", text(&maps[0]));
+                return Err(Error::input(op, expected, text(tokens)));
+            }
+        }
+        if ![1, images].contains(&relative.len()) {
+            let expected = format!("one relative element, or one for each of {images} images");
+            return Err(Error::input(op, expected, relative.len()));
         }
         let excludes = matches!(
             self.config.objective,
-            Objective::NtXent {
-                same_image: SameImage::Exclude,
-                ..
-            }
+            Objective::NtXent(c) if c.same_image == SameImage::Exclude
         );
         if images < 2 && excludes {
-            return Err(Error::input(
-                "SerLoss",
-                "at least two images (NT-Xent with SameImage::Exclude has negatives in other images only)",
-                images,
-            ));
+            let expected = "at least two images (without SameImage::Keep, only tokens of other images are negatives)";
+            return Err(Error::input(op, expected, images));
         }
-        Ok(())
+        let cells = [relative.from_grid().len(), relative.to_grid().len()];
+        pair.weights.check(images, cells)?;
+        Ok(images)
     }
 
-    /// One direction: `keys` carried into the frame of `anchors`. `None` if no token counts.
-    fn direction(
+    /// The loss over all frames; `anchors` and `keys` are projected tokens of views 1 and 2.
+    fn compare<G: GroupAction>(
         &self,
-        anchors: &Tensor,
-        keys: &Tensor,
-        frame: &Frame,
-        rng: &mut StdRng,
-    ) -> Result<Option<Direction>> {
-        let (anchors, keys) = match self.config.stop_gradient {
-            StopGradient::None => (anchors.clone(), keys.clone()),
-            StopGradient::Keys => (anchors.clone(), keys.detach()),
-            StopGradient::Anchors => (anchors.detach(), keys.clone()),
+        pair: &MapPair<G>,
+        frames: &[Option<Frame>; 2],
+        anchors: &[Tensor; 2],
+        keys: &[Tensor; 2],
+    ) -> Result<Compared> {
+        if let (Objective::NtXent(contrastive), [Some(_), Some(second)]) =
+            (&self.config.objective, frames)
+            && self.is_one_pair(pair)
+        {
+            let [a, k] = second.rows(&anchors[1], &keys[0])?;
+            let (ids, weights) = (second.anchors.image_ids(), &second.anchors.weights);
+            let out = loss::pairs(
+                "SerLoss",
+                [&a, &k],
+                &ids,
+                weights.as_deref(),
+                contrastive,
+                true,
+            )?;
+            return Ok(Compared {
+                loss: out.loss,
+                accuracy: Some(out.accuracy),
+                anchors: 2 * second.anchors.len(),
+            });
+        }
+        let mut directions = Vec::with_capacity(2);
+        for view in [1, 0] {
+            // Views that barely touch may share tokens on one of the two grids only.
+            if let Some(frame) = frames[view].as_ref().filter(|f| f.anchors.len() > 0) {
+                directions.push(self.direction(frame, &anchors[view], &keys[1 - view])?);
+            }
+        }
+        let count = directions.len() as f64;
+        let mut directions = directions.into_iter();
+        let Some(mut sum) = directions.next() else {
+            return Err(Error::NoOverlap {
+                images: anchors[0].dims()[0],
+            });
         };
-        let mut keys = frame.operator.apply(&keys)?;
-        if let Some(fibre) = &frame.fibre {
-            keys = fibre.apply(&keys)?;
+        for direction in directions {
+            sum.loss = (sum.loss + direction.loss)?;
+            sum.accuracy = match (sum.accuracy, direction.accuracy) {
+                (Some(a), Some(b)) => Some((a + b)?),
+                _ => None,
+            };
+            sum.anchors += direction.anchors;
         }
-        let (images, n, _) = anchors.dims3()?;
-        let valid = valid(&frame.operator, images, &self.config);
-        let chosen = choose(&valid, &frame.weights, &self.config, rng);
-        let tokens = chosen.iter().map(Vec::len).sum();
-        // Tokens of one image alone have no negatives: their loss is 0, and an unlucky draw ends no run.
-        if tokens == 0 {
-            return Ok(None);
-        }
-        let ids: Vec<u32> = chosen
-            .iter()
-            .enumerate()
-            .flat_map(|(image, cells)| std::iter::repeat_n(image as u32, cells.len()))
-            .collect();
-        let (mut anchors, mut keys) = (anchors.flatten(0, 1)?, keys.flatten(0, 1)?);
-        if tokens < images * n {
-            let rows: Vec<u32> = chosen
-                .iter()
-                .enumerate()
-                .flat_map(|(image, cells)| cells.iter().map(move |cell| (image * n) as u32 + cell))
-                .collect();
-            let rows = Tensor::from_vec(rows, tokens, anchors.device())?;
-            anchors = anchors.contiguous()?.index_select(&rows, 0)?;
-            keys = keys.contiguous()?.index_select(&rows, 0)?;
-        }
-        let weights = frame.weights.chosen(&chosen);
-        let (mut loss, accuracy) = self.objective(&anchors, &keys, &ids, weights.as_deref())?;
-        if self.config.soft.is_some_and(|soft| !soft.normalize) {
-            loss = (loss * frame.weights.kept(&valid))?;
-        }
-        Ok(Some(Direction {
+        Ok(Compared {
+            loss: (sum.loss / count)?,
+            accuracy: sum.accuracy.map(|a| a / count).transpose()?,
+            anchors: sum.anchors,
+        })
+    }
+
+    /// Whether both frames hold the same pairs of tokens, so that both directions are one symmetric NT-Xent.
+    fn is_one_pair<G: GroupAction>(&self, pair: &MapPair<G>) -> bool {
+        self.config.stop_gradient == StopGradient::None
+            && self.config.max_tokens.is_none()
+            && pair.keys.is_none()
+            && pair.weights.tokens == [None, None]
+            && frame::is_permutation(pair)
+    }
+
+    /// One direction: `keys` of the other view come into the frame of `anchors`.
+    fn direction(&self, frame: &Frame, anchors: &Tensor, keys: &Tensor) -> Result<Compared> {
+        let keys = match self.config.stop_gradient {
+            StopGradient::None => keys.clone(),
+            StopGradient::Keys => keys.detach(),
+        };
+        let [a, k] = &frame.rows(anchors, &keys)?;
+        let w = frame.anchors.weights.as_deref();
+        let mut accuracy = None;
+        let loss = match &self.config.objective {
+            Objective::NtXent(contrastive) => {
+                let ids = frame.anchors.image_ids();
+                let out = loss::pairs("SerLoss", [a, k], &ids, w, contrastive, false)?;
+                accuracy = Some(out.accuracy);
+                out.loss
+            }
+            Objective::Mse => loss::mse(a, k, w)?,
+            &Objective::NormalizedMse { eps } => loss::normalized_mse(a, k, eps, w)?,
+            &Objective::Cosine { eps } => loss::cosine(a, k, eps, w)?,
+            Objective::L1 => loss::l1(a, k, w)?,
+            &Objective::SmoothL1 { beta } => loss::smooth_l1(a, k, beta, w)?,
+        };
+        Ok(Compared {
             loss,
             accuracy,
-            tokens,
-        }))
-    }
-
-    fn objective(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        ids: &[u32],
-        w: Option<&[f32]>,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let SerConfig {
-            temperature,
-            eps,
-            block_bytes,
-            ..
-        } = self.config;
-        let loss = match self.config.objective {
-            Objective::NtXent { form, same_image } => {
-                let config = NtXent {
-                    form,
-                    same_image,
-                    // The other direction is the other view's frame, not the swapped pair.
-                    symmetric: false,
-                    temperature,
-                    eps,
-                    block_bytes,
-                };
-                let ContrastiveOutput { loss, accuracy } =
-                    loss::nt_xent_ragged(a, b, ids, w, &config)?;
-                return Ok((loss, Some(accuracy)));
-            }
-            Objective::Mse => loss::mse(a, b, w)?,
-            Objective::NormalizedMse => loss::normalized_mse(a, b, eps, w)?,
-            Objective::Cosine => loss::cosine(a, b, eps, w)?,
-            Objective::L1 => loss::l1(a, b, w)?,
-            Objective::SmoothL1 { beta } => loss::smooth_l1(a, b, beta, w)?,
-        };
-        Ok((loss, None))
+            anchors: frame.anchors.len(),
+        })
     }
 }
 
-fn skipped(like: &Tensor) -> Result<SerOutput> {
-    let dtype = match like.dtype() {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
+/// How the channels of the compared tokens transform.
+fn compared_field<G: GroupAction>(pair: &MapPair<G>, channels: usize) -> Result<FieldType> {
+    let op = "SerLoss";
+    let Some(head) = pair.head else {
+        if pair.keys.is_some_and(|keys| keys.head.is_some()) {
+            let expected = "a head for both encoders, or for none (MapPair::head)";
+            return Err(Error::input(op, expected, "a head for the keys only"));
+        }
+        let field = match pair.field {
+            Some(field) => field.clone(),
+            None => FieldType::trivial(channels),
+        };
+        return match field.channels() == channels {
+            true => Ok(field),
+            false => {
+                let expected = format!("maps of {} channels, as the field", field.channels());
+                Err(Error::input(op, expected, channels))
+            }
+        };
     };
-    let zero = Tensor::zeros((), dtype, like.device())?;
-    Ok(SerOutput {
-        loss: zero.clone(),
-        equivariance: zero,
-        accuracy: None,
-        tokens: 0,
-    })
+    if pair.field.is_some() {
+        let expected = "a field only where there is no head (Projector::on_field)";
+        return Err(Error::input(op, expected, "both"));
+    }
+    if head.field().channels() != channels {
+        let expected = format!("maps of {} channels, as the head", head.field().channels());
+        return Err(Error::input(op, expected, channels));
+    }
+    let field = head.output_field();
+    if let Some(keys) = pair.keys {
+        match keys.head {
+            Some(head) if head.output_field() == field => {}
+            Some(head) => {
+                let expected = format!("a key head with the output {field:?}, as the head");
+                return Err(Error::input(
+                    op,
+                    expected,
+                    format!("{:?}", head.output_field()),
+                ));
+            }
+            None => {
+                let expected = "a head for both encoders, or for none (MapPair::keys)";
+                return Err(Error::input(op, expected, "none for the keys"));
+            }
+        }
+    }
+    Ok(field.clone())
+}
+
+/// Anchors and keys behind their heads.
+///
+/// Tokens that do not count are blanked before the head, so that their values reach no gradient.
+fn project<G: GroupAction>(
+    pair: &MapPair<G>,
+    maps: [Tensor; 2],
+    key_maps: Option<[Tensor; 2]>,
+    frames: &[Option<Frame>; 2],
+) -> Result<([Tensor; 2], [Tensor; 2])> {
+    let head = |head: Option<&Projector>, tokens: Tensor| -> Result<Tensor> {
+        match head {
+            Some(head) => Ok(head.forward(&tokens)?),
+            None => Ok(tokens),
+        }
+    };
+    let frames = frames.each_ref().map(Option::as_ref);
+    let [map1, map2] = maps;
+    let Some(keys) = key_maps else {
+        let tokens = [
+            head(pair.head, frame::blank(map1, frames[0], frames[1])?)?,
+            head(pair.head, frame::blank(map2, frames[1], frames[0])?)?,
+        ];
+        return Ok((tokens.clone(), tokens));
+    };
+    let anchors = [
+        head(pair.head, frame::blank(map1, frames[0], None)?)?,
+        head(pair.head, frame::blank(map2, frames[1], None)?)?,
+    ];
+    let key_head = pair.keys.and_then(|keys| keys.head);
+    let key = |tokens: &Tensor, reader| -> Result<Tensor> {
+        Ok(head(key_head, frame::blank(tokens.detach(), None, reader)?)?.detach())
+    };
+    Ok((
+        anchors,
+        [key(&keys[0], frames[1])?, key(&keys[1], frames[0])?],
+    ))
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::VarMap;
 use rand::{Rng, rngs::StdRng};
-use ser_reg::contrib::addon::{AugmentationParameters, CropParameters, JitterParameters};
+use ser_reg::contrib::{AugmentationParameters, CropParameters, JitterParameters};
 
 pub type Weights = HashMap<String, Tensor>;
 

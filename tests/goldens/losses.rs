@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor, Var};
 use ser_reg::{
-    loss::{self, Negatives, NtXent, SameImage},
+    loss::{self, Contrastive, Negatives, SameImage},
     schedule::Schedule,
 };
 
@@ -64,21 +64,20 @@ fn check_loss(
     Ok(())
 }
 
-fn nt_xent_config(case: &Case, variant: &str) -> Result<NtXent> {
-    let (form, same_image) = match variant {
+fn contrastive(case: &Case, variant: &str) -> Result<Contrastive> {
+    let (negatives, same_image) = match variant {
         "paper" => (Negatives::BothViews, SameImage::Exclude),
         "cross" => (Negatives::OtherView, SameImage::Exclude),
         "cross_all" => (Negatives::OtherView, SameImage::Keep),
         "ntxent_all" => (Negatives::BothViews, SameImage::Keep),
         other => bail!("unknown variant {other}"),
     };
-    Ok(NtXent {
-        form,
-        same_image,
-        symmetric: case.flag("symmetric"),
+    Ok(Contrastive {
         temperature: case.float("tau")?,
+        negatives,
+        same_image,
         eps: EPS,
-        ..NtXent::default()
+        ..Contrastive::default()
     })
 }
 
@@ -90,20 +89,30 @@ pub fn token_losses(case: &Case) -> Result<()> {
     };
     match case.op.as_str() {
         "token_ntxent" => {
-            let config = nt_xent_config(case, case.text("variant")?)?;
-            pair(&|z, zp| Ok(loss::nt_xent(z, zp, &config)?.loss))?;
+            let config = contrastive(case, case.text("variant")?)?;
+            let nt_xent = match case.flag("symmetric") {
+                true => loss::nt_xent_symmetric,
+                false => loss::nt_xent,
+            };
+            pair(&|z, zp| Ok(nt_xent(z, zp, &config)?.loss))?;
         }
         "token_ntxent_ragged" => {
-            let config = nt_xent_config(case, case.text("variant")?)?;
+            let config = contrastive(case, case.text("variant")?)?;
             let ids: Vec<u32> = case
                 .indices("image_ids")?
                 .iter()
                 .map(|&i| i as u32)
                 .collect();
-            pair(&|z, zp| Ok(loss::nt_xent_ragged(z, zp, &ids, None, &config)?.loss))?;
+            let one = |z: &Tensor, zp: &Tensor| -> Result<Tensor> {
+                Ok(loss::nt_xent_ragged(z, zp, &ids, None, &config)?.loss)
+            };
+            match case.flag("symmetric") {
+                true => pair(&|z, zp| Ok(((one(z, zp)? + one(zp, z)?)? * 0.5)?))?,
+                false => pair(&one)?,
+            }
         }
         "official_moco_dino" => {
-            let config = nt_xent_config(case, "cross")?;
+            let config = contrastive(case, "cross")?;
             check_loss(case, &["q0", "k1_aligned", "q1", "k0_aligned"], |v| {
                 let cross =
                     |q, k| Ok::<_, anyhow::Error>(loss::nt_xent(&v[q], &v[k], &config)?.loss);

@@ -141,7 +141,7 @@ impl Module for DinoV2 {
         let mut x = tokens.broadcast_add(&self.positions_on(TokenGrid::new(rows, cols)?)?)?;
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&x)?;
-            tap::record(&format!("block{i}"), &x);
+            tap::record(format_args!("block{i}"), &x)?;
         }
         self.norm.forward(&x)?.i((.., 0))
     }

@@ -1,4 +1,5 @@
-//! SER on stock models of candle-transformers, with random weights: does the gradient arrive, and if not, what to do?
+//! SER on stock models of candle-transformers, with random weights. It prints whether the
+//! gradient reaches every parameter, and repairs a model in which it does not.
 //!
 //! Run with `cargo run --release -p stock-models`. Nothing is downloaded.
 
@@ -11,11 +12,10 @@ use candle_transformers::models::{convnext, dinov2 as stock, vit};
 use dinov2::DinoV2;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
-    Layout, TokenGrid, grad,
-    projector::ProjectorConfig,
-    ser::{SerConfig, SerLoss},
+    Layout, MapPair, Projector, ProjectorConfig, SerConfig, SerLoss, TokenGrid, ViewConfig,
+    ViewSampler, grad,
     tap::{self, Tapped},
-    view::{ViewConfig, ViewPair, ViewSampler},
+    view::ViewPair,
 };
 
 const DIM: usize = 32;
@@ -28,14 +28,15 @@ fn main() -> Result<()> {
     convnext_pooled()
 }
 
-/// A map that the model hands out; LayerNorm cuts the graph, and the cure is a twin with the same parameters.
+/// The model hands out its map. LayerNorm cuts the graph; a copy of the model with another norm and the same parameters
+/// repairs it.
 fn dino() -> Result<()> {
     println!("DINOv2, the map of block 1 out of get_intermediate_layers");
     let (depth, layer) = (3, 1);
     let vars = VarMap::new();
     let stock = stock::DinoVisionTransformer::new(builder(&vars), depth, DIM, HEADS)?;
     randomize(&vars)?;
-    let twin = DinoV2::new(builder(&vars), depth, DIM, HEADS)?; // the same variables
+    let copy = DinoV2::new(builder(&vars), depth, DIM, HEADS)?; // the same variables
     let early = [
         "patch_embed",
         "cls_token",
@@ -64,19 +65,19 @@ fn dino() -> Result<()> {
             prefix: 1,
             ..Default::default()
         };
-        let [twin_map, other] = pair.maps(|images| {
-            let (_cls, map) = tap::capture(&format!("block{layer}"), || twin.forward(images))?;
+        let [copy_map, other] = pair.maps(|images| {
+            let map = tap::capture_until(&format!("block{layer}"), || copy.forward(images))?;
             Ok(with_cls.tokens(&map, pair.grid)?)
         })?;
-        let difference = scalar(&(map - &twin_map)?.abs()?.max_all()?)?;
-        println!("  twin, {side} px: its map differs by {difference:.0e}");
-        ensure!(difference < 1e-4, "the twin is another model");
-        let twin_loss = pair.loss(&twin_map, &other)?;
-        let cured = check(&format!("twin, {side} px"), &twin_loss, &trunk);
-        ensure!(cured, "the cure fails");
+        let difference = scalar(&(map - &copy_map)?.abs()?.max_all()?)?;
+        println!("  copy, {side} px: its map differs by {difference:.0e}");
+        ensure!(difference < 1e-4, "expected the copy to be the same model");
+        let copy_loss = pair.loss(&copy_map, &other)?;
+        let cured = check(&format!("copy, {side} px"), &copy_loss, &trunk);
+        ensure!(cured, "expected the gradient to reach all of the copy");
         if side == dinov2::IMAGE {
-            // What arrives in the stock model comes along the skip connections only: it is not the gradient.
-            let cosine = gradient_cosine(&loss, &twin_loss, &trunk)?;
+            // In the stock model the gradient passes the skip connections only, so it is a wrong one.
+            let cosine = gradient_cosine(&loss, &copy_loss, &trunk)?;
             println!("  cosine of the stock gradient with the true one: {cosine:.2}");
         }
     }
@@ -98,7 +99,7 @@ fn gradient_cosine(a: &Tensor, b: &Tensor, vars: &[(String, Var)]) -> Result<f32
     Ok(ab / (aa * bb).sqrt())
 }
 
-/// A layer that can be wrapped: the encoder of the stock ViT, up to the tapped block.
+/// A layer that can be wrapped: the encoder of the stock ViT up to the tapped block.
 fn vit_encoder() -> Result<()> {
     println!("ViT, embeddings and the first two layers, wrapped");
     let config = vit::Config {
@@ -119,7 +120,7 @@ fn vit_encoder() -> Result<()> {
     let pair = Pair::new(config.image_size, config.patch_size, 1)?;
     let [map1, map2] = pair.maps(|images| {
         let forward = || embeddings.forward(images, None, false)?.apply(&encoder);
-        Ok(tap::capture("layer2", forward)?.1)
+        Ok(tap::capture_until("layer2", forward)?)
     })?;
     check("stock", &pair.loss(&map1, &map2)?, &grad::named(&vars, ""));
     println!(
@@ -128,7 +129,7 @@ fn vit_encoder() -> Result<()> {
     Ok(())
 }
 
-/// A model that hands out no map; its norms see permuted, non-contiguous input and then do have a backward pass.
+/// The model hands out no map. Its norms see permuted input, which is not contiguous, and have a backward pass then.
 fn convnext_pooled() -> Result<()> {
     println!(
         "ConvNeXt (atto), pooled features; it hands out no map, so SER needs a tap line in a copy of convnext.rs"
@@ -158,40 +159,38 @@ struct Pair {
     views: ViewPair,
     images: [Tensor; 2],
     grid: TokenGrid,
+    head: Projector,
     ser: SerLoss,
 }
 
 impl Pair {
     fn new(side: usize, patch: usize, prefix: usize) -> Result<Self> {
         let grid = TokenGrid::square(side / patch)?;
-        // Turns and flips only: the stock models take square images of one size.
-        let config = ViewConfig {
-            area: (1., 1.),
-            aspect: (1., 1.),
-            ..Default::default()
-        };
-        let views = ViewSampler::new(grid, config)?.sample_pair(&mut rng(1), 2)?;
+        // Rotations and flips only: the stock models take square images of one size.
+        let sampler = ViewSampler::new(grid, ViewConfig::default())?;
+        let views = sampler.sample_pair(&mut rng(1), 2)?;
         let source = images(2, side)?;
-        let head = VarMap::new();
-        let config = SerConfig {
+        let vars = VarMap::new();
+        let narrow = ProjectorConfig {
+            hidden: 32,
+            out: 32,
+            norm: true,
+        };
+        let head = Projector::new(DIM, narrow, builder(&vars))?;
+        randomize(&vars)?;
+        let ser = SerLoss::new(SerConfig {
             layout: Layout {
                 prefix,
                 ..Default::default()
             },
             max_tokens: Some(256),
-            projector: Some(ProjectorConfig {
-                hidden: 32,
-                out: 32,
-                norm: true,
-            }),
             ..Default::default()
-        };
-        let ser = SerLoss::new(config, DIM, builder(&head))?;
-        randomize(&head)?;
+        })?;
         Ok(Self {
             images: [views.first.apply(&source)?, views.second.apply(&source)?],
             views,
             grid,
+            head,
             ser,
         })
     }
@@ -202,11 +201,13 @@ impl Pair {
     }
 
     fn loss(&self, map1: &Tensor, map2: &Tensor) -> Result<Tensor> {
-        Ok(self.ser.forward(map1, map2, &self.views.relative())?.loss)
+        let relative = self.views.relative();
+        let pair = MapPair::new([map1, map2], &relative).head(&self.head);
+        Ok(self.ser.forward(&pair)?.loss)
     }
 }
 
-/// What a trainer would do on step 0, except that it would stop.
+/// The check of step 0. A trainer would stop where it fails.
 fn check(what: &str, loss: &Tensor, vars: &[(String, Var)]) -> bool {
     match grad::assert_reaches(loss, vars.iter().cloned()) {
         Ok(()) => println!(
@@ -214,7 +215,7 @@ fn check(what: &str, loss: &Tensor, vars: &[(String, Var)]) -> bool {
             vars.len()
         ),
         Err(e) => {
-            // A candle error brings its backtrace along, and the list of names is long.
+            // A candle error has a backtrace, and the list of names is long.
             let text = e.to_string();
             let short: String = text
                 .lines()
@@ -241,7 +242,7 @@ fn images(batch: usize, side: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, (batch, 3, side, side), CPU)?)
 }
 
-/// Weights as if trained a little. candle's own start has zeros (positions, layer scales) behind which no gradient shows.
+/// Random weights. The initial values of candle have zeros (positions, layer scales), which hide a missing gradient.
 fn randomize(vars: &VarMap) -> Result<()> {
     let mut rng = rng(3);
     for (name, var) in grad::named(vars, "") {

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng};
-use ser_reg::contrib::addon::CropParameters;
+use ser_reg::contrib::CropParameters;
 use serde::{Deserialize, Serialize};
 
 use super::range;
@@ -10,13 +10,13 @@ use crate::data::{Picture, Shaper, Window};
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CropRanges {
-    /// Area of a crop, as a fraction of the picture.
+    /// Area of a crop, as a fraction of the image.
     pub area: (f32, f32),
     /// Width over height of a crop.
     pub aspect: (f32, f32),
 }
 
-/// A window of a picture, perhaps mirrored.
+/// A window of an image, perhaps mirrored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crop {
     pub window: Window,
@@ -36,7 +36,7 @@ impl CropRanges {
         Ok(())
     }
 
-    /// A window of random area and aspect that fits into the picture; the largest in the middle whose aspect is in
+    /// A window of random area and aspect that fits into the image; the largest in the middle whose aspect is in
     /// range, if none did in ten draws.
     pub fn draw(&self, (height, width): (usize, usize), rng: &mut StdRng) -> Window {
         let full = (height * width) as f32;
@@ -70,7 +70,7 @@ impl CropRanges {
 }
 
 impl Crop {
-    /// The crop of a picture of size `to` that lies as this one does on a sheet of size `from`.
+    /// The crop of an image of size `to` that lies as this one does on a sheet of size `from`.
     pub fn carried(self, from: (usize, usize), to: (usize, usize)) -> Self {
         if from == to {
             return self;
@@ -94,7 +94,7 @@ impl Crop {
         }
     }
 
-    /// The largest square in the middle of a picture, not mirrored.
+    /// The largest square in the middle of an image, not mirrored.
     pub fn central((height, width): (usize, usize)) -> Self {
         let side = height.min(width);
         Self {
@@ -108,7 +108,7 @@ impl Crop {
         }
     }
 
-    /// The window as an add-on reads it, in sides of the picture that it was drawn on.
+    /// The window as an add-on reads it, in sides of the image that it was drawn on.
     pub fn parameters(&self, (height, width): (usize, usize)) -> CropParameters {
         let part = |n: usize, of: usize| (n as f64 / of as f64) as f32;
         CropParameters {

@@ -1,4 +1,4 @@
-//! Two views of a picture: random resized crops, mirror images, and what is done to their colors.
+//! Two views of an image: random resized crops, mirror images, and what is done to their colors.
 
 mod crop;
 mod photometric;
@@ -6,7 +6,7 @@ mod photometric;
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use rand::{Rng, rngs::StdRng};
-use ser_reg::contrib::addon::AugmentationParameters;
+use ser_reg::contrib::AugmentationParameters;
 use serde::{Deserialize, Serialize};
 
 pub use crop::{Crop, CropRanges};
@@ -30,7 +30,7 @@ pub struct Augment {
 }
 
 impl Augment {
-    /// For pictures of a few dozen pixels: crops, mirror images, brightness and contrast.
+    /// For images of a few dozen pixels: crops, mirror images, brightness and contrast.
     pub fn small(side: usize, statistics: Vec<(f32, f32)>) -> Self {
         Self {
             side,
@@ -71,7 +71,7 @@ impl Augment {
         self.views.iter().try_for_each(Photometric::check)
     }
 
-    /// Writes two views of a picture, `(C, S, S)` each; gives what was drawn for them.
+    /// Writes two views of an image, `(C, S, S)` each; gives what was drawn for them.
     ///
     /// Views that share their crop, and whether it is mirrored, differ in their colors only: poses are given to them
     /// afterwards.
@@ -86,7 +86,7 @@ impl Augment {
         self.views_on(picture.size(), picture, shared, rng, shaper, views)
     }
 
-    /// The same with crops drawn on a sheet of size `sheet`: pictures of any size that are given the same generator are
+    /// The same with crops drawn on a sheet of size `sheet`: images of any size that are given the same generator are
     /// cropped alike.
     pub fn views_on(
         &self,
@@ -122,7 +122,7 @@ impl Augment {
         Ok([drawn, finish(second, two, crop2)])
     }
 
-    /// What would be drawn for the two views of one square picture.
+    /// What would be drawn for the two views of one square image.
     pub fn draw(&self, channels: usize, rng: &mut StdRng) -> [AugmentationParameters; 2] {
         let sheet = (self.side, self.side);
         let crops = [self.draw_crop(sheet, rng), self.draw_crop(sheet, rng)];
@@ -131,7 +131,7 @@ impl Augment {
         [0, 1].map(|view| described(crops[view], sheet, colors[view], channels))
     }
 
-    /// Writes the middle of a picture without augmentation, `(C, S, S)`.
+    /// Writes the middle of an image without augmentation, `(C, S, S)`.
     pub fn untouched(&self, picture: &Picture, shaper: &mut Shaper, out: &mut [f32]) -> Result<()> {
         shaper.filter = self.interpolation;
         Crop::central(picture.size()).render(picture, self.side, shaper, out)?;
@@ -170,7 +170,7 @@ impl Augment {
         }
     }
 
-    /// The pictures as they are, normalized, `(B, C, S, S)`.
+    /// The images as they are, normalized, `(B, C, S, S)`.
     pub fn plain(
         &self,
         images: &Images,
@@ -188,11 +188,11 @@ impl Augment {
     }
 }
 
-/// A crop of fewer pixels, of its own share of the picture.
+/// A crop of fewer pixels, of its own share of the image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SmallCrop {
     pub side: usize,
-    /// Area, as a fraction of the picture.
+    /// Area, as a fraction of the image.
     pub area: (f32, f32),
 }
 

@@ -1,15 +1,15 @@
-//! What changes the colors of a picture and not its shape. Values are in `[0, 1]`, channel by channel.
+//! What changes the colors of an image and not its shape. Values are in `[0, 1]`, channel by channel.
 
 use anyhow::{Result, ensure};
 use rand::{Rng, rngs::StdRng, seq::SliceRandom};
-use ser_reg::contrib::addon::{AugmentationParameters, JitterParameters};
+use ser_reg::contrib::{AugmentationParameters, JitterParameters};
 use serde::{Deserialize, Serialize};
 
 use super::{probability, range};
 
 /// Color jitter, then grayscale, blur and solarization, each with a probability of its own.
 ///
-/// Pictures that do not have three channels have no saturation and no hue.
+/// Images that do not have three channels have no saturation and no hue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Photometric {
     /// Probability of the next four, which come in random order.
@@ -164,7 +164,7 @@ pub struct Colors {
 }
 
 impl Colors {
-    /// The same as an add-on reads it; a picture that does not have three `channels` has no saturation, hue or grayscale to
+    /// The same as an add-on reads it; an image that does not have three `channels` has no saturation, hue or grayscale to
     /// change.
     pub fn parameters(&self, channels: usize) -> AugmentationParameters {
         let colored = channels == 3;
@@ -314,7 +314,7 @@ fn gaussian(sigma: f32, radius: usize) -> Vec<f32> {
     weights.iter().map(|w| w / total).collect()
 }
 
-/// Rows and then columns, the picture mirrored at its border.
+/// Rows and then columns, the image mirrored at its border.
 fn blur(planes: &mut [f32], side: usize, weights: &[f32]) {
     let radius = weights.len() - 1;
     let mut row = vec![0f32; side + 2 * radius];

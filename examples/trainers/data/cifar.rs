@@ -17,7 +17,7 @@ pub fn is_batch(name: &str) -> bool {
 pub fn read(path: &Path) -> Result<Images> {
     let bytes = fs::read(path).with_context(|| path.display().to_string())?;
     let hint = if bytes.len() % (PIXELS + 2) == 0 {
-        " (a multiple of 2 + 3072, as in CIFAR-100, whose two labels per picture are not read here)"
+        " (a multiple of 2 + 3072, as in CIFAR-100, whose two labels per image are not read here)"
     } else {
         ""
     };

@@ -37,7 +37,7 @@ impl Folder {
         some
     }
 
-    /// The middles of the pictures, `fraction` of the largest square; files that cannot be read are added to `skipped`.
+    /// The middles of the images, `fraction` of the largest square; files that cannot be read are added to `skipped`.
     pub fn decode(
         &self,
         side: usize,
@@ -49,7 +49,7 @@ impl Folder {
         bar.set_style(ProgressStyle::with_template(
             "{bar:24} {pos}/{len}  {msg}  {eta} left",
         )?);
-        bar.set_message(format!("decoding {what} pictures"));
+        bar.set_message(format!("decoding {what} images"));
         let mut images = Images {
             channels: 3,
             side,
@@ -124,7 +124,7 @@ impl Listing {
         let empty = listing.skipped.first();
         ensure!(
             listing.classes.len() >= 2,
-            "expected at least two sub-folders of pictures, one for each class, got {}{}",
+            "expected at least two sub-folders of images, one for each class, got {}{}",
             listing.classes.len(),
             empty.map_or(String::new(), |(path, why)| format!(
                 "; {}: {why}",

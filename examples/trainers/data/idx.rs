@@ -11,23 +11,23 @@ use flate2::read::GzDecoder;
 
 use super::{Images, file_name};
 
-/// Unsigned bytes in three dimensions: pictures, rows, columns.
+/// Unsigned bytes in three dimensions: images, rows, columns.
 const IMAGES: u32 = 0x0803;
-/// Unsigned bytes in one dimension: one label per picture.
+/// Unsigned bytes in one dimension: one label per image.
 const LABELS: u32 = 0x0801;
 
 pub fn is_images(name: &str) -> bool {
     name.contains("idx3")
 }
 
-/// The pictures of `path`, and the labels of the file named alike.
+/// The images of `path`, and the labels of the file named alike.
 pub fn read(path: &Path) -> Result<Images> {
     let (dims, pixels) =
-        parse(path, IMAGES, "pictures").with_context(|| path.display().to_string())?;
+        parse(path, IMAGES, "images").with_context(|| path.display().to_string())?;
     let (count, rows, cols) = (dims[0], dims[1], dims[2]);
     ensure!(
         rows == cols && rows > 0,
-        "{}: expected square pictures, since quarter turns must keep their shape, got {rows}x{cols}",
+        "{}: expected square images, since quarter turns must keep their shape, got {rows}x{cols}",
         path.display()
     );
     let labels_path = labels_of(path)?;
@@ -35,7 +35,7 @@ pub fn read(path: &Path) -> Result<Images> {
         parse(&labels_path, LABELS, "labels").with_context(|| labels_path.display().to_string())?;
     ensure!(
         label_dims[0] == count,
-        "{}: expected {count} labels, one for each picture, got {}",
+        "{}: expected {count} labels, one for each image, got {}",
         labels_path.display(),
         label_dims[0]
     );

@@ -1,4 +1,4 @@
-//! Square pictures of one size in memory.
+//! Square images of one size in memory.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 
 use super::picture::{Picture, Shaper};
 
-/// Square pictures with labels, `(n, channels, side, side)` bytes.
+/// Square images with labels, `(n, channels, side, side)` bytes.
 #[derive(Clone, Debug, Default)]
 pub struct Images {
     pub pixels: Vec<u8>,
@@ -25,12 +25,12 @@ impl Images {
         self.len() == 0
     }
 
-    /// Bytes per picture.
+    /// Bytes per image.
     pub fn stride(&self) -> usize {
         self.channels * self.side * self.side
     }
 
-    /// Picture `i`, channel by channel.
+    /// Image `i`, channel by channel.
     pub fn get(&self, i: usize) -> &[u8] {
         &self.pixels[i * self.stride()..(i + 1) * self.stride()]
     }
@@ -43,7 +43,7 @@ impl Images {
         }
     }
 
-    /// The first `n` pictures, or all when there are fewer.
+    /// The first `n` images, or all when there are fewer.
     pub fn take(mut self, n: usize) -> Self {
         let n = n.min(self.len());
         self.pixels.truncate(n * self.stride());
@@ -51,7 +51,7 @@ impl Images {
         self
     }
 
-    /// `n` pictures at even distances, so that files in the order of their classes give something of each; all when
+    /// `n` images at even distances, so that files in the order of their classes give something of each; all when
     /// there are fewer.
     pub fn spread(&self, n: usize) -> Self {
         let mut some = self.empty();
@@ -61,7 +61,7 @@ impl Images {
         some
     }
 
-    /// The middles of the pictures at another size.
+    /// The middles of the images at another size.
     pub fn scaled(&self, side: usize) -> Result<Self> {
         let mut scaled = Images {
             side,
@@ -99,16 +99,26 @@ impl Images {
         sums.into_iter().map(moments).collect()
     }
 
-    /// The pictures of `batch`, `(B, C, S, S)`, each channel less its mean and over its standard deviation.
+    /// The images of `batch`, `(B, C, S, S)`. Each channel has its mean subtracted and is divided by its standard deviation.
     pub fn normalized(
         &self,
         batch: Range<usize>,
         statistics: &[(f32, f32)],
         device: &Device,
     ) -> Result<Tensor> {
-        let shape = (batch.len(), self.channels, self.side, self.side);
-        let mut pixels = Vec::with_capacity(batch.len() * self.stride());
-        for i in batch {
+        self.gather(&batch.collect::<Vec<_>>(), statistics, device)
+    }
+
+    /// The images of these numbers, as [`Self::normalized`].
+    pub fn gather(
+        &self,
+        indices: &[usize],
+        statistics: &[(f32, f32)],
+        device: &Device,
+    ) -> Result<Tensor> {
+        let shape = (indices.len(), self.channels, self.side, self.side);
+        let mut pixels = Vec::with_capacity(indices.len() * self.stride());
+        for &i in indices {
             let planes = self.get(i).chunks_exact(self.side * self.side);
             for (plane, (mean, std)) in planes.zip(statistics) {
                 pixels.extend(plane.iter().map(|&p| (f32::from(p) / 255.0 - mean) / std));
@@ -117,7 +127,7 @@ impl Images {
         Ok(Tensor::from_vec(pixels, shape, device)?)
     }
 
-    /// Appends pictures of the same shape; the first batch decides the shape.
+    /// Appends images of the same shape; the first batch decides the shape.
     pub(super) fn append(&mut self, more: Images) -> Result<()> {
         if self.labels.is_empty() {
             *self = more;
@@ -127,7 +137,7 @@ impl Images {
         let (expected, got) = (shape(self), shape(&more));
         ensure!(
             expected == got,
-            "expected pictures of (channels, side) {expected:?} as in the files before, got {got:?}"
+            "expected images of (channels, side) {expected:?} as in the files before, got {got:?}"
         );
         self.pixels.extend(more.pixels);
         self.labels.extend(more.labels);
@@ -149,7 +159,7 @@ impl Images {
         (self.take(boundary), test)
     }
 
-    /// Gives each picture the new label of its own; those whose label has none go.
+    /// Gives each image the new label of its own; those whose label has none go.
     pub(super) fn relabel(&mut self, new: &[Option<u32>]) {
         let mut kept = self.empty();
         for (i, &label) in self.labels.iter().enumerate() {

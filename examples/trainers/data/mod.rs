@@ -1,4 +1,4 @@
-//! Labelled pictures from disk: IDX files, CIFAR-10 binaries, or a folder of class sub-folders.
+//! Labelled images from disk: IDX files, CIFAR-10 binaries, or a folder of class sub-folders.
 
 mod cifar;
 mod folder;
@@ -60,10 +60,10 @@ impl Source {
         })
     }
 
-    /// Where picture `i` comes from; pictures in memory have a number only.
+    /// Where image `i` comes from; images in memory have a number only.
     pub fn path(&self, i: usize) -> PathBuf {
         match self {
-            Source::Memory(_) => format!("picture {i}").into(),
+            Source::Memory(_) => format!("image {i}").into(),
             Source::Folder(folder) => folder.files[i].clone(),
         }
     }
@@ -73,7 +73,7 @@ impl Source {
 #[derive(Debug)]
 pub struct Data {
     pub train: Source,
-    /// Training pictures as they are, for evaluation.
+    /// Training images as they are, for evaluation.
     pub bank: Arc<Images>,
     pub test: Images,
     /// Names of the labels.
@@ -84,12 +84,12 @@ pub struct Data {
 }
 
 impl Data {
-    /// The data with at most `train` and `test` pictures, at even distances.
+    /// The data with at most `train` and `test` images, at even distances.
     pub fn take(self, train: usize, test: usize) -> Self {
         let bank = Arc::new(self.bank.spread(train));
         Self {
             train: match &self.train {
-                // Bank and training pictures stay one, unless the bank has another size.
+                // Bank and training images stay one, unless the bank has another size.
                 Source::Memory(images) if Arc::ptr_eq(images, &self.bank) => {
                     Source::Memory(bank.clone())
                 }
@@ -103,14 +103,14 @@ impl Data {
     }
 }
 
-/// What a trainer needs of the pictures.
+/// What a trainer needs of the images.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Side of the pictures for evaluation; `None`: as they come, and 32 for a folder of pictures.
+    /// Side of the images for evaluation; `None`: as they come, and 32 for a folder of images.
     pub side: Option<usize>,
-    /// Pictures of a folder stay in their files until they are needed, instead of being decoded once at a small size.
+    /// Images of a folder stay in their files until they are needed, instead of being decoded once at a small size.
     pub stream: bool,
-    /// The most training pictures, and test pictures, of the evaluation.
+    /// The most training images, and test images, of the evaluation.
     pub bank_limit: usize,
     pub test_limit: usize,
 }
@@ -128,7 +128,7 @@ impl Default for Wanted {
 }
 
 impl Wanted {
-    /// Pictures of `side`, which may be more than memory holds.
+    /// Images of `side`, which may be more than memory holds.
     pub fn streamed(side: usize) -> Self {
         Self {
             side: Some(side),
@@ -139,7 +139,7 @@ impl Wanted {
     }
 }
 
-/// 10,000 pictures of Fashion-MNIST (its official test file) that come with the repository.
+/// 10,000 images of Fashion-MNIST (its official test file) that come with the repository.
 pub fn embedded() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/fashion-mnist")
 }
@@ -151,12 +151,12 @@ pub fn load(path: &Path, wanted: &Wanted) -> Result<Data> {
         let (train, test) = (data.train.len(), data.test.len());
         ensure!(
             train >= 2 && test >= 1 && !data.bank.is_empty(),
-            "expected at least two training pictures and one test picture, got {train} and {test}"
+            "expected at least two training images and one test image, got {train} and {test}"
         );
         let labels = data.train.labels();
         ensure!(
             labels.iter().any(|l| *l != labels[0]),
-            "expected at least two classes, got pictures of one"
+            "expected at least two classes, got images of one"
         );
         Ok(data)
     };
@@ -166,7 +166,7 @@ pub fn load(path: &Path, wanted: &Wanted) -> Result<Data> {
 fn read(path: &Path, wanted: &Wanted) -> Result<Data> {
     ensure!(
         path.exists(),
-        "no such file or folder; the published crate leaves the pictures out, so run the example in a clone of the \
+        "no such file or folder; the published crate leaves the images out, so run the example in a clone of the \
          repository, or give --data a folder of IDX files, of CIFAR-10 binaries, or of class sub-folders"
     );
     if path.is_file() {
@@ -210,7 +210,7 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Data> {
     )
 }
 
-/// Several files: those `is_test` names are the test part; without both parts, all pictures are divided again, and the
+/// Several files: those `is_test` names are the test part; without both parts, all images are divided again, and the
 /// second value says how.
 fn read_parts(
     files: &[PathBuf],
@@ -238,7 +238,7 @@ fn read_parts(
             let (a, b) = ((train.channels, train.side), (test.channels, test.side));
             ensure!(
                 a == b,
-                "expected test pictures of (channels, side) {a:?} as in the training files, got {b:?}"
+                "expected test images of (channels, side) {a:?} as in the training files, got {b:?}"
             );
             Ok(((train, test), OFFICIAL.into()))
         }
@@ -249,9 +249,9 @@ const OFFICIAL: &str = "official split";
 
 fn note(division: &str, train: usize, test: usize) -> String {
     match division {
-        OFFICIAL => format!("{OFFICIAL}: {train} training and {test} test pictures"),
+        OFFICIAL => format!("{OFFICIAL}: {train} training and {test} test images"),
         _ => format!(
-            "re-split: {train} pictures train, {test} test ({division}); not comparable with published accuracies"
+            "re-split: {train} images train, {test} test ({division}); not comparable with published accuracies"
         ),
     }
 }
@@ -283,7 +283,7 @@ fn in_memory((train, test): (Images, Images), division: &str, wanted: &Wanted) -
     })
 }
 
-/// Side of the pictures of a folder in memory.
+/// Side of the images of a folder in memory.
 const SIDE: usize = 32;
 /// What evaluation sees of a large picture: 224 of 256 pixels of its shorter side.
 const MIDDLE: f64 = 224.0 / 256.0;
@@ -304,12 +304,12 @@ fn decoded(listing: Listing, wanted: &Wanted) -> Result<Data> {
         labels.push(kept.then_some(classes.len() as u32));
         match kept {
             true => classes.push(class.clone()),
-            false => skipped.push((class.into(), "no training picture of it can be read".into())),
+            false => skipped.push((class.into(), "no training image of it can be read".into())),
         }
     }
     ensure!(
         classes.len() >= 2,
-        "expected at least two classes whose pictures can be read, got {}; {}",
+        "expected at least two classes whose images can be read, got {}; {}",
         classes.len(),
         named(&skipped)
     );
@@ -322,7 +322,7 @@ fn decoded(listing: Listing, wanted: &Wanted) -> Result<Data> {
     Ok(data)
 }
 
-/// A folder whose pictures are decoded when they are needed; those of the evaluation are, now.
+/// A folder whose images are decoded when they are needed; those of the evaluation are, now.
 fn streamed(listing: Listing, wanted: &Wanted) -> Result<Data> {
     let side = wanted.side.unwrap_or(SIDE);
     let note = note(
@@ -362,7 +362,7 @@ fn division(official: bool) -> &'static str {
 fn ensure_some(skipped: &[Skipped], read: usize, files: usize) -> Result<()> {
     ensure!(
         read > 0,
-        "none of {files} training pictures can be read; {}",
+        "none of {files} training images can be read; {}",
         named(skipped)
     );
     Ok(())

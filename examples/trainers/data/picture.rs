@@ -1,4 +1,4 @@
-//! One picture, of whatever size, and a window of it as a square.
+//! One image, of whatever size, and a window of it as a square.
 
 use std::{fs, io::Cursor, path::Path};
 
@@ -10,7 +10,7 @@ use fast_image_resize::{
 };
 use image::{ImageReader, RgbImage};
 
-/// A decoded picture.
+/// A decoded image.
 pub enum Picture<'a> {
     /// Square, channel by channel.
     Planes {
@@ -131,11 +131,11 @@ impl Shaper {
     }
 }
 
-/// The picture in a PNG or JPEG file, as its content says, not as its name does; a transparency channel is dropped.
+/// The image in a PNG or JPEG file, as its content says, not as its name does; a transparency channel is dropped.
 pub fn decode(path: &Path) -> Result<RgbImage> {
     let bytes = fs::read(path).context("cannot read the file")?;
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
-    let picture = reader.decode().context("truncated or damaged picture")?;
+    let picture = reader.decode().context("truncated or damaged image")?;
     // The decoder paints what a cut-off JPEG lacks gray, and says nothing.
     ensure!(
         !bytes.starts_with(&JPEG) || has_end(&bytes),

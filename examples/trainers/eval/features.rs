@@ -1,4 +1,4 @@
-//! Features of picture sets, in chunks, upright or moved.
+//! Features of image sets, in chunks, upright or moved.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -7,10 +7,10 @@ use ser_reg::GridOperator;
 use super::corruption::picture::{self, Picture};
 use crate::data::Images;
 
-/// Pictures that go through the encoder at a time.
+/// Images that go through the encoder at a time.
 pub const CHUNK: usize = 100;
 
-/// Features `(n, d)` of `images`, each moved by `pose` where there is one.
+/// Features `(n, d)` of `images`, each transformed by `pose` where there is one.
 pub fn of(
     images: &Images,
     statistics: &[(f32, f32)],

@@ -1,7 +1,7 @@
-//! What a frozen encoder is worth.
+//! The evaluation of a frozen encoder.
 //!
-//! Features are computed once and handed to a linear probe and to nearest neighbors; then the probe is shown moved,
-//! corrupted and slowly changing pictures; then the tokens of one block are read.
+//! Features are computed once, for a linear probe and for nearest neighbors. Then the probe classifies transformed, corrupted
+//! and slowly changing images. At last the tokens of one block are read.
 
 pub mod corruption;
 pub mod dense;
@@ -78,15 +78,15 @@ impl std::str::FromStr for Part {
     }
 }
 
-/// What to measure, and on how many pictures.
+/// What to measure, and on how many images.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub parts: Vec<Part>,
-    /// Test pictures that are moved; `None`: all.
+    /// Test images that are moved; `None`: all.
     pub posed: Option<usize>,
-    /// Test pictures that are corrupted; `None`: all.
+    /// Test images that are corrupted; `None`: all.
     pub corrupted: Option<usize>,
-    /// Test pictures that perturbations start from, each with some thirty frames.
+    /// Test images that perturbations start from, each with some thirty frames.
     pub sequences: usize,
     pub dense: dense::Options,
     /// Whether to measure raw pixels, and the reference where it is not asked for anyway.
@@ -110,7 +110,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// All parts in little time: the encoder alone where no reference is needed, on the first `images` test pictures.
+    /// All parts in little time: the encoder alone where no reference is needed, on the first `images` test images.
     pub fn quick(images: usize) -> Self {
         Self {
             posed: Some(images),
@@ -148,7 +148,7 @@ impl Fitted {
     }
 }
 
-/// Evaluates `subject`, with classifiers of the upright pictures `bank`, on `test`; corruptions and perturbations relative to
+/// Evaluates `subject`, with classifiers of the upright images `bank`, on `test`; corruptions and perturbations relative to
 /// `reference`, by default the same encoder before its first step.
 pub fn evaluate(
     subject: &Subject,
@@ -165,7 +165,7 @@ pub fn evaluate(
     );
     ensure!(
         !test.is_empty() && bank.labels.iter().any(|l| *l != bank.labels[0]),
-        "expected test pictures, and training pictures of at least two classes, got {} and {} of class {:?}",
+        "expected test images, and training images of at least two classes, got {} and {} of class {:?}",
         test.len(),
         bank.len(),
         bank.labels.first()
@@ -186,7 +186,7 @@ pub fn evaluate(
     }
     let floor = reference.filter(|_| options.floors);
 
-    // Dense reads tokens, all other parts features of whole pictures, and most of them by a probe.
+    // Dense reads tokens, all other parts features of whole images, and most of them by a probe.
     let needed = options.parts.iter().any(|p| *p != Part::Dense);
     let probed = relative || has(Part::Probe) || has(Part::Poses);
     let raw = options.floors && (has(Part::Probe) || has(Part::Knn));

@@ -1,4 +1,4 @@
-//! Sequences in which a picture changes little by little (ImageNet-P of Hendrycks & Dietterich, arXiv 1903.12261).
+//! Sequences in which an image changes little by little (ImageNet-P of Hendrycks & Dietterich, arXiv 1903.12261).
 //!
 //! Frames are those of their sequences for 32 pixels; beyond the border lies black. Snow is left out.
 
@@ -61,7 +61,7 @@ impl Perturbation {
         matches!(self, Self::GaussianNoise | Self::ShotNoise)
     }
 
-    /// The sequence of picture `index`.
+    /// The sequence of image `index`.
     pub fn frames(self, x: &Picture, seed: u64, index: u64) -> Vec<Picture> {
         // Streams of their own, apart from those of the corruptions.
         let mut rng = generator(seed, 100 + self as u64, index);
@@ -119,7 +119,7 @@ fn rotated(x: &Picture, degrees: f32) -> Picture {
     })
 }
 
-/// Seen from the side: the plane of the picture is turned about both of its axes before a camera as far away as the
+/// Seen from the side: the plane of the image is turned about both of its axes before a camera as far away as the
 /// diagonal is long.
 fn tilted(x: &Picture, degrees: f32) -> Picture {
     let side = f64::from(x.side as u32);

@@ -1,4 +1,4 @@
-//! Robustness to poses: a classifier of upright pictures is shown turned, scaled and shifted ones.
+//! Robustness to transformations: a classifier of upright images gets rotated, scaled and shifted ones.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -19,7 +19,7 @@ use crate::{data::Images, knn::Bank};
 /// How two classifiers fare over the elements of an orbit, in percent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Orbit {
-    /// `d4`, or `continuous`: the upright picture with small rotations, scales and shifts.
+    /// `d4`, or `continuous`: the upright image with small rotations, scales and shifts.
     pub name: String,
     /// The upright one first.
     pub elements: Vec<String>,
@@ -40,9 +40,9 @@ pub struct Robustness {
     pub moved: f64,
     /// Of the element with the lowest accuracy.
     pub worst_element: f64,
-    /// Pictures that are classified correctly in every pose.
+    /// Images that are classified correctly under every transformation.
     pub worst_case: f64,
-    /// Moved pictures that are given the class of the upright one, right or wrong.
+    /// Moved images that are given the class of the upright one, right or wrong.
     pub consistency: f64,
 }
 
@@ -80,7 +80,7 @@ pub fn measure(
         filter: Filter::Bilinear,
         padding: Padding::Zeros,
     };
-    // What a black pixel becomes, which lies beyond the border: pictures are moved relative to it.
+    // What a black pixel becomes, which lies beyond the border: images are moved relative to it.
     let black: Vec<f32> = (subject.card.statistics.iter())
         .map(|(mean, std)| -mean / std)
         .collect();

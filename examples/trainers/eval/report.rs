@@ -16,7 +16,7 @@ pub struct Report {
     /// What corruption errors and flips are relative to.
     pub reference: Option<String>,
     pub card: Card,
-    /// Where the pictures come from and how they were divided.
+    /// Where the images come from and how they were divided.
     pub data: String,
     pub pictures: Counts,
     pub seed: u64,
@@ -39,7 +39,7 @@ pub struct Counts {
 pub struct ProbeRow {
     pub features: String,
     pub accuracy: f64,
-    /// Strength of the penalty, picked on a tenth of the training pictures.
+    /// Strength of the penalty, picked on a tenth of the training images.
     pub l2: f64,
     /// Accuracy on that tenth.
     pub held_out: Option<f64>,
@@ -52,7 +52,7 @@ pub struct KnnRow {
     pub accuracy: f64,
 }
 
-/// Robustness to poses of one kind of features.
+/// Robustness of one kind of features to transformations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PoseRow {
     pub features: String,
@@ -136,7 +136,7 @@ impl Report {
 
 fn print_corruptions(c: &Corruptions) {
     println!(
-        "\nErrors of the probe in % on {} pictures under 15 corruptions; CE relative to: {}",
+        "\nErrors of the probe in % on {} images under 15 corruptions; CE relative to: {}",
         c.pictures, c.reference
     );
     println!(

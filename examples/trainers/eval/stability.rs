@@ -19,10 +19,10 @@ pub struct Classifier<'a> {
     pub probe: &'a Probe,
 }
 
-/// Pictures that are changed and classified at a time.
+/// Images that are changed and classified at a time.
 const BLOCK: usize = 100;
 
-/// The classes that `classifier` and `reference` give to what `make` makes of each of `count` pictures.
+/// The classes that `classifier` and `reference` give to what `make` makes of each of `count` images.
 fn predict(
     [classifier, reference]: [&Classifier; 2],
     count: usize,
@@ -57,7 +57,7 @@ impl Classifier<'_> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Corruptions {
     pub reference: String,
-    /// Test pictures that were corrupted: the first ones.
+    /// Test images that were corrupted: the first ones.
     pub pictures: usize,
     pub clean_error: f64,
     pub clean_error_of_reference: f64,
@@ -79,7 +79,7 @@ pub struct CorruptionErrors {
     pub errors_of_reference: Vec<f64>,
     /// Sum of errors, in percent of the reference's; `None` where the reference makes none.
     pub ce: Option<f64>,
-    /// The same of the errors beyond those on clean pictures; `None` where the reference does not get worse.
+    /// The same of the errors beyond those on clean images; `None` where the reference does not get worse.
     pub relative_ce: Option<f64>,
 }
 
@@ -145,7 +145,7 @@ impl CorruptionErrors {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perturbations {
     pub reference: String,
-    /// Sequences of each kind, of the first test pictures.
+    /// Sequences of each kind, of the first test images.
     pub sequences: usize,
     pub each: Vec<Flips>,
     /// Mean flip rate: the mean of flip probabilities in percent of the reference's.

@@ -1,4 +1,4 @@
-//! An encoder under evaluation, with what it takes to build it again for pictures of another size.
+//! An encoder under evaluation, with what it takes to build it again for images of another size.
 
 use std::{
     collections::HashMap,
@@ -69,7 +69,7 @@ impl Subject {
         Self::new("untrained encoder", tensors, card, device)
     }
 
-    /// The same weights for square pictures of `side` pixels, with the tokens of every block.
+    /// The same weights for square images of `side` pixels, with the tokens of every block.
     pub fn at_side(&self, side: usize) -> Result<Vit> {
         let config = VitConfig {
             side,
@@ -78,7 +78,7 @@ impl Subject {
         };
         ensure!(
             side == self.card.vit.side || self.any_side(),
-            "expected pictures of side {}, which the trained positions of this encoder are for, got {side}",
+            "expected images of side {}, which the trained positions of this encoder are for, got {side}",
             self.card.vit.side
         );
         let vb = VarBuilder::from_tensors(self.weights.clone(), DType::F32, &self.device);
@@ -90,12 +90,12 @@ impl Subject {
         matches!(self.card.vit.positions, Positions::SinCos | Positions::None)
     }
 
-    /// Features `(n, d)` of normalized pictures.
+    /// Features `(n, d)` of normalized images.
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
         Ok(self.vit.forward(x)?)
     }
 
-    /// Fails unless the encoder takes such pictures.
+    /// Fails unless the encoder takes such images.
     pub fn expect(&self, images: &Images) -> Result<()> {
         let (expected, got) = (
             (self.card.vit.channels, self.card.vit.side),
@@ -103,14 +103,14 @@ impl Subject {
         );
         ensure!(
             expected == got,
-            "the {}: expected pictures of (channels, side) {expected:?}, which it was trained on, got {got:?}",
+            "the {}: expected images of (channels, side) {expected:?}, which it was trained on, got {got:?}",
             self.name
         );
         Ok(())
     }
 }
 
-/// The pictures that the run was trained on to which `weights`, a file in its folder, belongs: where its configuration says
+/// The images that the run was trained on to which `weights`, a file in its folder, belongs: where its configuration says
 /// so; `None` if there is no run, or it took the repository's.
 pub fn data_of_run(weights: &Path) -> Result<Option<PathBuf>> {
     let config = weights.with_file_name("config.json");

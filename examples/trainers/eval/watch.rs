@@ -1,4 +1,4 @@
-//! What a trainer looks at between epochs: nearest neighbors upright and in other poses, and the equivariance of a layer.
+//! The evaluation between epochs: nearest neighbors, upright and under D4, and the equivariance of each block.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -11,9 +11,13 @@ use ser_reg::{
 };
 
 use super::features;
-use crate::{data::Images, knn::Bank, vit::Vit};
+use crate::{
+    data::{Data, Images},
+    knn::Bank,
+    vit::Vit,
+};
 
-/// The poses of the table, the upright one first.
+/// The elements of D4 in the order of the table; the identity is first.
 pub const POSES: [(&str, D4); 8] = [
     ("upright", D4::IDENTITY),
     ("hflip", D4::HFLIP),
@@ -25,11 +29,11 @@ pub const POSES: [(&str, D4); 8] = [
     ("antitr", D4::ANTI_TRANSPOSE),
 ];
 
-/// Test pictures of the equivariance score.
+/// Test images of the equivariance score.
 const SCORED: usize = 200;
 
 pub struct Evaluation<'a> {
-    /// Upright training pictures.
+    /// Upright training images.
     pub bank: &'a Images,
     pub test: &'a Images,
     /// Mean and standard deviation of each channel.
@@ -37,9 +41,19 @@ pub struct Evaluation<'a> {
     pub device: &'a Device,
 }
 
-impl Evaluation<'_> {
+impl<'a> Evaluation<'a> {
+    /// On all images of `data`.
+    pub fn of(data: &'a Data, statistics: &'a [(f32, f32)], device: &'a Device) -> Self {
+        Self {
+            bank: &data.bank,
+            test: &data.test,
+            statistics,
+            device,
+        }
+    }
+
     /// Accuracy in percent of weighted 20-nearest neighbors for each of [`POSES`]: the bank is upright, the queries are
-    /// turned.
+    /// transformed.
     pub fn poses(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[f64; 8]> {
         let bank = Bank::new(
             &self.features(self.bank, D4::IDENTITY, &encode)?,
@@ -53,12 +67,12 @@ impl Evaluation<'_> {
         Ok(accuracies)
     }
 
-    /// Features `(n, d)` of test pictures.
+    /// Features `(n, d)` of test images.
     pub fn test_features(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         self.features(self.test, D4::IDENTITY, &encode)
     }
 
-    /// Centered equivariance score of each block, mean over the seven other poses; 1 is exact equivariance.
+    /// Centered equivariance score of each block, mean over the seven other elements of D4; 1 is exact equivariance.
     pub fn equivariance(&self, vit: &Vit) -> Result<Vec<f64>> {
         let count = SCORED.min(self.test.len());
         let images = self
@@ -99,7 +113,7 @@ impl Evaluation<'_> {
     }
 }
 
-/// Mean over the poses that are not upright.
+/// Mean over the elements that are not the identity.
 pub fn pose_mean(accuracies: &[f64; 8]) -> f64 {
     accuracies[1..].iter().sum::<f64>() / 7.0
 }

@@ -1,4 +1,4 @@
-//! DINO (arXiv 2104.14294): self-distillation. A student must assign one view of a picture to the prototypes to which its
+//! DINO (arXiv 2104.14294): self-distillation. A student must assign one view of an image to the prototypes to which its
 //! own moving average, the teacher, assigns another view.
 //!
 //! Two ways to collapse hold each other in check. Centring alone ends in the uniform assignment, sharpening alone in one
@@ -109,9 +109,9 @@ pub fn updated_center(center: &Tensor, scores: &Tensor, momentum: f64) -> Result
 /// Entropies of the teacher's assignments, in nats; both lie between 0 and `ln K`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Entropies {
-    /// Mean entropy of one picture's assignment: `ln K` once all are uniform.
+    /// Mean entropy of one image's assignment: `ln K` once all are uniform.
     pub each: f64,
-    /// Entropy of the mean assignment: 0 once all pictures share one prototype.
+    /// Entropy of the mean assignment: 0 once all images share one prototype.
     pub mean: f64,
 }
 
@@ -127,7 +127,7 @@ impl Entropies {
     }
 
     /// Mean divergence of the student's assignments from the teacher's, given the [`loss`], a cross-entropy. It is zero
-    /// once both give the same for every picture.
+    /// once both give the same for every image.
     pub fn divergence(&self, loss: f64) -> f64 {
         loss - self.each
     }

@@ -1,25 +1,22 @@
-//! Losses of further methods, to be put in place of a trainer's own.
+//! Losses of further methods, to replace a trainer's base loss.
 //!
-//! Arguments are embeddings `(B, D)`: `z` of a projector, `p` of a predictor behind it. Where a method compares with `z`
-//! it lets no gradient through it.
+//! Arguments are embeddings `(B, D)`: `z` of a projector, `p` of a predictor behind it. No gradient passes through `z` where
+//! a method compares with it.
 
 use candle_core::{D, Result, Tensor};
-use ser_reg::loss::{Negatives, NtXent, SameImage, nt_xent};
+use ser_reg::loss::{Contrastive, nt_xent_symmetric};
 
 use crate::nn::normalize;
 
 /// SimCLR (arXiv 2002.05709): cross-entropy over the cosines, divided by `temperature`, of each embedding with the `2B − 1`
-/// others; its own is that of the other view. It is the library's token objective for pictures of one token.
+/// others. The positive is the embedding of the other view. It is the library's token objective for images of one token.
 pub fn simclr(z1: &Tensor, z2: &Tensor, temperature: f64) -> ser_reg::Result<Tensor> {
-    let config = NtXent {
-        form: Negatives::BothViews,
-        same_image: SameImage::Exclude,
-        symmetric: true,
+    let config = Contrastive {
         temperature,
         eps: 1e-12,
-        ..NtXent::default()
+        ..Contrastive::default()
     };
-    Ok(nt_xent(&z1.unsqueeze(1)?, &z2.unsqueeze(1)?, &config)?.loss)
+    Ok(nt_xent_symmetric(&z1.unsqueeze(1)?, &z2.unsqueeze(1)?, &config)?.loss)
 }
 
 /// BYOL (arXiv 2006.07733): `mean |p̂₁ − ẑ₂|² + mean |p̂₂ − ẑ₁|²`, with `z` of a momentum copy.

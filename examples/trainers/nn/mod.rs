@@ -81,6 +81,14 @@ impl Linear {
         Ok(Self { weight, bias: None })
     }
 
+    /// The map with another weight `(in, out)`.
+    pub fn map_weight(&self, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            weight: f(&self.weight)?,
+            bias: self.bias.clone(),
+        })
+    }
+
     /// The map to the outputs `columns` only.
     pub fn narrow(&self, columns: std::ops::Range<usize>) -> Result<Self> {
         let cut = |t: &Tensor, axis| t.narrow(axis, columns.start, columns.len())?.contiguous();

@@ -17,8 +17,8 @@ use crate::{
     encoder,
     eval::{self, subject},
     records::Record,
-    run::{file, finish::Outcome, log, pictures, variants::VARIANTS},
-    settings::{Ser, Settings},
+    run::{file, finish::Outcome, images, log, variants::VARIANTS},
+    settings::Settings,
     vit::Vit,
 };
 
@@ -116,7 +116,7 @@ impl Folder {
     pub fn table(&self) -> Result<(Table<'static>, Vec<String>)> {
         let settings = &self.settings;
         let name = match settings.mode() {
-            "ser" => format!("SER, lambda {}", settings.ser.lambda),
+            "ser" => format!("SER, lambda {}", settings.ser.loss.lambda),
             "lambda0" => "lambda = 0".to_string(),
             mode => mode.to_string(),
         };
@@ -141,14 +141,9 @@ impl Folder {
                 continue;
             }
             let variant = Self::read(&path)?;
-            let same = Settings {
-                baseline: self.settings.baseline,
-                ser: Ser {
-                    lambda: self.settings.ser.lambda,
-                    ..variant.settings.ser.clone()
-                },
-                ..variant.settings.clone()
-            };
+            let mut same = variant.settings.clone();
+            same.baseline = self.settings.baseline;
+            same.ser.loss.lambda = self.settings.ser.loss.lambda;
             if same == self.settings {
                 let title = if name == "lambda0" {
                     "lambda = 0"
@@ -206,7 +201,7 @@ impl Folder {
 
     /// The images that the run was trained and measured on.
     pub fn data(&self) -> Result<Data> {
-        Ok(pictures(&self.settings)?.0)
+        Ok(images(&self.settings)?.0)
     }
 
     /// The token maps of `count` test images, by the encoder or the checkpoint in the folder.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::scores::Scores;
 use crate::{
     cli::Args,
-    settings::{Method, Ser, Settings},
+    settings::{Method, Settings},
     study::ledger::Entry,
 };
 
@@ -165,15 +165,8 @@ fn is_preset(settings: &Settings) -> bool {
     let Ok(preset) = Settings::new(settings.method, &args) else {
         return false;
     };
-    let same = Settings {
-        seed: preset.seed,
-        baseline: preset.baseline,
-        epochs: preset.epochs,
-        ser: Ser {
-            lambda: preset.ser.lambda,
-            ..settings.ser.clone()
-        },
-        ..settings.clone()
-    };
+    let mut same = settings.clone();
+    (same.seed, same.epochs, same.baseline) = (preset.seed, preset.epochs, preset.baseline);
+    same.ser.loss.lambda = preset.ser.loss.lambda;
     same == preset
 }

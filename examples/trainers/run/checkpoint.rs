@@ -1,4 +1,4 @@
-//! All that a run needs to go on: weights, moments, the step, and the configuration they belong to.
+//! The state that a resumed run needs: weights, moments, the step, and the configuration that they belong to.
 
 use std::{collections::HashMap, path::Path};
 
@@ -15,10 +15,10 @@ use crate::{
     weights::Weights,
 };
 
-/// Raised whenever a reader of the last version would go wrong.
-const VERSION: &str = "1";
+/// Raised with each change that readers of the last version do not understand.
+const VERSION: &str = "2";
 
-/// What changes in training.
+/// The state of a training.
 pub struct State {
     pub online: Weights,
     /// The key or teacher encoder.
@@ -29,6 +29,16 @@ pub struct State {
 }
 
 impl State {
+    /// Of these weights, with AdamW. `momentum` is the key or teacher encoder.
+    pub fn new(online: &Weights, momentum: Option<&Weights>) -> Result<Self> {
+        Ok(Self {
+            online: online.clone(),
+            momentum: momentum.cloned(),
+            optimizer: AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?,
+            buffers: Vec::new(),
+        })
+    }
+
     /// All variables, by the names they have in a checkpoint.
     fn vars(&self) -> Vec<(String, Var)> {
         let named = |part: &str, weights: &Weights| {

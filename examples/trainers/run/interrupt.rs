@@ -1,4 +1,4 @@
-//! Ctrl-C asks the run to stop after the step at hand; a second one ends it at once.
+//! Ctrl-C stops the run after the current step; a second one ends it at once.
 
 use std::sync::{
     Arc,

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: written line by line, so that it can be followed, and cut back to the checkpoint when a run is resumed.
+//! `metrics.jsonl`: written line by line, and cut back to the checkpoint when a run is resumed.
 
 use std::{
     fs::{File, OpenOptions},

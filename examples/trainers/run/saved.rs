@@ -1,6 +1,6 @@
 //! The newest checkpoint of a run, and the one before it for as long as the newest is in doubt.
 //!
-//! A checkpoint holds the weights after an update, and only the loss of the next step says what they are worth.
+//! A checkpoint holds the weights after an update, and only the loss of the next step shows whether they are finite.
 
 use std::{
     fs,

@@ -95,10 +95,10 @@ pub fn cells() -> Vec<Cell> {
     for layer in ["1", "3", "4"] {
         sweep("layer", &format!("layer {layer}"), &["--layer", layer]);
     }
-    sweep("group", "rotations", &["--group", "rotations"]);
+    sweep("group", "rotations", &["--group", "c4"]);
     sweep("group", "flips", &["--group", "flips"]);
     let scales = ["--scale", "0.7,1.3", "--aspect", "0.75,1.3333"];
-    let only = ["--group", "none"];
+    let only = ["--group", "trivial"];
     sweep("group", "scales", &[&only[..], &scales].concat());
     sweep(
         "group",

@@ -8,13 +8,13 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     augment::{Augment, CropRanges, Photometric, SmallCrop},
     data::{self, Images, Interpolation, Picture, Shaper, Source, Wanted},
-    loader::{Drawn, Loader, LoaderConfig, Third, Wishes},
+    loader::{Drawn, Extras, Loader, LoaderConfig, Third},
 };
 use tempfile::TempDir;
 
 const CPU: Device = Device::Cpu;
 
-/// Random pictures of 12x12.
+/// Random images of 12x12.
 fn pictures(n: usize, channels: usize) -> Images {
     let mut rng = StdRng::seed_from_u64(3);
     Images {
@@ -29,7 +29,7 @@ fn memory(n: usize, channels: usize) -> Source {
     Source::Memory(Arc::new(pictures(n, channels)))
 }
 
-/// The whole picture, unchanged.
+/// The whole image, unchanged.
 fn whole(side: usize, channels: usize) -> Augment {
     Augment {
         side,
@@ -56,7 +56,7 @@ fn config(batch: usize, steps: usize) -> LoaderConfig {
     }
 }
 
-/// Both views of each batch that is left, and the pictures they show.
+/// Both views of each batch that is left, and the images they show.
 fn rest(loader: &mut Loader, steps: usize) -> Vec<(Vec<usize>, Vec<f32>, Vec<f32>)> {
     let batch = |_| {
         let batch = loader.next(&CPU).unwrap();
@@ -69,7 +69,7 @@ fn values(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Both views of picture 0.
+/// Both views of image 0.
 fn views(augment: &Augment, images: &Images, shared: bool, seed: u64) -> [Vec<f32>; 2] {
     let size = images.channels * augment.side * augment.side;
     let mut views = [vec![0.0; size], vec![0.0; size]];
@@ -432,7 +432,7 @@ fn batches_follow_from_seed_and_step() {
         ..config(3, 8)
     };
     let all = load(base);
-    // Three whole batches make an epoch, in which no picture comes twice; the next has another order.
+    // Three whole batches make an epoch, in which no image comes twice; the next has another order.
     let mut seen: Vec<usize> = all[..3].iter().flat_map(|(i, ..)| i.clone()).collect();
     seen.sort_unstable();
     seen.dedup();
@@ -457,7 +457,7 @@ fn batches_follow_from_seed_and_step() {
     assert_eq!(other(|c| c.first_step = 8), []);
     let seeded = other(|c| c.seed = 6);
     assert!(seeded.iter().zip(&all).all(|(a, b)| a.1 != b.1));
-    // One picture, two steps: other views of it.
+    // One image, two steps: other views of it.
     let mut one = Loader::new(
         memory(1, 1),
         Augment::small(12, vec![(0.5, 0.25)]),
@@ -466,7 +466,7 @@ fn batches_follow_from_seed_and_step() {
     .unwrap();
     let steps = rest(&mut one, 2);
     assert_ne!(steps[0].1, steps[1].1);
-    // The pictures that share a crop are the last, and no other picture changes.
+    // The images that share a crop are the last, and no other image changes.
     let apart = other(|c| c.shared = 0);
     let view = 3 * 144;
     for (a, b) in all.iter().zip(&apart) {
@@ -484,7 +484,7 @@ fn settings_that_cannot_work_are_refused() {
     };
     let too_large = refused(config(5, 1));
     assert!(
-        too_large.contains("1 to 4 pictures") && too_large.contains("got 5"),
+        too_large.contains("1 to 4 images") && too_large.contains("got 5"),
         "{too_large}"
     );
     assert!(refused(config(0, 1)).contains("got 0"));
@@ -554,7 +554,7 @@ fn parameters_say_what_was_drawn() {
             );
             assert_eq!(view[0] > view[side - 1], drawn.flip.unwrap());
             assert_eq!(jitter.applied, jitter.brightness != 1.0);
-            // Gray pictures have neither.
+            // Gray images have neither.
             assert_eq!((jitter.saturation, jitter.hue), (1.0, 0.0));
             assert_eq!((drawn.blur, drawn.solarize), (Some(0.0), Some(1.0)));
             mirrored += usize::from(drawn.flip.unwrap());
@@ -570,7 +570,7 @@ fn parameters_say_what_was_drawn() {
 }
 
 #[test]
-fn wishes_change_nothing_else() {
+fn extras_change_nothing_else() {
     let augment = Augment {
         side: 12,
         ..Augment::small(12, vec![(0.3, 0.2)])
@@ -579,8 +579,8 @@ fn wishes_change_nothing_else() {
         shared: 2,
         ..config(8, 3)
     };
-    let batches = |wishes: Wishes| -> Vec<(Vec<Vec<f32>>, Drawn)> {
-        let loader = Loader::with_wishes(memory(24, 1), augment.clone(), config, wishes);
+    let batches = |extras: Extras| -> Vec<(Vec<Vec<f32>>, Drawn)> {
+        let loader = Loader::with_extras(memory(24, 1), augment.clone(), config, extras);
         let mut loader = loader.unwrap();
         (0..3)
             .map(|_| {
@@ -592,7 +592,7 @@ fn wishes_change_nothing_else() {
             })
             .collect()
     };
-    let plain = batches(Wishes::default());
+    let plain = batches(Extras::default());
     assert!(plain.iter().all(|(_, drawn)| drawn.third.is_none()));
     assert!(
         plain
@@ -606,11 +606,11 @@ fn wishes_change_nothing_else() {
         area: (0.2, 1.0),
     });
     for (third, side) in [(Third::Untouched, 12), (small, 8)] {
-        let wishes = Wishes {
+        let extras = Extras {
             third: Some(third),
-            ..Wishes::default()
+            ..Extras::default()
         };
-        for ((views, drawn), (expected, known)) in batches(wishes).iter().zip(&plain) {
+        for ((views, drawn), (expected, known)) in batches(extras).iter().zip(&plain) {
             assert!(views == expected);
             assert_eq!(drawn.parameters, known.parameters);
             let third = drawn.third.as_ref().unwrap();
@@ -618,37 +618,37 @@ fn wishes_change_nothing_else() {
         }
     }
 
-    // Pictures alike: the first of each group draws as ever, the others as it does; the posed ones are left alone.
-    let wishes = Wishes {
+    // Images alike: the first of each group draws as ever, the others as it does; the posed ones are left alone.
+    let extras = Extras {
         alike: vec![0, 0, 2, 2, 4, 4],
         third: None,
     };
-    for ((views, drawn), (expected, known)) in batches(wishes).iter().zip(&plain) {
+    for ((views, drawn), (expected, known)) in batches(extras).iter().zip(&plain) {
         for view in 0..2 {
             let (drawn, known) = (&drawn.parameters[view], &known.parameters[view]);
             for i in 0..6 {
-                assert_eq!(drawn[i], known[i / 2 * 2], "picture {i}");
+                assert_eq!(drawn[i], known[i / 2 * 2], "image {i}");
             }
             assert_ne!(known[0], known[1]);
             let picture = |i: usize| i * 144..(i + 1) * 144;
             for i in [0, 2, 4, 6, 7] {
                 assert!(
                     views[view][picture(i)] == expected[view][picture(i)],
-                    "picture {i}"
+                    "image {i}"
                 );
             }
             assert!(views[view][picture(1)] != expected[view][picture(1)]);
         }
     }
-    let beyond = Wishes {
+    let beyond = Extras {
         alike: vec![0; 7],
         third: None,
     };
-    let error = Loader::with_wishes(memory(24, 1), augment.clone(), config, beyond).err();
-    assert!(error.unwrap().to_string().contains("at most 6 pictures"));
+    let error = Loader::with_extras(memory(24, 1), augment.clone(), config, beyond).err();
+    assert!(error.unwrap().to_string().contains("at most 6 images"));
 }
 
-/// Pictures of different sizes that are to be augmented alike show the same part of themselves.
+/// Images of different sizes that are to be augmented alike show the same part of themselves.
 #[test]
 fn a_crop_is_carried_to_another_size() {
     use ser_reg_trainers::{augment::Crop, data::Window};
@@ -675,7 +675,7 @@ fn a_crop_is_carried_to_another_size() {
     assert!(carried.top == 0 && carried.left == 0);
 }
 
-/// Files of `count` pictures in two classes: discs and squares on changing colors.
+/// Files of `count` images in two classes: discs and squares on changing colors.
 fn generated(count: usize, size: (u32, u32), extensions: &[&str]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for i in 0..count {
@@ -792,7 +792,7 @@ fn nothing_is_fatal_as_long_as_one_picture_can_be_read() {
     fs::remove_file(train.path(good)).unwrap();
     let mut loader = Loader::new(train.clone(), augment(), config(all, 3)).unwrap();
     let error = format!("{:#}", loader.next(&CPU).err().unwrap());
-    for part in ["step 0", &format!("none of the {all} pictures"), ".png: "] {
+    for part in ["step 0", &format!("none of the {all} images"), ".png: "] {
         assert!(error.contains(part), "expected `{part}` in: {error}");
     }
     let error = format!("{:#}", loader.next(&CPU).err().unwrap());
@@ -800,7 +800,7 @@ fn nothing_is_fatal_as_long_as_one_picture_can_be_read() {
 }
 
 #[test]
-#[ignore = "prints how many pictures the loader delivers in a second"]
+#[ignore = "prints how many images the loader delivers in a second"]
 fn speed() {
     let train = data::load(&data::embedded(), &Wanted::default()).unwrap();
     let run = |source: &Source, augment: &Augment, config: LoaderConfig| {

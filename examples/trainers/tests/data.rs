@@ -30,7 +30,7 @@ fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
     dir
 }
 
-/// Ten pictures of 2x2 whose pixels count up, labelled 0 to 9.
+/// Ten images of 2x2 whose pixels count up, labelled 0 to 9.
 fn ten() -> (Vec<u8>, Vec<u8>) {
     let pixels: Vec<u8> = (0..40).collect();
     let labels: Vec<u8> = (0..10).collect();
@@ -137,7 +137,7 @@ fn damaged_idx_is_refused_with_what_was_expected() {
     assert_says(&refused(&zipped[..zipped.len() / 2], &labels), &["gzip"]);
     assert_says(
         &refused(&idx(0x0d03, &[10, 2, 2], &[0; 40]), &labels),
-        &["unknown layout of pictures", "0x00000803", "0x00000d03"],
+        &["unknown layout of images", "0x00000803", "0x00000d03"],
     );
     assert_says(
         &refused(&images, &idx(0x0802, &[10, 1], &[0; 10])),
@@ -176,8 +176,8 @@ fn missing_files_are_named() {
     let (images, _) = ten();
     let dir = folder(&[("t10k-images-idx3-ubyte", images.clone())]);
     assert_says(&error(dir.path()), &["t10k-labels-idx1-ubyte", "neither"]);
-    let dir = folder(&[("pictures", images)]);
-    assert_says(&error(&dir.path().join("pictures")), &["named like"]);
+    let dir = folder(&[("images", images)]);
+    assert_says(&error(&dir.path().join("images")), &["named like"]);
 }
 
 /// `count` records whose labels count up from `first`.
@@ -241,7 +241,7 @@ fn class_folders_are_read_in_order() {
         files.push((format!("blue/{name}"), blue()));
         files.push((format!("red/{name}"), red()));
     }
-    files.push(("red/notes.txt".into(), b"not a picture".to_vec()));
+    files.push(("red/notes.txt".into(), b"not an image".to_vec()));
     let files: Vec<(&str, Vec<u8>)> = files.iter().map(|(n, b)| (n.as_str(), b.clone())).collect();
     let data = data::load(folder(&files).path(), &Wanted::default()).unwrap();
     assert_eq!(data.bank.labels, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]);
@@ -258,7 +258,7 @@ fn unreadable_pictures_are_named_and_counted() {
         ("a/1.png", ok()),
         ("a/2.png", ok()[..30].to_vec()),
         ("a/3.png", ok()),
-        ("b/1.png", b"no picture".to_vec()),
+        ("b/1.png", b"no image".to_vec()),
         ("b/2.jpg", jpeg(40, 30)),
         ("b/3.jpg", cut(&jpeg(40, 30))),
         ("b/4.png", vec![]),
@@ -266,7 +266,7 @@ fn unreadable_pictures_are_named_and_counted() {
     ];
     let dir = folder(&listed);
     let data = data::load(dir.path(), &Wanted::default()).unwrap();
-    // The fifth file of a class is the test picture, whatever can be read.
+    // The fifth file of a class is the test image, whatever can be read.
     assert_eq!(data.bank.labels, [0, 0, 1]);
     assert_eq!(data.test.labels, [1]);
     assert_says(&data.note, &["4 skipped"]);
@@ -306,7 +306,7 @@ fn cut(jpeg: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_end_of_a_thumbnail_is_not_the_end_of_a_picture() {
-    // A segment of the header that holds the end of a picture of its own.
+    // A segment of the header that holds the end of an image of its own.
     let whole = jpeg(40, 30);
     let mut nested = whole[..2].to_vec();
     nested.extend([0xff, 0xe1, 0, 6, 0xff, 0xd8, 0xff, 0xd9]);
@@ -352,7 +352,7 @@ fn damaged_class_folders_are_refused() {
         &["at least two sub-folders", "got 1"],
     );
     let few = folder(&[("a/1.png", ok()), ("b/1.png", ok())]);
-    assert_says(&error(few.path()), &["one test picture", "got 2 and 0"]);
+    assert_says(&error(few.path()), &["one test image", "got 2 and 0"]);
     let (images, _) = ten();
     let one_label = folder(&[
         ("t10k-images-idx3-ubyte", images),
@@ -361,7 +361,7 @@ fn damaged_class_folders_are_refused() {
     assert_says(&error(one_label.path()), &["at least two classes"]);
 }
 
-/// Five pictures of one color for each class.
+/// Five images of one color for each class.
 fn five(classes: &[(&str, [u8; 3])]) -> Vec<(String, Vec<u8>)> {
     let files = classes.iter().flat_map(|(class, color)| {
         (0..5).map(move |i| (format!("{class}/{i}.png"), png(12, 9, *color)))
@@ -495,7 +495,7 @@ fn evaluation_may_want_other_pictures_than_training() {
     assert_eq!(few.train.len(), 8000);
     assert_eq!((few.bank.len(), few.bank.side), (5000, 56));
     assert_eq!((few.test.len(), few.test.side), (1000, 56));
-    // Twice as large is not another picture.
+    // Twice as large is not another image.
     let mean = |p: &[u8]| p.iter().map(|&p| f64::from(p)).sum::<f64>() / p.len() as f64;
     let (small, large) = (as_they_are.bank.get(0), few.bank.get(0));
     assert!((mean(small) - mean(large)).abs() < 1.0);

@@ -1,4 +1,4 @@
-//! The evaluation of a frozen encoder: each figure against a slow twin or a table made by hand.
+//! The evaluation of a frozen encoder: each value against slow loops or a table made by hand.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ use ser_reg_trainers::{
 
 const CPU: Device = Device::Cpu;
 
-/// Pictures of 12x12 in three classes: a bright bar at the top, in the middle, at the bottom.
+/// Images of 12x12 in three classes: a bright bar at the top, in the middle, at the bottom.
 fn bars(n: usize, channels: usize, seed: u64) -> Images {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut images = Images {
@@ -52,7 +52,7 @@ fn bars(n: usize, channels: usize, seed: u64) -> Images {
     images
 }
 
-/// A picture of blobs, in `channels`.
+/// An image of blobs, in `channels`.
 fn blobs(side: usize, channels: usize, index: usize) -> Picture {
     let mut rng = StdRng::seed_from_u64(index as u64);
     let (y, x) = (rng.random_range(0.3..0.7), rng.random_range(0.3..0.7));
@@ -393,7 +393,7 @@ fn corruptions_follow_from_the_seed() {
         .count();
     // Nine of the fifteen draw something.
     assert_eq!(differ, 9 * 4);
-    // One picture twice, at two places of a set, is corrupted differently.
+    // One image twice, at two places of a set, is corrupted differently.
     let x = blobs(28, 1, 0);
     let noise = |i| Corruption::GaussianNoise.of(&x, 3, 0, i);
     assert_ne!(noise(0), noise(1));
@@ -862,7 +862,7 @@ fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     assert_eq!(report.poses.len(), 2);
     let d4 = &report.poses[0].orbits[0];
     assert_eq!((d4.name.as_str(), d4.elements.len()), ("d4", 8));
-    // The first element of either orbit is the picture as it is.
+    // The first element of either orbit is the image as it is.
     assert_eq!(d4.probe.accuracy[0], report.probe[0].accuracy);
     assert_eq!(d4.knn.accuracy[0], report.knn[0].accuracy);
     let corruptions = report.corruptions.as_ref().unwrap();
@@ -915,7 +915,7 @@ fn only_what_is_asked_for_is_measured() {
     };
     let poses = evaluate(&subject, &train, &test, &few).unwrap().poses;
     assert_eq!(poses.len(), 1);
-    // Of three pictures, accuracies are thirds.
+    // Of three images, accuracies are thirds.
     let thirds = |a: &f64| (3.0 * a / 100.0 - (3.0 * a / 100.0).round()).abs() < 1e-9;
     assert!(
         poses[0]

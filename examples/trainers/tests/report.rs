@@ -834,7 +834,7 @@ fn three_runs_stand_side_by_side() {
         "71.3",
         "44.4",
         "1.080x",
-        "ser.lambda",
+        "ser.loss.lambda",
         "Settings that differ",
     ] {
         assert!(html.contains(text), "{text} is missing");

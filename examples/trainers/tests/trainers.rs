@@ -1,5 +1,7 @@
 //! The trainers as programs: stopped, killed, resumed, and given bad input.
 
+#[cfg(unix)]
+use std::os::unix::process::ExitStatusExt;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -17,7 +19,7 @@ use ser_reg_trainers::{
     data, encoder,
     eval::Report,
     overhead,
-    records::{Balanced, Record},
+    records::{Balanced, Record, Step},
     run::{file, finish::Outcome, log},
     settings::{Method, Settings},
     vit::Vit,
@@ -37,7 +39,7 @@ fn program(name: &str) -> PathBuf {
     program
 }
 
-/// 48 pictures of 12x12 in two classes, as IDX files: squares and bars under noise.
+/// 48 images of 12x12 in two classes, as IDX files: squares and bars under noise.
 fn pictures(folder: &Path) -> PathBuf {
     let mut rng = StdRng::seed_from_u64(1);
     let (n, side) = (48u32, 12usize);
@@ -132,7 +134,8 @@ fn wait_for_lines(child: &mut std::process::Child, out: &Path, lines: usize) {
     }
 }
 
-/// Runs it until it has written `lines` lines of metrics.
+/// Runs it until it has written `lines` lines of metrics, and kills it.
+#[track_caller]
 fn kill_after(lines: usize, mut command: Command, out: &Path) {
     let mut child = command
         .stdout(Stdio::null())
@@ -141,28 +144,186 @@ fn kill_after(lines: usize, mut command: Command, out: &Path) {
         .unwrap();
     wait_for_lines(&mut child, out, lines);
     child.kill().unwrap();
-    child.wait().unwrap();
+    let status = child.wait().unwrap();
+    // A run that had ended before would prove nothing.
+    #[cfg(unix)]
+    assert_eq!(status.signal(), Some(9), "expected a kill, got {status}");
 }
 
 #[test]
 fn a_killed_run_goes_on_bit_for_bit() {
     let folder = TempDir::new().unwrap();
     let data = pictures(folder.path());
-    for method in Method::ALL {
-        let whole = folder.path().join(format!("{}-whole", method.name()));
-        succeeds(&run(&mut command(method, &data, &whole, &[])));
-        let killed = folder.path().join(format!("{}-killed", method.name()));
-        let more = ["--checkpoint-every", "2", "--resume"];
-        // At a few moments: before the first checkpoint, between two, in the middle of whatever it does.
+    for (method, images) in [
+        (Method::MocoV3, "batch"),
+        (Method::Dino, "batch"),
+        (Method::BarlowTwins, "batch"),
+        (Method::MocoV3, "own"),
+    ] {
+        // Long enough for the kills to come before its end.
+        let long = ["--epochs", "12", "--ser-images", images];
+        let name = format!("{}-{images}", method.name());
+        let whole = folder.path().join(format!("{name}-whole"));
+        succeeds(&run(&mut command(method, &data, &whole, &long)));
+        let killed = folder.path().join(format!("{name}-killed"));
+        let more = [&long[..], &["--checkpoint-every", "2", "--resume"]].concat();
+        // At three moments: before the first checkpoint, between two, and later.
         for lines in [1, 5, 9] {
             kill_after(lines, command(method, &data, &killed, &more), &killed);
         }
         succeeds(&run(&mut command(method, &data, &killed, &more)));
         let (expected, got) = (traces(&whole), traces(&killed));
-        assert_eq!(expected.1, got.1, "{}: metrics", method.name());
-        assert!(expected.0 == got.0, "{}: encoder", method.name());
+        assert_eq!(expected.1, got.1, "{name}: metrics");
+        assert!(expected.0 == got.0, "{name}: encoder");
         assert!(killed.join("report.html").exists());
     }
+}
+
+/// SER on images of its own: it learns, the base method keeps its whole batch, and it runs for all three methods.
+#[test]
+fn a_run_with_images_of_its_own() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    for method in Method::ALL {
+        let at = |name: &str| folder.path().join(format!("{}-{name}", method.name()));
+        let own = ["--ser-images", "own"];
+        let said = succeeds(&run(&mut command(method, &data, &at("own"), &own)));
+        assert!(said.contains("measured overhead 1."), "{said}");
+        let steps = |name: &str| -> Vec<Step> {
+            let records = traces(&at(name)).1.into_iter();
+            let step = |record| match record {
+                Record::Step(step) => Some(step),
+                _ => None,
+            };
+            records.filter_map(step).collect()
+        };
+        let of_own = steps("own");
+        assert!(
+            of_own
+                .iter()
+                .all(|s| s.equivariance.is_some_and(f32::is_finite))
+        );
+        // The first base loss is that of a run without SER: the same crops, and no rotated view among them.
+        let control = [&own[..], &["--lambda", "0"]].concat();
+        succeeds(&run(&mut command(method, &data, &at("control"), &control)));
+        let of_control = steps("control");
+        assert_eq!(of_own[0].invariance, of_control[0].invariance);
+        assert_ne!(of_own[1].invariance, of_control[1].invariance);
+        assert!(of_control.iter().all(|s| s.equivariance.is_none()));
+        // With shared views it is another one.
+        succeeds(&run(&mut command(method, &data, &at("shared"), &[])));
+        assert_ne!(of_own[0].invariance, steps("shared")[0].invariance);
+    }
+}
+
+/// `--init` starts from the encoder of another run, and the run keeps a note of it.
+#[test]
+fn a_run_starts_from_an_encoder() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let first = folder.path().join("first");
+    succeeds(&run(&mut command(
+        Method::MocoV3,
+        &data,
+        &first,
+        &["--baseline"],
+    )));
+    let file = first.join("encoder.safetensors");
+    let init = ["--init", file.to_str().unwrap()];
+    // A rate of zero leaves it as it was, whatever the method, and so does the placement of its CLS token.
+    let second = folder.path().join("second");
+    let still = [&init[..], &["--learning-rate", "0"]].concat();
+    succeeds(&run(&mut command(
+        Method::BarlowTwins,
+        &data,
+        &second,
+        &still,
+    )));
+    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let output = |folder: &Path| {
+        let (vit, card) = encoder::load(&folder.join("encoder.safetensors"), &Device::Cpu).unwrap();
+        assert_eq!(card.vit.cls_after, 0);
+        vit.forward(&x).unwrap().to_vec2::<f32>().unwrap()
+    };
+    assert_eq!(output(&first), output(&second));
+    let config = fs::read_to_string(second.join("config.json")).unwrap();
+    assert!(config.contains("\"init\""), "{config}");
+    fails(
+        &run(&mut command(
+            Method::BarlowTwins,
+            &data,
+            &second,
+            &["--learning-rate", "0", "--resume"],
+        )),
+        &["init: ", "now null"],
+    );
+    // Another encoder is refused, and nothing of the old run is lost.
+    let before = traces(&second);
+    let path = colorful(folder.path());
+    let other = [&init[..], &["--data", path.to_str().unwrap()]].concat();
+    fails(
+        &run(&mut command(Method::BarlowTwins, &data, &second, &other)),
+        &["--init", "channels: 1, now 3"],
+    );
+    let missing = ["--init", "/nowhere.safetensors"];
+    fails(
+        &run(&mut command(Method::MocoV3, &data, &second, &missing)),
+        &["/nowhere.safetensors"],
+    );
+    assert_eq!(before.1, traces(&second).1);
+}
+
+/// Whatever is refused, the files of the run before stay.
+#[test]
+fn a_refused_command_touches_no_old_run() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &out, &[])));
+    let files = || {
+        let mut files: Vec<_> = fs::read_dir(&out)
+            .unwrap()
+            .map(|file| file.unwrap().path())
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = files();
+    for (options, parts) in [
+        (vec!["--workers", "0"], vec!["--workers", "got 0"]),
+        (vec!["--workers", "18446744073709551615"], vec!["--workers"]),
+        (vec!["--epochs", "18446744073709551615"], vec!["--epochs"]),
+        (vec!["--ratio", "2"], vec!["--ratio"]),
+        (vec!["--temperature", "-1"], vec!["temperature"]),
+        (vec!["--crop-min", "7"], vec!["--crop-min"]),
+        (vec!["--init", "/nowhere"], vec!["/nowhere"]),
+    ] {
+        fails(
+            &run(&mut command(Method::MocoV3, &data, &out, &options)),
+            &parts,
+        );
+        assert!(before == files(), "{options:?}");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"d\xffta");
+        let odd = folder.path().join(name);
+        fs::rename(&data, &odd).unwrap();
+        fails(
+            &run(&mut command(Method::MocoV3, &odd, &out, &[])),
+            &["UTF-8", "--data"],
+        );
+        assert!(before == files());
+        fs::rename(&odd, &data).unwrap();
+    }
+    // A finished run whose checkpoint is gone keeps its results.
+    fs::remove_file(out.join("checkpoint.safetensors")).unwrap();
+    let before = files();
+    let resumed = run(&mut command(Method::MocoV3, &data, &out, &["--resume"]));
+    fails(&resumed, &["--resume", "has ended", "checkpoint is gone"]);
+    assert!(before == files());
 }
 
 #[cfg(unix)]
@@ -211,7 +372,7 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
     fails(
         &resumed(&["--lambda", "0.5", "--layer", "3"]),
         &[
-            "ser.lambda: 1.0, now 0.5",
+            "ser.loss.lambda: 1.0, now 0.5",
             "ser.layer: 2, now 3",
             "checkpoint.safetensors",
         ],
@@ -232,10 +393,10 @@ fn a_checkpoint_that_does_not_fit_is_refused() {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         fs::write(&path, bytes).unwrap();
     };
-    edited(r#""version":"1""#, r#""version":"0""#);
+    edited(r#""version":"2""#, r#""version":"0""#);
     fails(
         &resumed(&[]),
-        &["expected a checkpoint of version 1, got 0"],
+        &["expected a checkpoint of version 2, got 0"],
     );
     edited("online/encoder.cls", "online/encoder.clx");
     fails(&resumed(&[]), &["online/encoder.cls"]);
@@ -354,7 +515,7 @@ fn schedules_of_the_paper_preset() {
     }
 }
 
-/// All of a batch in poses, some of one picture size, some of two; as few as there can be; on the last block.
+/// The regularizer sees all of a batch, in views of one or two sizes; as few images as possible; the last block.
 #[test]
 fn the_extremes_of_a_partition_train() {
     let folder = TempDir::new().unwrap();
@@ -368,11 +529,11 @@ fn the_extremes_of_a_partition_train() {
             "0.25",
             "--crops",
             "0.5,1",
-            "--form",
-            "cross-view",
+            "--negatives",
+            "other-view",
         ],
         // Crops that all but never meet by chance: the run must not end for want of an overlap.
-        vec!["--crops", "0.01,0.02", "--group", "none"],
+        vec!["--crops", "0.01,0.02", "--group", "trivial"],
         vec![
             "--rotation",
             "-180,180",
@@ -450,8 +611,8 @@ fn a_run_without_regularizer_has_no_overhead() {
     }
 }
 
-/// The count of the paper's preset, with everything written out: one process, 2,048 pictures, of which 20 are posed (41 for
-/// DINO's fraction of 0.02).
+/// The count of the paper's preset, with everything written out: 2,048 images, of which the regularizer has 20 (41 for DINO's
+/// fraction of 0.02).
 #[test]
 fn the_predicted_overhead_of_the_paper_preset() {
     let folder = TempDir::new().unwrap();
@@ -467,19 +628,16 @@ fn the_predicted_overhead_of_the_paper_preset() {
         let cost = overhead::predicted(&settings, &vit).unwrap().unwrap();
         let tokens = if ratio == "0.02" { 41.0 } else { 20.0 } * 196.0;
         assert_eq!(
-            cost.projector.macs,
+            cost.ser_head,
             maps * tokens * (384.0 * 512.0 + 512.0 * 512.0)
         );
-        assert_eq!(
-            cost.contrast.work.macs,
-            2.0 * products * tokens * tokens * 512.0
-        );
+        assert_eq!(cost.contrast, 2.0 * products * tokens * tokens * 512.0);
         let passes = if method == Method::BarlowTwins {
             6.0
         } else {
             8.0
         };
-        let image = cost.encoder_macs / passes / 2048.0;
+        let image = cost.encoder / passes / 2048.0;
         // The last block computes its CLS token only, and three go without it: below 4.6 GMAC.
         assert!((4.2e9..4.4e9).contains(&image), "{image:e}");
         let heads = match method {
@@ -490,7 +648,7 @@ fn the_predicted_overhead_of_the_paper_preset() {
             Method::Dino => 8. * (384. * 2048. + 2048. * 2048. + 2048. * 256. + 256. * 65536.),
             Method::BarlowTwins => 6. * (384. * 8192. + 2. * 8192. * 8192.) + 3. * 8192. * 8192.,
         };
-        assert_eq!(cost.head_macs, 2048.0 * heads);
+        assert_eq!(cost.heads, 2048.0 * heads);
     }
     for more in [&["--lambda", "0"][..], &["--baseline"]] {
         let args = [&["trainer", "--preset", "imagenet-vit-s16"], more].concat();
@@ -603,11 +761,15 @@ fn impossible_options_are_refused() {
         ),
         (
             vec!["--addon", "equimod", "--ratio", "1"],
-            vec!["at least 2 pictures", "not posed", "0 of 8"],
+            vec![
+                "at least 2 images",
+                "beside those of the regularizer",
+                "0 of 8",
+            ],
         ),
         (
             vec!["--addon", "stl", "--batch-size", "9"],
-            vec!["even number", "got 7 of 9"],
+            vec!["even number", "got 7", "of 9"],
         ),
         (
             vec!["--addon", "care"],
@@ -681,7 +843,7 @@ fn every_add_on_trains_at_either_layer() {
 fn a_run_with_an_add_on_goes_on_bit_for_bit() {
     let folder = TempDir::new().unwrap();
     let data = pictures(folder.path());
-    let addon = ["--addon", "equimod", "--addon-layer", "1"];
+    let addon = ["--addon", "equimod", "--addon-layer", "1", "--epochs", "12"];
     let whole = folder.path().join("whole");
     succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &addon)));
     let killed = folder.path().join("killed");
@@ -786,6 +948,8 @@ fn lambda_follows_the_gradients() {
         "0.5",
         "--lambda",
         "3",
+        "--epochs",
+        "12",
     ];
     for method in Method::ALL {
         let whole = folder.path().join(format!("{}-whole", method.name()));
@@ -910,9 +1074,9 @@ fn the_encoder_loads_from_a_mapped_file() {
     }
 }
 
-/// Colorful pictures of any size in two classes, one of them damaged.
+/// Colorful images of any size in two classes, one of them damaged.
 fn colorful(folder: &Path) -> PathBuf {
-    let root = folder.join("pictures");
+    let root = folder.join("images");
     let mut rng = StdRng::seed_from_u64(2);
     for (class, hue) in [("blue", 2), ("red", 0)] {
         let folder = root.join(class);
@@ -928,7 +1092,7 @@ fn colorful(folder: &Path) -> PathBuf {
             picture.save(folder.join(name)).unwrap();
         }
     }
-    fs::write(root.join("red/1.jpg"), b"no picture").unwrap();
+    fs::write(root.join("red/1.jpg"), b"no image").unwrap();
     root
 }
 
@@ -998,6 +1162,6 @@ fn a_folder_of_one_class_is_refused() {
     let out = folder.path().join("run");
     fails(
         &run(&mut command(Method::MocoV3, &data, &out, &[])),
-        &["at least two", "pictures"],
+        &["at least two", "images"],
     );
 }

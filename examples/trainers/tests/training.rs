@@ -5,30 +5,27 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
-    TokenGrid,
-    partition::Partition,
-    projector::ProjectorConfig,
-    ser::{SerConfig, SerLoss},
-    tap,
-    view::{ViewConfig, ViewSampler},
+    Partition, Projector, ProjectorConfig, Regularizer, SerConfig, SerLoss, TokenGrid, ViewConfig,
+    ViewSampler,
 };
 use ser_reg_trainers::{
     augment::Augment,
-    data::{Images, Source},
+    data::{self, Source},
     knn::{Bank, spread},
     loader::{Loader, LoaderConfig},
     method::moco::{self, Widths, contrast},
     optimizer::AdamW,
+    views::{self, Images, colored, encode, join},
     vit::{Vit, VitConfig},
     weights::Weights,
 };
 
 const CPU: Device = Device::Cpu;
 
-/// Random pictures of 12x12.
-fn pictures(n: usize, channels: usize) -> Images {
+/// Random images of 12x12.
+fn pictures(n: usize, channels: usize) -> data::Images {
     let mut rng = StdRng::seed_from_u64(3);
-    Images {
+    data::Images {
         pixels: (0..n * channels * 144).map(|_| rng.random()).collect(),
         labels: (0..n as u32).map(|i| i % 3).collect(),
         channels,
@@ -40,7 +37,7 @@ fn values(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Losses of a few steps of MoCo-v3 with SER; `None`: the same partition, and no `SerLoss` at all.
+/// Losses of a few steps of MoCo-v3 with SER; `None`: the same partition and views, without a `Regularizer`.
 fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let images = pictures(8, 1);
     let mut loader = Loader::new(
@@ -63,62 +60,70 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
         ..VitConfig::small(&images, 2, false).unwrap()
     };
     let online = Weights::seeded(seed);
-    let ser_config = SerConfig {
-        lambda: lambda.unwrap_or(0.0),
-        projector: Some(ProjectorConfig {
-            hidden: 8,
-            out: 8,
-            norm: true,
-        }),
-        ..Default::default()
+    let head = ProjectorConfig {
+        hidden: 8,
+        out: 8,
+        norm: true,
     };
     let build = |weights: &Weights| {
         let vb = weights.builder(&CPU);
         let vit = Vit::new(&config, vb.pp("encoder")).unwrap();
-        let head = moco::projector(16, Widths::SMALL, vb.pp("projector")).unwrap();
-        (
-            vit,
-            head,
-            SerLoss::new(ser_config, 16, vb.pp("ser")).unwrap(),
-        )
+        let projector = moco::projector(16, Widths::SMALL, vb.pp("projector")).unwrap();
+        let head = Projector::new(16, head, vb.pp("ser")).unwrap();
+        (vit, projector, head)
     };
-    let (vit, projector, ser) = build(&online);
+    let (vit, projector, head) = build(&online);
     let predictor = moco::predictor(Widths::SMALL, online.builder(&CPU).pp("predictor")).unwrap();
     let momentum = online.momentum_copy();
-    let (key_vit, key_projector, key_ser) = build(&momentum);
+    let (key_vit, key_projector, key_head) = build(&momentum);
     let mut optimizer = AdamW::new(&online.named(), (0.9, 0.999), 1e-8).unwrap();
-    let still = ViewConfig {
-        area: (1.0, 1.0),
-        aspect: (1.0, 1.0),
+    let grid = TokenGrid::square(3).unwrap();
+    let sampler = ViewSampler::new(grid, ViewConfig::default()).unwrap();
+    let loss = SerLoss::new(SerConfig {
+        lambda: lambda.unwrap_or(0.0),
         ..Default::default()
-    };
-    let sampler = ViewSampler::new(TokenGrid::square(3).unwrap(), still).unwrap();
+    })
+    .unwrap();
+    let ser = Regularizer::from_parts("block2", sampler.clone(), Some(head), loss);
     let part = Partition::new(8, 0.25).unwrap();
-    let mut rng = StdRng::seed_from_u64(seed);
-    let step = |_| {
+    let step = |step| {
         let batch = loader.next(&CPU).unwrap();
-        let (x1, x2) = (batch.first, batch.second);
-        let views = sampler.sample_pair(&mut rng, 2).unwrap();
-        let turn = |x: &Tensor, view: &ser_reg::view::View| {
-            let (plain, shared) = part.split(x).unwrap();
-            Tensor::cat(&[&plain, &view.apply(&shared).unwrap()], 0).unwrap()
+        let mut rng = StdRng::seed_from_u64(seed + step);
+        let (crops, shared) = views::shared(&part, &[batch.first, batch.second]).unwrap();
+        let Some(Images::Shared(shared)) = shared else {
+            unreachable!("images that both losses share");
         };
-        let (x1, x2) = (turn(&x1, &views.first), turn(&x2, &views.second));
         momentum.follow(&online, 0.9).unwrap();
-        let query = |x| tap::capture("block2", || vit.forward(x)).unwrap();
-        let key = |x| tap::capture("block2", || key_vit.forward(x)).unwrap();
-        let ((f1, m1), (f2, m2)) = (query(&x1), query(&x2));
-        let ((g1, n1), (g2, n2)) = (key(&x1), key(&x2));
-        let q = |f| predictor.forward(&projector.forward(f).unwrap()).unwrap();
-        let k = |f| key_projector.forward(f).unwrap();
-        let mut loss = (contrast(&q(&f1), &k(&g2), 0, 0.2).unwrap()
-            + contrast(&q(&f2), &k(&g1), 0, 0.2).unwrap())
-        .unwrap();
-        if lambda.is_some() {
-            let [m1, m2, n1, n2] = [m1, m2, n1, n2].map(|m| part.split(&m).unwrap().1);
-            let relative = views.relative();
-            let out = ser.forward_with_keys([&m1, &m2], [&n1, &n2], &key_ser, &relative);
-            loss = (loss + out.unwrap().loss).unwrap();
+        let model = |x: &Tensor| vit.forward(x);
+        let keys = |x: &Tensor| key_vit.forward(x);
+        let (query, key) = (colored(model), colored(keys));
+        let mut term = None;
+        let (outputs, key_outputs) = match lambda {
+            Some(_) => {
+                let out =
+                    ser.forward_with_outputs_and_keys(&shared, &mut rng, query, key, &key_head);
+                let out = out.unwrap();
+                term = Some(out.loss);
+                (out.outputs, out.key_outputs)
+            }
+            None => {
+                let pair = sampler.sample_pair(&mut rng, 2).unwrap();
+                let views = [pair.first, pair.second].map(|view| view.apply(&shared).unwrap());
+                let of = |model: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>| {
+                    views.each_ref().map(|view| model(view).unwrap())
+                };
+                (of(&query), of(&key))
+            }
+        };
+        let q = join(encode(&crops, model).unwrap(), Some(outputs)).unwrap();
+        let k = join(encode(&crops, keys).unwrap(), Some(key_outputs)).unwrap();
+        assert_eq!(q[0].dims(), [8, 16]);
+        let [q1, q2] = q.map(|f| predictor.forward(&projector.forward(&f).unwrap()).unwrap());
+        let [k1, k2] = k.map(|f| key_projector.forward(&f).unwrap());
+        let mut loss =
+            (contrast(&q1, &k2, 0, 0.2).unwrap() + contrast(&q2, &k1, 0, 0.2).unwrap()).unwrap();
+        if let Some(term) = term {
+            loss = (loss + term).unwrap();
         }
         optimizer
             .step(&loss.backward().unwrap(), 1e-2, 0.05)
@@ -243,4 +248,71 @@ fn spread_tells_collapse() {
     let axes = [[1f32, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]];
     let full = spread(&Tensor::new(&axes, &CPU).unwrap()).unwrap();
     assert!((full - 1.0).abs() < 1e-5, "{full}");
+}
+
+/// The first view has the colors of the first crop, the second view those of the second, in one spatial transformation.
+#[test]
+fn shared_images_keep_the_colors_of_both_views() {
+    let crop = |offset: f32| {
+        let x = Tensor::arange(0f32, 4. * 12., &CPU).unwrap();
+        (x.reshape((4, 3, 2, 2)).unwrap() + f64::from(offset)).unwrap()
+    };
+    let crops = [crop(0.), crop(1000.)];
+    let part = Partition::new(4, 0.5).unwrap();
+    let (plain, shared) = views::shared(&part, &crops).unwrap();
+    assert_eq!(plain[1].dims(), [2, 3, 2, 2]);
+    let Some(Images::Shared(shared)) = shared else {
+        panic!("expected images that both losses share");
+    };
+    let same = colored(|x| Ok(x.clone()));
+    for crop in &crops {
+        let expected = crop.narrow(0, 2, 2).unwrap();
+        assert_eq!(values(&same(&shared).unwrap()), values(&expected));
+    }
+}
+
+#[test]
+fn weights_are_taken_over_by_name_and_shape() {
+    let build = |seed| {
+        let weights = Weights::seeded(seed);
+        let config = VitConfig {
+            dim: 16,
+            ..VitConfig::small(&pictures(2, 1), 2, false).unwrap()
+        };
+        let vit = Vit::new(&config, weights.builder(&CPU).pp("encoder")).unwrap();
+        (weights, vit)
+    };
+    let ((from, teacher), (to, vit)) = (build(0), build(1));
+    let file = |weights: &Weights| -> std::collections::HashMap<String, Tensor> {
+        let named = weights.named().into_iter();
+        let name = |(name, var): (String, candle_core::Var)| {
+            (
+                name["encoder.".len()..].to_string(),
+                var.as_detached_tensor(),
+            )
+        };
+        named.map(name).collect()
+    };
+    let x = Tensor::ones((2, 1, 12, 12), candle_core::DType::F32, &CPU).unwrap();
+    let [expected, before] = [&teacher, &vit].map(|vit| values(&vit.forward(&x).unwrap()));
+    assert_ne!(expected, before);
+    // Nothing changes if one name is missing, one is unknown and one shape differs.
+    let mut broken = file(&from);
+    let cls = broken.remove("cls").unwrap();
+    broken.insert("clx".to_string(), cls);
+    broken.insert(
+        "norm.scale".to_string(),
+        Tensor::ones(3, candle_core::DType::F32, &CPU).unwrap(),
+    );
+    let error = to.load("encoder.", &broken).unwrap_err().to_string();
+    for part in [
+        "cls is missing",
+        "clx is not in",
+        "norm.scale: expected [16], got [3]",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(values(&vit.forward(&x).unwrap()), before);
+    to.load("encoder.", &file(&from)).unwrap();
+    assert_eq!(values(&vit.forward(&x).unwrap()), expected);
 }

@@ -1,4 +1,4 @@
-//! The examples' vision transformer: what reaches its weights, and what a pose does to it.
+//! The examples' vision transformer: the gradients of its weights, and its response to rotations and flips.
 
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};

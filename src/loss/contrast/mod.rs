@@ -1,24 +1,24 @@
 //! InfoNCE and its gradient, in memory proportional to the number of tokens.
 //!
-//! Two twins compute one result: [`fused`] on the CPU, [`portable`] out of candle operations on every device.
+//! Two engines compute the same result: [`fused`] on the CPU, [`portable`] out of candle operations on every device.
 
 mod fused;
 mod portable;
 
 use candle_core::{DType, Tensor};
 
-use super::{ContrastiveOutput, InfoNce, Negatives};
+use super::{Contrastive, ContrastiveOutput, Negatives};
 use crate::Result;
 
-/// Distinct token sets, known by their place: a tensor that plays several parts is entered once and has one gradient.
+/// Distinct token sets, known by their index. A tensor in several roles is entered once and has one gradient.
 #[derive(Default)]
 pub(super) struct Sets(Vec<Tensor>);
 
 impl Sets {
-    /// The place of `x` (…, D), whose rows are its tokens; enters it if it is new.
+    /// The index of `x` (…, D), whose rows are its tokens. A new tensor is added.
     pub(super) fn enter(&mut self, x: &Tensor) -> usize {
         match self.0.iter().position(|known| known.id() == x.id()) {
-            Some(place) => place,
+            Some(index) => index,
             None => {
                 self.0.push(x.clone());
                 self.0.len() - 1
@@ -27,7 +27,7 @@ impl Sets {
     }
 }
 
-/// Who plays which part in one direction: places, and the groups of their rows.
+/// The sets of one direction by index, with the labels of their rows.
 pub(super) struct Roles<'a> {
     pub(super) anchors: (usize, &'a [u32]),
     pub(super) positives: usize,
@@ -37,11 +37,10 @@ pub(super) struct Roles<'a> {
 /// What is contrasted with what.
 pub(super) enum Task<'a> {
     Directed(Roles<'a>),
-    /// The mean of both directions between two sets whose rows correspond and share their groups.
+    /// The mean of both directions between two sets whose rows correspond and share their labels.
     Symmetric {
-        sets: [usize; 2],
-        groups: &'a [u32],
-        form: Negatives,
+        pair: [usize; 2],
+        labels: &'a [u32],
     },
 }
 
@@ -49,15 +48,15 @@ impl<'a> Task<'a> {
     /// One direction between two sets whose rows correspond.
     pub(super) fn toward(
         [anchors, positives]: [usize; 2],
-        groups: &'a [u32],
-        form: Negatives,
+        labels: &'a [u32],
+        negatives: Negatives,
     ) -> Roles<'a> {
-        let candidates = match form {
-            Negatives::BothViews => vec![(anchors, groups), (positives, groups)],
-            Negatives::OtherView => vec![(positives, groups)],
+        let candidates = match negatives {
+            Negatives::BothViews => vec![(anchors, labels), (positives, labels)],
+            Negatives::OtherView => vec![(positives, labels)],
         };
         Roles {
-            anchors: (anchors, groups),
+            anchors: (anchors, labels),
             positives,
             candidates,
         }
@@ -66,14 +65,15 @@ impl<'a> Task<'a> {
     fn anchors(&self) -> &'a [u32] {
         match self {
             Self::Directed(roles) => roles.anchors.1,
-            Self::Symmetric { groups, .. } => groups,
+            Self::Symmetric { labels, .. } => labels,
         }
     }
 }
 
-/// By how much a positive must be the more similar one: cosines of equal tokens that two kernels make differ by rounding,
-/// and a collapsed encoder must not pass for one that matches.
-fn lead(width: usize, dtype: DType) -> f64 {
+/// The margin by which a positive must beat every negative to count as correct.
+///
+/// It is larger than the rounding of two kernels, so that a collapsed encoder has accuracy 0.
+fn margin(width: usize, dtype: DType) -> f64 {
     let epsilon = match dtype {
         DType::F64 => f64::EPSILON,
         _ => f64::from(f32::EPSILON),
@@ -81,14 +81,14 @@ fn lead(width: usize, dtype: DType) -> f64 {
     8.0 * epsilon * (width as f64).sqrt()
 }
 
-/// Which twin computes.
+/// The code that computes a loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Twin {
+pub(super) enum Engine {
     Fused,
     Portable,
 }
 
-impl Twin {
+impl Engine {
     /// The faster one for tokens like `x`.
     pub(super) fn of(x: &Tensor) -> Self {
         match x.device().is_cpu() {
@@ -100,17 +100,17 @@ impl Twin {
 
 /// The loss and accuracy of `task`; `shares` weigh its anchors and add up to 1. `dtype` is what it is computed in.
 pub(super) fn run(
-    twin: Twin,
+    engine: Engine,
     sets: Sets,
     task: &Task,
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
     dtype: DType,
 ) -> Result<ContrastiveOutput> {
     debug_assert_eq!(task.anchors().len(), shares.len());
-    let engine = match twin {
-        Twin::Fused => fused::run,
-        Twin::Portable => portable::run,
+    let run = match engine {
+        Engine::Fused => fused::run,
+        Engine::Portable => portable::run,
     };
-    Ok(engine(sets, task, shares, config, dtype)?)
+    Ok(run(sets, task, shares, config, dtype)?)
 }

@@ -1,27 +1,29 @@
-//! The contrast out of candle operations, for any device, and the oracle of the fused twin.
+//! The contrast out of candle operations, for any device. Tests compare the fused engine with it.
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{ContrastiveOutput, InfoNce, Roles, Sets, Task, lead};
+use super::{Contrastive, ContrastiveOutput, Roles, Sets, Task, margin};
 
 pub(super) fn run(
     sets: Sets,
     task: &Task,
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
     dtype: DType,
 ) -> Result<ContrastiveOutput> {
     let bank = Bank::new(sets, config.eps, dtype)?;
     let ContrastiveOutput { loss, accuracy } = match task {
         Task::Directed(roles) => directed(&bank, roles, shares, config)?,
         &Task::Symmetric {
-            sets: [a, b],
-            groups,
-            form,
+            pair: [a, b],
+            labels,
         } => {
             let halves: Vec<f64> = shares.iter().map(|share| 0.5 * share).collect();
-            let one = directed(&bank, &Task::toward([a, b], groups, form), &halves, config)?;
-            let two = directed(&bank, &Task::toward([b, a], groups, form), &halves, config)?;
+            let direction = |pair| {
+                let roles = Task::toward(pair, labels, config.negatives);
+                directed(&bank, &roles, &halves, config)
+            };
+            let (one, two) = (direction([a, b])?, direction([b, a])?);
             ContrastiveOutput {
                 loss: (one.loss + two.loss)?,
                 accuracy: (one.accuracy + two.accuracy)?,
@@ -39,24 +41,28 @@ fn directed(
     bank: &Bank,
     roles: &Roles,
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
 ) -> Result<ContrastiveOutput> {
-    let (anchors, groups) = (bank.rows(roles.anchors.0), roles.anchors.1);
+    let (anchors, labels) = (bank.rows(roles.anchors.0), roles.anchors.1);
     let positives = bank.rows(roles.positives);
-    let (dtype, device, rows) = (anchors.dtype(), anchors.device(), groups.len());
+    let (dtype, device, rows) = (anchors.dtype(), anchors.device(), labels.len());
     let rate = 1.0 / config.temperature;
     // Cast on the host: not every device knows f64.
     let shares = Tensor::from_slice(shares, (rows, 1), &Device::Cpu)?;
     let shares = shares.to_dtype(dtype)?.to_device(device)?;
-    let lead = lead(anchors.dim(1)?, dtype);
+    let margin = margin(anchors.dim(1)?, dtype);
     let hidden = Tensor::full(f32::NEG_INFINITY, (1, 1), device)?.to_dtype(dtype)?;
-    let columns = |groups: &[u32]| Tensor::from_slice(groups, (1, groups.len()), device);
+    let columns = |labels: &[u32]| Tensor::from_slice(labels, (1, labels.len()), device);
     let candidates: Vec<(usize, Tensor)> = roles
         .candidates
         .iter()
-        .map(|&(i, groups)| Ok((i, columns(groups)?)))
+        .map(|&(i, labels)| Ok((i, columns(labels)?)))
         .collect::<Result<_>>()?;
-    let width: usize = roles.candidates.iter().map(|(_, g)| g.len()).sum();
+    let width: usize = roles
+        .candidates
+        .iter()
+        .map(|(_, labels)| labels.len())
+        .sum();
     let block = (config.block_bytes / (width * dtype.size_in_bytes())).clamp(1, rows);
 
     let mut loss = Tensor::zeros((), dtype, device)?;
@@ -66,7 +72,7 @@ fn directed(
         let anchor = anchors.narrow(0, start, len)?;
         let positive = positives.narrow(0, start, len)?;
         let share = shares.narrow(0, start, len)?;
-        let own = Tensor::from_slice(&groups[start..start + len], (len, 1), device)?;
+        let own = Tensor::from_slice(&labels[start..start + len], (len, 1), device)?;
 
         let paired = (&anchor * &positive)?.sum_keepdim(1)?;
         let mut cosines = Vec::with_capacity(candidates.len());
@@ -92,7 +98,7 @@ fn directed(
         let total = (((&paired - &top)? * rate)?.exp()? + &negatives)?;
         let each = (((&top - &paired)? * rate)? + total.log()?)?;
         loss = (loss + (each * &share)?.sum_all()?)?;
-        let matched = paired.gt(&(nearest + lead)?)?.to_dtype(dtype)?;
+        let matched = paired.gt(&(nearest + margin)?)?.to_dtype(dtype)?;
         accuracy = (accuracy + (matched * &share)?.sum_all()?)?;
 
         // dL/ds of a candidate is scale·e, of the positive −scale·Σe over its negatives.

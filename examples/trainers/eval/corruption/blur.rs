@@ -91,7 +91,7 @@ pub fn motion(x: &Picture, radius: usize, sigma: f32, degrees: f32) -> Picture {
     x.filtered(&taps, Edge::Nearest)
 }
 
-/// The mean of the picture and of magnified copies.
+/// The mean of the image and of magnified copies.
 pub fn zoom_at(x: &mut Picture, level: usize, small: bool) {
     let (end, step) = match small {
         true => [

@@ -53,7 +53,7 @@ pub fn elastic_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) 
             (0.1, 0.04, 0.05),
             (0.1, 0.03, 0.03),
         ],
-        // Theirs are multiples of 244 on pictures of 224 pixels.
+        // Theirs are multiples of 244 on images of 224 pixels.
         false => [
             (2.0, 0.7, 0.1),
             (2.0, 0.08, 0.2),
@@ -162,7 +162,7 @@ fn mean_of_boxes(plane: &[f32], side: usize, boxes: &[std::ops::Range<usize>]) -
     out
 }
 
-/// Through a JPEG file and back. A picture that the encoder does not take stays as it is.
+/// Through a JPEG file and back. An image that the encoder does not take stays as it is.
 pub fn jpeg_at(x: &mut Picture, level: usize, small: bool) {
     let quality = match small {
         true => [80, 65, 58, 50, 40],

@@ -81,7 +81,7 @@ impl Corruption {
         }
     }
 
-    /// The picture corrupted with `severity`, 1 to 5.
+    /// The image corrupted with `severity`, 1 to 5.
     pub fn apply(self, x: &mut Picture, severity: usize, rng: &mut StdRng) {
         let small = x.side < 64;
         let level = severity.clamp(1, SEVERITIES) - 1;
@@ -107,8 +107,8 @@ impl Corruption {
         }
     }
 
-    /// Picture `index` of a set, corrupted with a generator of its own, so that results do not depend on the number of
-    /// threads. The severities of a picture share their draws.
+    /// Image `index` of a set, corrupted with a generator of its own, so that results do not depend on the number of
+    /// threads. The severities of an image share their draws.
     pub fn of(self, x: &Picture, severity: usize, seed: u64, index: usize) -> Picture {
         let mut x = x.clone();
         self.apply(
@@ -120,7 +120,7 @@ impl Corruption {
     }
 }
 
-/// The generator of picture `index` in the stream called `stream`.
+/// The generator of image `index` in the stream called `stream`.
 pub fn generator(seed: u64, stream: u64, index: u64) -> StdRng {
     // Odd factors keep the seeds apart; the generator hashes them.
     let stream = stream.wrapping_add(1).wrapping_mul(0xd6e8_feb8_6659_fd93);

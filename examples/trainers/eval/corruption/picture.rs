@@ -1,4 +1,4 @@
-//! A square picture in numbers from 0 to 1, and the resampling that corruptions need.
+//! A square image in numbers from 0 to 1, and the resampling that corruptions need.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -14,7 +14,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Picture `i` of a set.
+    /// Image `i` of a set.
     pub fn of(images: &Images, i: usize) -> Self {
         Self {
             pixels: images
@@ -59,7 +59,7 @@ impl Picture {
         gray
     }
 
-    /// The picture whose pixel `(row, col)` is the old one at `source(row, col)`, in pixels, bilinear; beyond the border
+    /// The image whose pixel `(row, col)` is the old one at `source(row, col)`, in pixels, bilinear; beyond the border
     /// lies what `edge` says.
     pub fn warp(&self, edge: Edge, source: impl Fn(f32, f32) -> (f32, f32)) -> Self {
         let side = self.side;
@@ -171,7 +171,7 @@ impl Edge {
     }
 }
 
-/// Pictures as a batch `(B, C, S, S)`, each channel less its mean and over its standard deviation.
+/// Images as a batch `(B, C, S, S)`, each channel less its mean and over its standard deviation.
 pub fn normalized(
     pictures: &[Picture],
     statistics: &[(f32, f32)],

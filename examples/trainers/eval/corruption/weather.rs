@@ -5,9 +5,9 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::{Picture, blur, picture::Edge};
 
-/// Flakes from thresholded noise, smeared as they fall, and the picture made paler.
+/// Flakes from thresholded noise, smeared as they fall, and the image made paler.
 pub fn snow_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
-    // Mean and deviation of the noise, its magnification and threshold, radius and sigma of the fall, weight of the picture.
+    // Mean and deviation of the noise, its magnification and threshold, radius and sigma of the fall, weight of the image.
     let (mean, std, zoom, threshold, radius, sigma, weight) = match small {
         true => [
             (0.1, 0.2, 1.0, 0.6, 8, 3.0, 0.95),
@@ -49,7 +49,7 @@ pub fn snow_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
     }
 }
 
-/// Crystals over the picture; drawn, not photographed.
+/// Crystals over the image; drawn, not photographed.
 pub fn frost_like_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
     let (weight, ice) = match small {
         true => [

@@ -1,4 +1,4 @@
-//! Do tokens find themselves again? Those of a canvas look for the nearest token of the canvas turned.
+//! Whether tokens match: for each token of a canvas, the nearest token of the rotated or flipped canvas.
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{eval::watch::POSES, nn::normalize};
 
-/// Percentages of tokens of objects, mean over the seven poses that are not upright.
+/// Percentages of tokens of objects, mean over the seven elements of D4 that are not the identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Correspondence {
     /// Matches at most one token away from the true counterpart: the correct keypoints, PCK@1.
     pub pck1: f64,
     /// Matches with the counterpart itself.
     pub exact: f64,
-    /// PCK@1 of each pose.
+    /// PCK@1 under each element.
     pub poses: Vec<(String, f64)>,
     /// PCK@1 of matches drawn at random.
     pub chance: f64,
@@ -44,7 +44,7 @@ pub fn measure(
     for (name, g) in &POSES[1..] {
         let turned = GridOperator::new(&[*g], pixel_grid, &Resample::default())?.apply(images)?;
         let keys = unit(&encode(&turned)?)?;
-        // Where token `p` of the upright canvas goes: a turned cell holds the index of the cell it came from.
+        // A transformed cell holds the index of the cell that it came from: this gives the target of token `p`.
         let mut goes = vec![0; area];
         for (to, from) in g.source_indices(token_grid).into_iter().enumerate() {
             goes[from as usize] = to;
@@ -67,7 +67,7 @@ pub fn measure(
         poses.push((name.to_string(), percent(counts[1], counts[0])));
         total = add(total, counts);
     }
-    // Every pose asks for the same tokens, so the mean over poses is that over all.
+    // Every element has the same number of tokens, so the mean over elements is the mean over all tokens.
     let [count, near, same, possible] = total;
     Ok(Correspondence {
         pck1: percent(near, count),

@@ -1,6 +1,6 @@
 //! The stand-in for detection: what the frozen tokens of canvases say about objects.
 //!
-//! One to three objects of the data set stand on a textured canvas, in any of the eight poses of a square. From the token map
+//! One to three objects of the data set stand on a textured canvas, under any element of D4. From the token map
 //! of one block, linear maps read the class of each token and the box around its object; and tokens of a canvas look for
 //! their counterparts in the canvas turned.
 
@@ -34,14 +34,14 @@ const CHUNK: usize = 20;
 /// How many canvases, how large, and which block.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Canvases with objects of the training pictures, for the linear maps.
+    /// Canvases with objects of the training images, for the linear maps.
     pub train: usize,
-    /// Canvases with objects of the test pictures.
+    /// Canvases with objects of the test images.
     pub test: usize,
-    /// `None`: 64 pixels, or twice the side of a picture where that is more; the encoder's own side where its positions
+    /// `None`: 64 pixels, or twice the side of an image where that is more; the encoder's own side where its positions
     /// allow no other.
     pub side: Option<usize>,
-    /// The block whose tokens are read, counted from 1; `None`: the one that the equivariance loss sat on.
+    /// The block whose tokens are read, counted from 1; `None`: the one with the equivariance loss.
     pub layer: Option<usize>,
 }
 
@@ -248,9 +248,7 @@ fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Ten
 
 /// The grid tokens `(B, N, C)` of block `layer`.
 fn tokens(vit: &Vit, x: &Tensor, layer: usize) -> Result<Tensor> {
-    let (_, map) = tap::capture(&format!("block{layer}"), || {
-        Ok::<_, anyhow::Error>(vit.forward(x)?)
-    })?;
+    let map = tap::capture_until(&format!("block{layer}"), || vit.forward(x))?;
     let prefix = vit.config().prefix(layer);
     Ok(map.narrow(1, prefix, map.dim(1)? - prefix)?.contiguous()?)
 }

@@ -1,4 +1,4 @@
-//! Canvases: a texture with scraps of pictures, and whole objects on it.
+//! Canvases: a texture with scraps of images, and whole objects on it.
 
 use rand::{Rng, rngs::StdRng};
 use ser_reg::{GroupAction, group::D4};
@@ -27,7 +27,7 @@ pub struct Object {
     pub at: Box,
 }
 
-/// Scraps of pictures that belong to no object.
+/// Scraps of images that belong to no object.
 const SCRAPS: usize = 3;
 /// How often a place is drawn before an object is given up.
 const TRIES: usize = 30;
@@ -115,7 +115,7 @@ fn texture(channels: usize, side: usize, rng: &mut StdRng) -> Picture {
     }
 }
 
-/// Pastes a small piece of some picture.
+/// Pastes a small piece of some image.
 fn scrap(canvas: &mut Picture, images: &Images, rng: &mut StdRng) {
     let from = Picture::of(images, rng.random_range(0..images.len()));
     let size = (from.side / 4).clamp(1, canvas.side / 4);
@@ -131,7 +131,7 @@ fn scrap(canvas: &mut Picture, images: &Images, rng: &mut StdRng) {
     }
 }
 
-/// An object, cut out of its picture, turned and scaled.
+/// An object, cut out of its image, rotated and scaled.
 struct Cutout {
     picture: Picture,
     mask: Vec<bool>,
@@ -147,7 +147,7 @@ impl Cutout {
         let natural = picture.side.min(canvas / 2) as f32;
         let side = ((natural * scale).round() as usize).clamp(1, canvas);
         let step = picture.side as f32 / side as f32;
-        // Where pixel `(row, col)` of the cut-out comes from, in pixels of the picture.
+        // Where pixel `(row, col)` of the cut-out comes from, in pixels of the image.
         let source = |row: f32, col: f32| {
             let center = |p: f32| f64::from((p + 0.5) / side as f32);
             let [y, x] = pose.source([center(row), center(col)]);
@@ -156,7 +156,7 @@ impl Cutout {
                 x as f32 * picture.side as f32 - 0.5,
             )
         };
-        // Reduced pictures are smoothed first, so that no line falls between samples.
+        // Reduced images are smoothed first, so that no line falls between samples.
         let smooth = match step > 1.0 {
             true => picture.blurred(0.4 * step, 2.0, Edge::Nearest),
             false => picture.clone(),
@@ -186,7 +186,7 @@ impl Cutout {
         }
     }
 
-    /// The box around the object when its picture stands at `(top, left)`; `None` if nothing of it is left.
+    /// The box around the object when its image stands at `(top, left)`; `None` if nothing of it is left.
     fn bounds(&self, top: usize, left: usize) -> Option<Box> {
         let at = |i: usize| (i / self.side, i % self.side);
         let inside = || (0..self.mask.len()).filter(|&i| self.mask[i]).map(at);

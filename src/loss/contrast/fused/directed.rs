@@ -1,16 +1,16 @@
 //! One direction: any anchors, positives and candidates.
 //!
-//! All cosines of a block of anchors are held at once, so the weights of its gradient are known before it is left:
+//! All cosines of a block of anchors are kept at once, so the weights of its gradient are known before it is left:
 //! three products of M×D by D×ΣM_k, the least without a second look at the cosines.
 
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::super::{InfoNce, Roles, lead};
+use super::super::{Contrastive, Roles, margin};
 use super::bank::{Bank, dot};
-use super::product::{PANEL, gather, gram, spread};
+use super::product::{PANEL, add_product, add_transposed_product, gram};
 use super::real::Real;
-use super::tile::{self, Groups};
+use super::tile::{self, Labels, larger};
 use super::{Value, block_rows};
 
 /// What a row needs for its gradient.
@@ -26,26 +26,26 @@ pub(super) fn run<T: Real>(
     bank: &mut Bank<T>,
     roles: &Roles,
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
 ) -> Result<Value> {
     let width = bank.width;
-    let (anchors, groups) = roles.anchors;
+    let (anchors, labels) = roles.anchors;
     let rate = 1.0 / config.temperature;
     let columns: usize = roles
         .candidates
         .iter()
-        .map(|(_, groups)| groups.len())
+        .map(|(_, labels)| labels.len())
         .sum();
-    let block_rows = block_rows::<T>(config, columns, groups.len());
+    let block_rows = block_rows::<T>(config, columns, labels.len());
     let mut block = vec![T::zero(); block_rows * columns];
     let mut scratch = vec![T::zero(); block_rows * width];
-    let lead = lead(width, T::DTYPE);
+    let margin = margin(width, T::DTYPE);
     let learns = bank.grads.iter().any(Option::is_some);
 
     let mut value = Value::default();
-    for start in (0..groups.len()).step_by(block_rows) {
-        let len = block_rows.min(groups.len() - start);
-        let own = &groups[start..start + len];
+    for start in (0..labels.len()).step_by(block_rows) {
+        let len = block_rows.min(labels.len() - start);
+        let own = &labels[start..start + len];
         let span = start * width..(start + len) * width;
         let anchor = &bank.rows[anchors][span.clone()];
         let positive = &bank.rows[roles.positives][span.clone()];
@@ -59,7 +59,7 @@ pub(super) fn run<T: Real>(
         for (block, &(set, cols)) in segments(&mut block, len, roles).zip(&roles.candidates) {
             let tops = gram(anchor, &bank.rows[set], width, block, |first, tile| {
                 let cols = &cols[first..cols.len().min(first + PANEL)];
-                tile::max(tile, Groups { rows: own, cols })
+                tile::max(tile, Labels { rows: own, cols })
             })?;
             for top in tops {
                 nearest
@@ -81,7 +81,7 @@ pub(super) fn run<T: Real>(
                 .par_chunks_mut(len * PANEL)
                 .zip(cols.par_chunks(PANEL))
                 .map(|(tile, cols)| {
-                    tile::exp(tile, &top, T::from_f64(rate), Groups { rows: own, cols })
+                    tile::exp(tile, &top, T::from_f64(rate), Labels { rows: own, cols })
                 })
                 .collect();
             for sum in sums {
@@ -97,7 +97,7 @@ pub(super) fn run<T: Real>(
                 let below = (top[i].widen() - paired[i].widen()) * rate;
                 let total = (-below).exp() + negatives[i];
                 value.loss += share * (below + total.ln());
-                if paired[i].widen() > nearest[i].widen() + lead {
+                if paired[i].widen() > nearest[i].widen() + margin {
                     value.accuracy += share;
                 }
                 let scale = share * rate / total;
@@ -115,7 +115,7 @@ pub(super) fn run<T: Real>(
         if bank.is_live(anchors) {
             scratch.fill(T::zero());
             for (block, &(set, _)) in segments(&mut block, len, roles).zip(&roles.candidates) {
-                gather(block, &bank.rows[set], width, scratch)?;
+                add_product(block, &bank.rows[set], width, scratch)?;
             }
             let positive = &bank.rows[roles.positives][span.clone()];
             if let Some(grad) = &mut bank.grads[anchors] {
@@ -155,7 +155,7 @@ pub(super) fn run<T: Real>(
         }
         for (block, &(set, _)) in segments(&mut block, len, roles).zip(&roles.candidates) {
             if let Some(grad) = &mut bank.grads[set] {
-                spread(block, scratch, width, grad)?;
+                add_transposed_product(block, scratch, width, grad)?;
             }
         }
     }
@@ -168,14 +168,9 @@ fn segments<'a, T>(
     len: usize,
     roles: &Roles,
 ) -> impl Iterator<Item = &'a mut [T]> {
-    roles.candidates.iter().map(move |(_, groups)| {
-        let (segment, rest) = std::mem::take(&mut block).split_at_mut(len * groups.len());
+    roles.candidates.iter().map(move |(_, labels)| {
+        let (segment, rest) = std::mem::take(&mut block).split_at_mut(len * labels.len());
         block = rest;
         segment
     })
-}
-
-/// The larger one; NaN if `a` is.
-fn larger<T: Real>(a: T, b: T) -> T {
-    if b > a { b } else { a }
 }

@@ -11,7 +11,7 @@ mod tile;
 use candle_core::{DType, Device, Result, Tensor};
 
 use self::{bank::Bank, real::Real};
-use super::{ContrastiveOutput, InfoNce, Sets, Task};
+use super::{Contrastive, ContrastiveOutput, Sets, Task};
 
 /// What a pass over the anchors finds.
 #[derive(Default)]
@@ -25,7 +25,7 @@ pub(super) fn run(
     sets: Sets,
     task: &Task,
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
     dtype: DType,
 ) -> Result<ContrastiveOutput> {
     match dtype {
@@ -38,26 +38,22 @@ fn typed<T: Real>(
     sets: Sets,
     task: &Task,
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
 ) -> Result<ContrastiveOutput> {
     let mut bank = Bank::<T>::new(sets, config.eps)?;
     let value = match task {
         Task::Directed(roles) => directed::run(&mut bank, roles, shares, config)?,
-        &Task::Symmetric { sets, groups, form } => {
+        &Task::Symmetric { pair, labels } => {
             let halves: Vec<f64> = shares.iter().map(|share| 0.5 * share).collect();
             if symmetric::fits::<T>(config) {
-                symmetric::run(&mut bank, sets, groups, form, &halves, config)?
+                symmetric::run(&mut bank, pair, labels, &halves, config)?
             } else {
-                let [a, b] = sets;
-                let mut one_way = |sets| {
-                    directed::run(
-                        &mut bank,
-                        &Task::toward(sets, groups, form),
-                        &halves,
-                        config,
-                    )
+                let mut direction = |pair| {
+                    let roles = Task::toward(pair, labels, config.negatives);
+                    directed::run(&mut bank, &roles, &halves, config)
                 };
-                let (one, two) = (one_way([a, b])?, one_way([b, a])?);
+                let [a, b] = pair;
+                let (one, two) = (direction([a, b])?, direction([b, a])?);
                 Value {
                     loss: one.loss + two.loss,
                     accuracy: one.accuracy + two.accuracy,
@@ -72,6 +68,6 @@ fn typed<T: Real>(
 }
 
 /// Anchors to a block that may see `width` tokens.
-fn block_rows<T>(config: &InfoNce, width: usize, anchors: usize) -> usize {
+fn block_rows<T>(config: &Contrastive, width: usize, anchors: usize) -> usize {
     (config.block_bytes / (width * size_of::<T>())).clamp(1, anchors)
 }

@@ -1,7 +1,7 @@
 //! The three matrix products of a contrast, over a block of weights that lies in panels.
 //!
 //! A block of `len` anchors against `n` tokens is stored as ⌈n / [`PANEL`]⌉ tiles of (len, [`PANEL`]), the last one
-//! narrower, one after the other: tiles are made, read and spread by one thread each. How the work is cut does not depend
+//! narrower, one after the other: tiles are made, read and add_transposed_product by one thread each. How the work is cut does not depend
 //! on the number of threads, so neither does the result.
 
 use candle_core::{Error, Result};
@@ -58,7 +58,12 @@ pub(super) fn panels<T: Real>(block: &mut [T], len: usize, then: impl Fn(usize, 
 }
 
 /// `out ← out + block·b`.
-pub(super) fn gather<T: Real>(block: &[T], b: &[T], width: usize, out: &mut [T]) -> Result<()> {
+pub(super) fn add_product<T: Real>(
+    block: &[T],
+    b: &[T],
+    width: usize,
+    out: &mut [T],
+) -> Result<()> {
     let len = out.len() / width;
     out.par_chunks_mut(ROWS * width)
         .enumerate()
@@ -74,7 +79,12 @@ pub(super) fn gather<T: Real>(block: &[T], b: &[T], width: usize, out: &mut [T])
 }
 
 /// `out ← out + blockᵀ·a`.
-pub(super) fn spread<T: Real>(block: &[T], a: &[T], width: usize, out: &mut [T]) -> Result<()> {
+pub(super) fn add_transposed_product<T: Real>(
+    block: &[T],
+    a: &[T],
+    width: usize,
+    out: &mut [T],
+) -> Result<()> {
     let a = rows(a, width)?;
     out.par_chunks_mut(PANEL * width)
         .zip(block.par_chunks(a.nrows() * PANEL))

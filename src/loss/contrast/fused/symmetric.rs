@@ -15,15 +15,15 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::super::{InfoNce, Negatives, lead};
+use super::super::{Contrastive, Negatives, margin};
 use super::bank::{Bank, dot};
-use super::product::{PANEL, gather, gram, panels, spread};
+use super::product::{PANEL, add_product, add_transposed_product, gram, panels};
 use super::real::Real;
-use super::tile::{self, Groups, Margins};
+use super::tile::{self, Labels, Margins};
 use super::{Value, block_rows};
 
 /// Whether the fixed top leaves the least exponential, `e^(−2/τ)`, a normal number.
-pub(super) fn fits<T: Real>(config: &InfoNce) -> bool {
+pub(super) fn fits<T: Real>(config: &Contrastive) -> bool {
     2.0 / config.temperature < T::LOWEST_EXPONENT
 }
 
@@ -64,7 +64,7 @@ impl Rectangle {
 }
 
 /// `len` rows at a time, the upper triangle over both sides or what lies between them; the largest last.
-fn rectangles(count: usize, len: usize, form: Negatives) -> Vec<Rectangle> {
+fn rectangles(count: usize, len: usize, negatives: Negatives) -> Vec<Rectangle> {
     let part = |side, range| Part { side, range };
     let mut all = Vec::new();
     for start in (0..count).step_by(len) {
@@ -73,7 +73,7 @@ fn rectangles(count: usize, len: usize, form: Negatives) -> Vec<Rectangle> {
             let square = part(side, range.clone());
             let later = part(side, range.end..count);
             let across = part(1, 0..count);
-            let seen = match (form, side) {
+            let seen = match (negatives, side) {
                 (Negatives::BothViews, 0) => vec![square, later, across],
                 (Negatives::BothViews, _) => vec![square, later],
                 (Negatives::OtherView, 0) => vec![across],
@@ -114,62 +114,61 @@ struct Weights<T> {
 pub(super) fn run<T: Real>(
     bank: &mut Bank<T>,
     sets: [usize; 2],
-    groups: &[u32],
-    form: Negatives,
+    labels: &[u32],
     shares: &[f64],
-    config: &InfoNce,
+    config: &Contrastive,
 ) -> Result<Value> {
-    let (width, count) = (bank.width, groups.len());
+    let (width, count) = (bank.width, labels.len());
     let rate = 1.0 / config.temperature;
     let len = block_rows::<T>(config, count, count);
-    let rectangles = rectangles(count, len, form);
+    let rectangles = rectangles(count, len, config.negatives);
     let mut cosines = vec![T::zero(); len * count];
     // Which rectangle's cosines lie there: the second pass goes backwards and finds the last and largest one's made.
-    let mut held = None;
+    let mut kept = None;
 
     let mut anchors = [0, 1].map(|_| anchors(bank, sets));
     for (i, rectangle) in rectangles.iter().enumerate() {
-        held = Some(i);
+        kept = Some(i);
         let Rectangle { rows, cols } = rectangle;
-        let (row_groups, col_groups) = (&groups[rows.range.clone()], &groups[cols.range.clone()]);
+        let (row_labels, col_labels) = (&labels[rows.range.clone()], &labels[cols.range.clone()]);
         let block = &mut cosines[..rows.range.len() * cols.range.len()];
         let a = &bank.rows[sets[rows.side]][rows.span(width)];
         let b = &bank.rows[sets[cols.side]][cols.span(width)];
         let margins = gram(a, b, width, block, |first, tile| {
-            let cols = &col_groups[first..col_groups.len().min(first + PANEL)];
-            let groups = Groups {
-                rows: row_groups,
+            let cols = &col_labels[first..col_labels.len().min(first + PANEL)];
+            let labels = Labels {
+                rows: row_labels,
                 cols,
             };
-            tile::margins(tile, T::from_f64(rate), groups)
+            tile::margins(tile, T::from_f64(rate), labels)
         })?;
         for (panel, Margins { by_row, by_col }) in margins.iter().enumerate() {
-            note(&mut anchors[rows.side][rows.range.start..], by_row);
+            accumulate(&mut anchors[rows.side][rows.range.start..], by_row);
             if !rectangle.is_square() {
                 let first = cols.range.start + panel * PANEL;
-                note(&mut anchors[cols.side][first..], by_col);
+                accumulate(&mut anchors[cols.side][first..], by_col);
             }
         }
     }
 
     let mut value = Value::default();
-    let lead = lead(width, T::DTYPE);
-    let weights = anchors.map(|anchors| weights::<T>(&anchors, shares, rate, lead, &mut value));
+    let margin = margin(width, T::DTYPE);
+    let weights = anchors.map(|anchors| weights::<T>(&anchors, shares, rate, margin, &mut value));
     let live = sets.map(|set| bank.is_live(set));
     for (i, rectangle) in rectangles.iter().enumerate().rev() {
         let Rectangle { rows, cols } = rectangle;
         if !(live[rows.side] || live[cols.side]) {
             continue;
         }
-        let (row_groups, col_groups) = (&groups[rows.range.clone()], &groups[cols.range.clone()]);
+        let (row_labels, col_labels) = (&labels[rows.range.clone()], &labels[cols.range.clone()]);
         let block = &mut cosines[..rows.range.len() * cols.range.len()];
         let a = &bank.rows[sets[rows.side]][rows.span(width)];
         let b = &bank.rows[sets[cols.side]][cols.span(width)];
         let (of_rows, of_cols) = (&weights[rows.side], &weights[cols.side]);
         let weigh = |first: usize, tile: &mut [T]| {
-            let cols_seen = &col_groups[first..col_groups.len().min(first + PANEL)];
-            let groups = Groups {
-                rows: row_groups,
+            let cols_seen = &col_labels[first..col_labels.len().min(first + PANEL)];
+            let labels = Labels {
+                rows: row_labels,
                 cols: cols_seen,
             };
             let first = cols.range.start + first;
@@ -178,7 +177,7 @@ pub(super) fn run<T: Real>(
                 &of_rows.scale[rows.range.clone()],
                 &of_cols.scale[first..end],
             );
-            tile::weigh(tile, T::from_f64(rate), groups, r, c);
+            tile::weigh(tile, T::from_f64(rate), labels, r, c);
             if rows.side != cols.side {
                 for i in rows.range.start.max(first)..rows.range.end.min(end) {
                     tile[(i - rows.range.start) * cols_seen.len() + (i - first)] =
@@ -186,17 +185,17 @@ pub(super) fn run<T: Real>(
                 }
             }
         };
-        match held.take() == Some(i) {
+        match kept.take() == Some(i) {
             true => panels(block, rows.range.len(), weigh),
             false => drop(gram(a, b, width, block, weigh)?),
         }
         if let Some(grad) = &mut bank.grads[sets[rows.side]] {
-            gather(block, b, width, &mut grad[rows.span(width)])?;
+            add_product(block, b, width, &mut grad[rows.span(width)])?;
         }
         if let Some(grad) = &mut bank.grads[sets[cols.side]]
             && !rectangle.is_square()
         {
-            spread(block, a, width, &mut grad[cols.span(width)])?;
+            add_transposed_product(block, a, width, &mut grad[cols.span(width)])?;
         }
     }
     Ok(value)
@@ -214,7 +213,7 @@ fn anchors<T: Real>(bank: &Bank<T>, sets: [usize; 2]) -> Vec<Anchor> {
         .collect()
 }
 
-fn note<T: Real>(anchors: &mut [Anchor], seen: &[(T, T)]) {
+fn accumulate<T: Real>(anchors: &mut [Anchor], seen: &[(T, T)]) {
     for (anchor, (sum, max)) in anchors.iter_mut().zip(seen) {
         anchor.negatives += sum.widen();
         anchor.nearest = anchor.nearest.max(max.widen());
@@ -225,13 +224,13 @@ fn weights<T: Real>(
     anchors: &[Anchor],
     shares: &[f64],
     rate: f64,
-    lead: f64,
+    margin: f64,
     value: &mut Value,
 ) -> Weights<T> {
     let weigh = |(anchor, share): (&Anchor, &f64)| {
         let positive = ((anchor.paired - 1.0) * rate).exp();
         value.loss += share * (anchor.negatives / positive).ln_1p();
-        if anchor.paired > anchor.nearest + lead {
+        if anchor.paired > anchor.nearest + margin {
             value.accuracy += share;
         }
         let scale = share * rate / (positive + anchor.negatives);

@@ -10,9 +10,9 @@ const LANES: usize = 16;
 /// Terms that a column adds up before the sum is put aside.
 const CHAIN: usize = 32;
 
-/// The groups of a tile's rows and columns: a row sees the columns of other groups only.
+/// The labels of a tile's rows and columns. A row sees the columns with another label only.
 #[derive(Clone, Copy)]
-pub(super) struct Groups<'a> {
+pub(super) struct Labels<'a> {
     pub(super) rows: &'a [u32],
     pub(super) cols: &'a [u32],
 }
@@ -22,8 +22,9 @@ fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
+/// The larger one; NaN if `a` is.
 #[inline(always)]
-fn larger<T: Real>(a: T, b: T) -> T {
+pub(super) fn larger<T: Real>(a: T, b: T) -> T {
     if b > a { b } else { a }
 }
 
@@ -57,17 +58,17 @@ fn fold_row<T: Real>(
 }
 
 /// The largest visible entry of each row; −∞ where a row sees nothing.
-pub(super) fn max<T: Real>(tile: &[T], groups: Groups) -> Vec<T> {
+pub(super) fn max<T: Real>(tile: &[T], labels: Labels) -> Vec<T> {
     vectorized(
         #[inline(always)]
         || {
             let hidden = T::neg_infinity();
-            tile.chunks_exact(groups.cols.len())
-                .zip(groups.rows)
+            tile.chunks_exact(labels.cols.len())
+                .zip(labels.rows)
                 .map(|(row, &own)| {
                     fold_row(
                         row,
-                        groups.cols,
+                        labels.cols,
                         hidden,
                         |v, col| seen(v, hidden, own, col),
                         larger,
@@ -81,19 +82,19 @@ pub(super) fn max<T: Real>(tile: &[T], groups: Groups) -> Vec<T> {
 /// `e = exp((s − top)·rate)` in place of `s`, 0 where a row may not look, and the sum of each row.
 ///
 /// `top` is at least the largest visible entry of its row.
-pub(super) fn exp<T: Real>(tile: &mut [T], top: &[T], rate: T, groups: Groups) -> Vec<T> {
+pub(super) fn exp<T: Real>(tile: &mut [T], top: &[T], rate: T, labels: Labels) -> Vec<T> {
     vectorized(
         #[inline(always)]
         || {
-            tile.chunks_exact_mut(groups.cols.len())
-                .zip(groups.rows)
+            tile.chunks_exact_mut(labels.cols.len())
+                .zip(labels.rows)
                 .zip(top)
                 .map(|((row, &own), &top)| {
-                    for (v, &col) in row.iter_mut().zip(groups.cols) {
+                    for (v, &col) in row.iter_mut().zip(labels.cols) {
                         let e = ((*v - top) * rate).exp_nonpositive();
                         *v = seen(e, T::zero(), own, col);
                     }
-                    fold_row(row, groups.cols, T::zero(), |e, _| e, |a, b| a + b)
+                    fold_row(row, labels.cols, T::zero(), |e, _| e, |a, b| a + b)
                 })
                 .collect()
         },
@@ -106,9 +107,9 @@ pub(super) struct Margins<T> {
     pub(super) by_col: Vec<(T, T)>,
 }
 
-pub(super) fn margins<T: Real>(tile: &[T], rate: T, groups: Groups) -> Margins<T> {
-    let width = groups.cols.len();
-    let mut by_row = Vec::with_capacity(groups.rows.len());
+pub(super) fn margins<T: Real>(tile: &[T], rate: T, labels: Labels) -> Margins<T> {
+    let width = labels.cols.len();
+    let mut by_row = Vec::with_capacity(labels.rows.len());
     let mut by_col = vec![(T::zero(), T::neg_infinity()); width];
     let mut line = vec![T::zero(); width];
     let mut sums = vec![T::zero(); width];
@@ -118,20 +119,20 @@ pub(super) fn margins<T: Real>(tile: &[T], rate: T, groups: Groups) -> Margins<T
         || {
             let hidden = T::neg_infinity();
             // Columns add up a few rows at a time: rounding grows with the number of terms in one chain.
-            let parts = tile.chunks(CHAIN * width).zip(groups.rows.chunks(CHAIN));
+            let parts = tile.chunks(CHAIN * width).zip(labels.rows.chunks(CHAIN));
             for (part, owners) in parts {
                 sums.fill(T::zero());
                 for (row, &own) in part.chunks_exact(width).zip(owners) {
-                    let cols = groups.cols.iter().zip(&mut sums).zip(&mut tops);
+                    let cols = labels.cols.iter().zip(&mut sums).zip(&mut tops);
                     for ((&s, e), ((&col, sum), top)) in row.iter().zip(&mut line).zip(cols) {
                         let weight = ((s - T::one()) * rate).exp_nonpositive();
                         *e = seen(weight, T::zero(), own, col);
                         *sum += *e;
                         *top = larger(*top, seen(s, hidden, own, col));
                     }
-                    let sum = fold_row(&line, groups.cols, T::zero(), |e, _| e, |a, b| a + b);
+                    let sum = fold_row(&line, labels.cols, T::zero(), |e, _| e, |a, b| a + b);
                     let look = |s, col| seen(s, hidden, own, col);
-                    let top = fold_row(row, groups.cols, hidden, look, larger);
+                    let top = fold_row(row, labels.cols, hidden, look, larger);
                     by_row.push((sum, top));
                 }
                 by_col
@@ -149,13 +150,13 @@ pub(super) fn margins<T: Real>(tile: &[T], rate: T, groups: Groups) -> Margins<T
 }
 
 /// `(r_i + c_j)·exp((s_ij − 1)·rate)` in place of `s`, 0 where a row may not look.
-pub(super) fn weigh<T: Real>(tile: &mut [T], rate: T, groups: Groups, by_row: &[T], by_col: &[T]) {
+pub(super) fn weigh<T: Real>(tile: &mut [T], rate: T, labels: Labels, by_row: &[T], by_col: &[T]) {
     vectorized(
         #[inline(always)]
         || {
-            let rows = tile.chunks_exact_mut(groups.cols.len()).zip(groups.rows);
+            let rows = tile.chunks_exact_mut(labels.cols.len()).zip(labels.rows);
             for ((row, &own), &r) in rows.zip(by_row) {
-                for ((s, &col), &c) in row.iter_mut().zip(groups.cols).zip(by_col) {
+                for ((s, &col), &c) in row.iter_mut().zip(labels.cols).zip(by_col) {
                     let e = ((*s - T::one()) * rate).exp_nonpositive();
                     *s = seen((r + c) * e, T::zero(), own, col);
                 }

@@ -1,0 +1,234 @@
+//! The begin of a run: every setting is checked before any file of an older run is touched.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use ser_reg::Regularizer;
+
+use super::{
+    OUTPUTS, Run,
+    checkpoint::{self, State},
+    file,
+    interrupt::Interrupt,
+    log::Log,
+    saved::Saved,
+    variants,
+};
+use crate::{
+    addon,
+    augment::Augment,
+    balance::Balance,
+    cli::Args,
+    data::{self, Data, Wanted},
+    encoder,
+    loader::{Loader, LoaderConfig},
+    progress::Progress,
+    records::Record,
+    settings::{Method, Preset, Settings},
+    vit::Vit,
+};
+
+/// The most threads that load images.
+const WORKERS: usize = 1024;
+
+impl Run {
+    /// Reads the images and makes the folder. Files in it stay until [`Self::begin`].
+    pub fn open(method: Method, args: &Args) -> Result<Self> {
+        let start = Instant::now();
+        let settings = Settings::new(method, args)?;
+        variants::check(&settings, args)?;
+        let device = args.device()?;
+        let large = settings.preset == Preset::ImagenetVitS16;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let workers = args.workers.unwrap_or(if large { cores } else { 1 });
+        ensure!(
+            (1..=WORKERS).contains(&workers),
+            "--workers: expected 1 to {WORKERS} threads for the images, got {workers}"
+        );
+        let (data, augment) = images(&settings)?;
+        let mut vit = settings.vit(&data.bank)?;
+        let init = match &settings.init {
+            None => None,
+            Some(path) => {
+                let (weights, card) = encoder::read(path, &device)?;
+                vit = card
+                    .fitted(vit)
+                    .with_context(|| format!("--init {}", path.display()))?;
+                Some(weights)
+            }
+        };
+        let epoch_steps = data.train.len() / settings.batch_size;
+        ensure!(
+            epoch_steps > 0,
+            "--batch-size: expected at most {}, the number of training images, got {}",
+            data.train.len(),
+            settings.batch_size
+        );
+        let steps = settings.epochs.checked_mul(epoch_steps);
+        // Schedules and file formats count in exact floating-point numbers.
+        let steps = steps.filter(|&steps| steps < 1 << 50).with_context(|| {
+            format!(
+                "--epochs: expected fewer than 2^50 steps, got {} epochs",
+                settings.epochs
+            )
+        })?;
+        let schedules = settings.schedules(steps)?;
+        let balance = Balance::new(&settings.ser, &vit)?;
+        let name = format!("{}-{}-{}", method.name(), settings.label(), settings.seed);
+        let folder = match (&args.out, settings.smoke) {
+            (Some(folder), _) => folder.clone(),
+            (None, true) => PathBuf::from("runs").join(format!("smoke-{name}")),
+            (None, false) => PathBuf::from("runs").join(name),
+        };
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        println!("{} {} | {}", method.name(), settings.label(), data.note);
+        for (path, reason) in &data.skipped {
+            println!("skipped {}: {reason}", path.display());
+        }
+        println!("run folder {}", folder.display());
+        Ok(Self {
+            device,
+            vit,
+            init,
+            part: settings.partition()?,
+            schedules,
+            balance,
+            resume: args.resume,
+            brief: args.brief,
+            compare: args.compare,
+            checkpoint_every: args.checkpoint_every,
+            evaluate_every: args.evaluate_every.unwrap_or(if large { 10 } else { 1 }),
+            workers,
+            loader: None,
+            log: Log::new(&folder),
+            progress: Progress::new(steps, settings.batch_size)?,
+            interrupt: Interrupt::listen(),
+            step: 0,
+            epoch_steps,
+            steps,
+            saved: Saved::new(&folder),
+            stopped: false,
+            start,
+            waited: Duration::ZERO,
+            probes: Vec::new(),
+            data,
+            augment,
+            folder,
+            settings,
+        })
+    }
+
+    /// Restores the state if the run is resumed. Otherwise takes over the encoder of `--init` and removes the files of an
+    /// earlier run. Starts to load images. To be called once, when all modules are built.
+    pub fn begin(&mut self, encoder: &Vit, ser: &mut Regularizer, state: &mut State) -> Result<()> {
+        state.buffers.extend(self.balance.buffers());
+        let resumed = self.resume && self.saved.path().exists();
+        if resumed {
+            self.step = checkpoint::restore(self.saved.path(), state, &self.settings)?;
+        } else {
+            let result = self.folder.join("result.json");
+            ensure!(
+                !(self.resume && result.exists()),
+                "--resume: the run in {} has ended, and its checkpoint is gone; give another --out, or leave out --resume \
+                 to replace the run",
+                self.folder.display()
+            );
+            if let Some(weights) = self.init.take() {
+                state.online.load("encoder.", &weights).context("--init")?;
+                if let Some(momentum) = &state.momentum {
+                    momentum.follow(&state.online, 0.0)?;
+                }
+            }
+        }
+        ser.set_lambda(self.balance.lambda()?)?;
+        let config = serde_json::to_vec_pretty(&self.settings)?;
+        self.loader = Some(self.loader()?);
+        match resumed {
+            true => {
+                self.saved.resume(self.step);
+                self.log.resume(self.step)?;
+                self.progress.resume(self.step);
+                println!("resumed after {} of {} steps", self.step, self.steps);
+            }
+            false => {
+                self.clear()?;
+                file::write(&self.folder.join("config.json"), &config)?;
+                self.log.begin()?;
+                if self.evaluate_every > 0 {
+                    let untrained = self.evaluate(encoder, 0.0, 0.0, Vec::new())?;
+                    self.log.write(Record::Epoch(untrained))?;
+                }
+            }
+        }
+        self.progress.begin_epoch();
+        Ok(())
+    }
+
+    fn loader(&self) -> Result<Loader> {
+        Loader::with_extras(
+            self.data.train.clone(),
+            self.augment.clone(),
+            LoaderConfig {
+                batch: self.settings.batch_size,
+                shared: self.settings.shared()?,
+                seed: self.settings.seed,
+                first_step: self.step,
+                steps: self.steps,
+                workers: self.workers,
+                prefetch: 2,
+            },
+            addon::extras(&self.settings)?,
+        )
+    }
+
+    /// Removes the files of an earlier run, which must not be taken for this one's. The checkpoint goes first, so that no run
+    /// is resumed without its metrics.
+    fn clear(&self) -> Result<()> {
+        let outputs = OUTPUTS.map(|name| self.folder.join(name));
+        let mut paths: Vec<PathBuf> = Saved::files(&self.folder)
+            .into_iter()
+            .chain(outputs)
+            .collect();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if file::is_unfinished(&path) {
+                paths.push(path);
+            }
+        }
+        for path in paths.iter().filter(|path| path.exists()) {
+            std::fs::remove_file(path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The images of a run, and how its crops are made from them.
+pub(crate) fn images(settings: &Settings) -> Result<(Data, Augment)> {
+    let wanted = match settings.preset {
+        Preset::FashionTiny => Wanted::default(),
+        Preset::ImagenetVitS16 => Wanted::streamed(224),
+    };
+    let mut data = match (&settings.data, settings.preset) {
+        (Some(path), _) => data::load(path, &wanted)?,
+        (None, Preset::FashionTiny) => data::load(&data::embedded(), &wanted)?,
+        (None, Preset::ImagenetVitS16) => {
+            bail!("--preset imagenet-vit-s16: expected --data, a folder of class sub-folders")
+        }
+    };
+    if settings.smoke {
+        data = data.take(1536, 300);
+        data.note += "; smoke run on 1,536 and 300 of them at most";
+    }
+    let mut augment = match settings.preset {
+        Preset::FashionTiny => Augment::small(data.bank.side, data.bank.statistics()),
+        Preset::ImagenetVitS16 => Augment::imagenet(settings.crop_min as f32),
+    };
+    augment.crop.area.0 = settings.crop_min as f32;
+    augment.check()?;
+    Ok((data, augment))
+}
