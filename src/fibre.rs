@@ -1,8 +1,8 @@
 //! The operator by which group elements act on the channels of a [`FieldType`].
 //!
-//! A [`GridOperator`](crate::GridOperator) moves tokens and keeps their channels. A [`FibreOperator`]
-//! permutes the channels of every token and keeps the tokens in place. The two commute, and their
-//! product is the action on a field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
+//! A [`GridOperator`](crate::GridOperator) moves tokens and keeps their channels. A
+//! [`FibreOperator`] permutes the channels of every token and keeps the tokens in place. The two
+//! commute, and their product is the action on a field, `(g·F)(p) = ρ(g) F(g⁻¹p)`:
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -61,8 +61,8 @@ impl FibreOperator {
     /// accepts every element and does not change.
     ///
     /// # Errors
-    /// If there is no element or no channel, if an element has no D4 part, or if its D4 part is not in
-    /// the group of every regular representation.
+    /// If there is no element or no channel, if an element has no D4 part, or if its D4 part is not
+    /// in the group of every regular representation.
     pub fn new<G: GroupAction>(field: &FieldType, elements: &[G]) -> Result<Self> {
         let op = "FibreOperator::new";
         let channels = field.channels();
@@ -168,8 +168,8 @@ impl FibreOperator {
     /// Acts on tokens `(B, N, C)` or on a map `(B, C, H, W)`; differentiable.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the number of channels differs from the field, or the batch is
-    /// empty or does not fit the number of samples.
+    /// If the rank is neither 3 nor 4, the number of channels differs from the field, or the batch
+    /// is empty or does not fit the number of samples.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         self.check(x)?;
         if self.identity {

@@ -119,9 +119,9 @@ pub enum Channels {
 
 /// The layout of an intermediate output, which [`tokens`](Self::tokens) reads as `(B, N, C)`.
 ///
-/// A rank-3 output is `(B, prefix + N, C)`; a rank-4 output is a map with its channels at `channels`.
-/// Prefix tokens (CLS, registers) lead the sequence. They are not part of the grid, and no action
-/// moves them.
+/// A rank-3 output is `(B, prefix + N, C)`; a rank-4 output is a map with its channels at
+/// `channels`. Prefix tokens (CLS, registers) lead the sequence. They are not part of the grid, and
+/// no action moves them.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -147,8 +147,8 @@ impl Layout {
     /// The tokens of `x` on `grid`, `(B, N, C)` with `N = grid.len()`; differentiable.
     ///
     /// # Errors
-    /// If the rank is neither 3 nor 4, the batch is empty, or the number of tokens (or the height and
-    /// width) does not fit `grid` and the prefix.
+    /// If the rank is neither 3 nor 4, the batch is empty, or the number of tokens (or the height
+    /// and width) does not fit `grid` and the prefix.
     pub fn tokens(&self, x: &Tensor, grid: TokenGrid) -> Result<Tensor> {
         let op = "Layout::tokens";
         let (rows, cols, n) = (grid.rows(), grid.cols(), grid.len());

@@ -101,13 +101,13 @@ struct IntegrateYourModel;
 struct Symmetries;
 
 #[cfg(doctest)]
-#[doc = include_str!("../docs/fields-and-layers.md")]
-struct FieldsAndLayers;
+#[doc = include_str!("../docs/fields.md")]
+struct Fields;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "contrib"))]
 #[doc = include_str!("../docs/companions.md")]
 struct Companions;
 
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "contrib"))]
 #[doc = include_str!("../docs/addons.md")]
 struct Addons;

@@ -1,4 +1,4 @@
-//! The add-ons: closed forms, plain twins, derivatives by central differences, what layer they read, bad input.
+//! The add-ons: closed forms, plain candle operations, central differences, inputs, and errors.
 
 mod addon_common;
 mod loss_common;
@@ -25,15 +25,6 @@ const CLS: AddonInput = AddonInput::Tokens(Layout {
     prefix: 1,
     channels: Channels::First,
 });
-
-/// The add-ons at hand, small.
-enum Case {
-    EquiMod(EquiMod),
-    AugSelf(AugSelf),
-    ESsl(ESsl),
-    Stl(Stl),
-    Care(Care),
-}
 
 const NAMES: [&str; 5] = ["equimod", "augself", "essl", "stl", "care"];
 const WIDTHS: [f64; 4] = [0.8, 0.8, 0.8, 0.2];
@@ -94,7 +85,7 @@ fn care_config() -> CareConfig {
     }
 }
 
-/// The descriptions of views in units of what `equi_config` has seen, by the textbook.
+/// The parameter vectors, standardized by the draws of `equi_config`.
 fn z_scores(drawn: &[AugmentationParameters]) -> Vec<Vec<f64>> {
     let vectors = |of: &[AugmentationParameters]| -> Vec<Vec<f64>> {
         of.iter().map(|p| p.vector(true).unwrap()).collect()
@@ -113,81 +104,132 @@ fn z_scores(drawn: &[AugmentationParameters]) -> Vec<Vec<f64>> {
     vectors(drawn).into_iter().map(scores).collect()
 }
 
+type Forward = Box<dyn Fn(&[Tensor]) -> ser_reg::Result<AddonOutput>>;
+type Plain = fn(&Weights, &[Tensor]) -> Result<Tensor>;
+
+/// A small add-on with seeded variables.
+struct Case {
+    vars: VarMap,
+    /// The number of features that it takes: EquiMod also takes those of the unaugmented images.
+    inputs: usize,
+    forward: Forward,
+    /// The unweighted loss of features (B, D) in plain operations.
+    plain: Plain,
+}
+
 impl Case {
-    /// In f64 with seeded variables.
-    fn new(name: &str, reads: AddonInput, seed: u64) -> (Self, VarMap) {
-        Self::of(name, reads, seed, DType::F64)
+    fn new(name: &str, input: AddonInput, seed: u64) -> Self {
+        Self::of(name, input, seed, DType::F64)
     }
 
-    fn of(name: &str, reads: AddonInput, seed: u64, dtype: DType) -> (Self, VarMap) {
+    fn of(name: &str, input: AddonInput, seed: u64, dtype: DType) -> Self {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, dtype, &Device::Cpu);
-        let case = match name {
-            "equimod" => Self::EquiMod(EquiMod::new(equi_config(), reads, CHANNELS, vb).unwrap()),
-            "augself" => Self::AugSelf(AugSelf::new(aug_config(), reads, CHANNELS, vb).unwrap()),
-            "essl" => Self::ESsl(ESsl::new(essl_config(), reads, CHANNELS, vb).unwrap()),
-            "stl" => Self::Stl(Stl::new(stl_config(), reads, CHANNELS, vb).unwrap()),
-            _ => Self::Care(Care::new(care_config(), reads, CHANNELS, vb).unwrap()),
+        let (inputs, forward, plain): (_, Forward, Plain) = match name {
+            "equimod" => {
+                let addon = EquiMod::new(equi_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| {
+                    let [a, b] = parameters(91);
+                    addon.forward(&x[0], [&x[1], &x[2]], [&a, &b])
+                };
+                (3, Box::new(forward), |w, h| {
+                    let numbers = z_scores(&parameters(91).concat());
+                    plain::equi_mod(w, [&h[0], &h[1], &h[2]], &numbers, 0.2)
+                })
+            }
+            "augself" => {
+                let addon = AugSelf::new(aug_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| {
+                    let [a, b] = parameters(91);
+                    addon.forward([&x[0], &x[1]], [&a, &b])
+                };
+                (2, Box::new(forward), |w, h| {
+                    let [a, b] = parameters(91);
+                    let weigh = [0.5, 0.25, 0.2, 0.4, 0.3, 0.6];
+                    plain::aug_self(w, [&h[0], &h[1]], [&a, &b], WIDTHS, weigh)
+                })
+            }
+            "essl" => {
+                let addon = ESsl::new(essl_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| addon.forward(&x[0], &[0, 3, 1, 2]);
+                (1, Box::new(forward), |w, h| {
+                    plain::essl(w, &h[0], &[0, 3, 1, 2])
+                })
+            }
+            "stl" => {
+                let addon = Stl::new(stl_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| addon.forward([&x[0], &x[1]]);
+                (2, Box::new(forward), |w, h| {
+                    let [inv, equi, trans] = plain::stl(w, [&h[0], &h[1]], 0.2)?;
+                    (inv + equi)? + (trans * 0.1)?
+                })
+            }
+            "care" => {
+                let addon = Care::new(care_config(), input, CHANNELS, vb).unwrap();
+                let forward = move |x: &[Tensor]| addon.forward([&x[0], &x[1]]);
+                (2, Box::new(forward), |_, h| {
+                    plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64)
+                })
+            }
+            other => panic!("no add-on {other}"),
         };
-        let rng = &mut rng(seed);
-        for (_, var) in grad::named(&vars, "") {
-            let values = tokens(rng, var.shape().clone(), dtype).unwrap();
-            var.set(&values).unwrap();
+        seed_variables(&vars, seed, dtype);
+        Self {
+            vars,
+            inputs,
+            forward,
+            plain,
         }
-        (case, vars)
     }
 
-    /// Features that it takes, in f64: of the picture itself and two views, of crops, of two views.
-    fn inputs(&self, reads: AddonInput, seed: u64) -> Vec<Var> {
-        let count = match self {
-            Self::EquiMod(_) => 3,
-            Self::ESsl(_) => 1,
-            _ => 2,
+    /// Random features, in f64.
+    fn inputs(&self, input: AddonInput, seed: u64) -> Vec<Var> {
+        let shape = match input {
+            AddonInput::Embedding => vec![BATCH, CHANNELS],
+            AddonInput::Tokens(layout) => vec![BATCH, TOKENS + layout.prefix, CHANNELS],
         };
         let rng = &mut rng(seed);
-        let mut input = || match reads {
-            AddonInput::Embedding => tokens(rng, (BATCH, CHANNELS), DType::F64).unwrap(),
-            AddonInput::Tokens(layout) => {
-                tokens(rng, (BATCH, TOKENS + layout.prefix, CHANNELS), DType::F64).unwrap()
-            }
-        };
-        (0..count).map(|_| input()).collect()
+        let draw = |_| tokens(rng, shape.clone(), DType::F64).unwrap();
+        (0..self.inputs).map(draw).collect()
     }
 
     fn forward(&self, x: &[Tensor]) -> AddonOutput {
-        let drawn = parameters(91);
-        let drawn = [&drawn[0][..], &drawn[1][..]];
-        match self {
-            Self::EquiMod(addon) => addon.forward(&x[0], [&x[1], &x[2]], drawn),
-            Self::AugSelf(addon) => addon.forward([&x[0], &x[1]], drawn),
-            Self::ESsl(addon) => addon.forward(&x[0], &[0, 3, 1, 2]),
-            Self::Stl(addon) => addon.forward([&x[0], &x[1]]),
-            Self::Care(addon) => addon.forward([&x[0], &x[1]]),
-        }
-        .unwrap()
+        (self.forward)(x).unwrap()
     }
+}
 
-    /// The unweighted loss by its plain twin, of features (B, D).
-    fn twin(&self, w: &Weights, h: &[Tensor]) -> Result<Tensor> {
-        let drawn = parameters(91);
-        match self {
-            Self::EquiMod(_) => {
-                let numbers = z_scores(&drawn.concat());
-                plain::equi_mod(w, [&h[0], &h[1], &h[2]], &numbers, 0.2)
-            }
-            Self::AugSelf(_) => {
-                let weigh = [0.5, 0.25, 0.2, 0.4, 0.3, 0.6];
-                let drawn = [&drawn[0][..], &drawn[1][..]];
-                plain::aug_self(w, [&h[0], &h[1]], drawn, WIDTHS, weigh)
-            }
-            Self::ESsl(_) => plain::essl(w, &h[0], &[0, 3, 1, 2]),
-            Self::Stl(_) => {
-                let [inv, equi, trans] = plain::stl(w, [&h[0], &h[1]], 0.2)?;
-                (inv + equi)? + (trans * 0.1)?
-            }
-            Self::Care(_) => plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64),
-        }
+fn seed_variables(vars: &VarMap, seed: u64, dtype: DType) {
+    let rng = &mut rng(seed);
+    for (_, var) in grad::named(vars, "") {
+        let values = tokens(rng, var.shape().clone(), dtype).unwrap();
+        var.set(&values).unwrap();
     }
+}
+
+/// An add-on in f64 with its seeded variables.
+fn seeded<A>(seed: u64, build: impl Fn(VarBuilder) -> ser_reg::Result<A>) -> (A, VarMap) {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+    let addon = build(vb).unwrap();
+    seed_variables(&vars, seed, DType::F64);
+    (addon, vars)
+}
+
+fn equi_mod(seed: u64) -> (EquiMod, VarMap) {
+    seeded(seed, |vb| {
+        EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb)
+    })
+}
+
+/// Random features (4, CHANNELS), in f64.
+fn embeddings<const N: usize>(seed: u64) -> [Tensor; N] {
+    let rng = &mut rng(seed);
+    [(); N].map(|()| {
+        tokens(rng, (BATCH, CHANNELS), DType::F64)
+            .unwrap()
+            .as_tensor()
+            .clone()
+    })
 }
 
 fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
@@ -197,20 +239,20 @@ fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
 #[test]
 fn gradients_match_central_differences() {
     for name in NAMES {
-        for reads in [AddonInput::Embedding, CLS] {
-            let (case, vars) = Case::new(name, reads, 5);
-            let inputs = case.inputs(reads, 6);
+        for input in [AddonInput::Embedding, CLS] {
+            let case = Case::new(name, input, 5);
+            let inputs = case.inputs(input, 6);
             let loss = || case.forward(&plain_tensors(&inputs)).unweighted;
             let grads = loss().backward().unwrap();
-            let named = grad::named(&vars, "");
+            let named = grad::named(&case.vars, "");
             let labelled = inputs.iter().enumerate();
             let all = labelled
                 .map(|(i, var)| (format!("input {i}"), var.clone()))
                 .chain(named);
             for (label, var) in all {
                 let values = flat(&var);
-                // The error falls with the square of the step, a hundredfold a decade, down to this one (STL: 6.5e-6 at 1e-5,
-                // 6.6e-8 here): curvature, no kink.
+                // The error falls with the square of the step: 6.5e-6 at 1e-5 and 6.6e-8 here for
+                // STL. So it comes from the curvature.
                 let numeric = differences(&values, 1e-6, |v| {
                     let v = Tensor::from_slice(v, var.shape(), &Device::Cpu).unwrap();
                     var.set(&v).unwrap();
@@ -219,7 +261,7 @@ fn gradients_match_central_differences() {
                 let back = Tensor::from_slice(&values, var.shape(), &Device::Cpu).unwrap();
                 var.set(&back).unwrap();
                 let found = grads.get(&var).unwrap_or_else(|| panic!("{name}: {label}"));
-                println!("{name} {reads:?} {label}");
+                println!("{name} {input:?} {label}");
                 assert_close(&flat(found), &numeric, 1e-6);
             }
         }
@@ -227,33 +269,30 @@ fn gradients_match_central_differences() {
 }
 
 #[test]
-fn losses_match_their_plain_twins() {
+fn losses_match_plain_operations() {
     for name in NAMES {
-        for (reads, prefix) in [(AddonInput::Embedding, None), (CLS, Some(1))] {
+        for (input, prefix) in [(AddonInput::Embedding, None), (CLS, Some(1))] {
             for seed in 0..4 {
-                let (case, vars) = Case::new(name, reads, seed);
-                let inputs = case.inputs(reads, 10 + seed);
-                let w = plain::weights(&vars);
+                let case = Case::new(name, input, seed);
+                let inputs = case.inputs(input, 10 + seed);
+                let w = plain::weights(&case.vars);
                 let h = inputs.iter().map(|x| match prefix {
                     None => Ok(x.as_tensor().clone()),
                     Some(prefix) => plain::pooled(&w, x, prefix),
                 });
                 let h: Vec<Tensor> = h.collect::<Result<_>>().unwrap();
-                let twin = case.twin(&w, &h).unwrap();
+                let plain = (case.plain)(&w, &h).unwrap();
                 let out = case.forward(&plain_tensors(&inputs));
-                assert_close(&flat(&out.unweighted), &flat(&twin), 1e-9);
+                assert_close(&flat(&out.unweighted), &flat(&plain), 1e-9);
             }
         }
     }
 }
 
-/// Features that are all alike are all nothing after a batch normalization: every similarity is 0.
+/// Batch normalization maps equal features to zero, so every similarity is 0.
 #[test]
-fn equal_features_give_the_logarithm_of_the_choices() {
-    let (case, _) = Case::new("equimod", AddonInput::Embedding, 1);
-    let Case::EquiMod(equi) = &case else {
-        unreachable!()
-    };
+fn equal_features_give_the_logarithm_of_the_candidates() {
+    let (equi, _) = equi_mod(1);
     let same = Tensor::ones((3, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let drawn = [parameters(1)[0][0]; 3];
     let out = equi
@@ -261,30 +300,29 @@ fn equal_features_give_the_logarithm_of_the_choices() {
         .unwrap();
     assert_close(&flat(&out.unweighted), &[11f64.ln()], 1e-12);
 
-    let (case, _) = Case::new("stl", AddonInput::Embedding, 1);
-    let Case::Stl(stl) = &case else {
-        unreachable!()
-    };
+    let (stl, _) = seeded(1, |vb| {
+        Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb)
+    });
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
     let terms: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
-    // Their hidden layers are alike, not nothing: after the shift of the normalization all rows are one vector, and each of
-    // the others is as good as the partner.
+    // The shift of the hidden normalization makes all rows one nonzero vector. All similarities are
+    // 1.
     assert_close(&terms, &[7f64.ln(), 15f64.ln(), 7f64.ln()], 1e-9);
 }
 
-/// With outputs of zero the losses are those of a guess.
+/// Zero logits have the loss of a uniform guess.
 #[test]
-fn silent_heads_guess() {
-    let silence = |vars: &VarMap, layer: &str| {
+fn zero_logits_have_the_loss_of_a_guess() {
+    let set_to_zero = |vars: &VarMap, layer: &str| {
         for (name, var) in grad::named(vars, "") {
             if name.contains(layer) {
                 var.set(&var.zeros_like().unwrap()).unwrap();
             }
         }
     };
-    let (case, vars) = Case::new("essl", AddonInput::Embedding, 2);
-    silence(&vars, "layer4");
+    let case = Case::new("essl", AddonInput::Embedding, 2);
+    set_to_zero(&case.vars, "layer4");
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
     assert_close(
         &flat(&case.forward(&inputs).unweighted),
@@ -297,11 +335,10 @@ fn silent_heads_guess() {
         1e-12,
     );
 
-    let (case, vars) = Case::new("augself", AddonInput::Embedding, 2);
-    silence(&vars, "layer3");
-    let Case::AugSelf(aug) = &case else {
-        unreachable!()
-    };
+    let (aug, vars) = seeded(2, |vb| {
+        AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb)
+    });
+    set_to_zero(&vars, "layer3");
     let crop = |top, left, height, width| {
         Some(CropParameters {
             top,
@@ -327,22 +364,24 @@ fn silent_heads_guess() {
         crop: crop(0.25, 0.5, 0.25, 0.5),
         ..AugmentationParameters::untouched()
     };
-    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
+    let x: [Tensor; 2] = embeddings(3);
     let out = aug
         .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
         .unwrap();
-    let figure = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
-    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2): a mirror turns the sign of one difference, no square.
+    let metric = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
+    // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2). The mirror changes the
+    // sign of one difference, but no square.
     let crop = ((1.0 / 8.0f64).powi(2) + 0.25 + 1.0 / 16.0) / 4.0;
-    assert_close(&[figure("crop")], &[crop], 1e-7);
+    assert_close(&[metric("crop")], &[crop], 1e-7);
     let color = ((0.25f64 / 0.8).powi(2) + (0.125f64 / 0.2).powi(2)) / 4.0;
-    assert_close(&[figure("color")], &[color], 1e-7);
-    assert_close(&[figure("blur"), figure("solarize")], &[0.25, 0.0], 1e-12);
-    assert_close(&[figure("flip")], &[2f64.ln()], 1e-12);
-    assert_close(&[figure("rotation")], &[4f64.ln()], 1e-12);
+    assert_close(&[metric("color")], &[color], 1e-7);
+    assert_close(&[metric("blur"), metric("solarize")], &[0.25, 0.0], 1e-12);
+    assert_close(&[metric("flip")], &[2f64.ln()], 1e-12);
+    assert_close(&[metric("rotation")], &[4f64.ln()], 1e-12);
 }
 
-/// A bias that says `x` of the horizontal difference is right for the mirrored order and wrong for the other.
+/// A constant prediction of the horizontal difference is right for one order and wrong for the
+/// other, unless a mirror changes the sign.
 #[test]
 fn centers_are_mirrored_with_the_first_view() {
     let vars = VarMap::new();
@@ -376,7 +415,8 @@ fn centers_are_mirrored_with_the_first_view() {
         let (one, two) = ([at(0.0, flip1); 2], [at(0.5, flip2); 2]);
         scalar(&aug.forward([&x, &x], [&one, &two]).unwrap().unweighted)
     };
-    // Unmirrored: −1/2 there, +1/2 back. Mirrored there: +1/2 both ways. Mirrored back: −1/2 both ways.
+    // The differences of both orders are −1/2 and +1/2 without a flip, +1/2 twice if view 1 is
+    // flipped, and −1/2 twice if view 2 is flipped.
     assert_close(&[loss(false, false)], &[0.125], 1e-9);
     assert_close(&[loss(true, false)], &[0.0], 1e-9);
     assert_close(&[loss(false, true)], &[0.25], 1e-9);
@@ -413,10 +453,10 @@ fn inner_products_are_kept_by_orthogonal_maps_only() {
 
 #[test]
 fn pairs_of_different_chunks_do_not_count() {
-    let (case, _) = Case::new("care", AddonInput::Embedding, 0);
+    let case = Case::new("care", AddonInput::Embedding, 0);
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 8));
     let base = scalar(&case.forward(&inputs).unweighted);
-    // The second chunk turned as a whole: its own inner products stay.
+    // The sign of the whole second chunk changes, so its own inner products stay.
     let flip = |x: &Tensor| {
         let second = x.narrow(0, 2, 2).unwrap().neg().unwrap();
         Tensor::cat(&[&x.narrow(0, 0, 2).unwrap(), &second], 0).unwrap()
@@ -437,25 +477,25 @@ fn pairs_of_different_chunks_do_not_count() {
 
 #[test]
 fn the_order_of_views_does_not_matter() {
-    for name in ["augself", "stl", "care"] {
-        let (case, _) = Case::new(name, CLS, 7);
+    let build = |name| Case::new(name, CLS, 7);
+    for case in ["stl", "care"].map(build) {
         let x = plain_tensors(&case.inputs(CLS, 8));
-        let [a, b] = parameters(3);
-        let loss = |x: [&Tensor; 2], drawn: [&[AugmentationParameters]; 2]| match &case {
-            Case::AugSelf(addon) => scalar(&addon.forward(x, drawn).unwrap().loss),
-            Case::Stl(addon) => scalar(&addon.forward(x).unwrap().loss),
-            Case::Care(addon) => scalar(&addon.forward(x).unwrap().loss),
-            _ => unreachable!(),
-        };
-        let there = loss([&x[0], &x[1]], [&a, &b]);
-        assert_close(&[loss([&x[1], &x[0]], [&b, &a])], &[there], 1e-12);
+        let there = scalar(&case.forward(&x).loss);
+        let back = case.forward(&[x[1].clone(), x[0].clone()]);
+        assert_close(&flat(&back.loss), &[there], 1e-12);
     }
+    let (aug, _) = seeded(7, |vb| AugSelf::new(aug_config(), CLS, CHANNELS, vb));
+    let x = plain_tensors(&build("augself").inputs(CLS, 8));
+    let [a, b] = parameters(3);
+    let there = aug.forward([&x[0], &x[1]], [&a, &b]).unwrap().loss;
+    let back = aug.forward([&x[1], &x[0]], [&b, &a]).unwrap().loss;
+    assert_close(&flat(&back), &flat(&there), 1e-12);
 }
 
 #[test]
 fn prefix_tokens_are_not_read() {
     for name in NAMES {
-        let (case, _) = Case::new(name, CLS, 11);
+        let case = Case::new(name, CLS, 11);
         let inputs = case.inputs(CLS, 12);
         let out = case.forward(&plain_tensors(&inputs));
         let grads = out.unweighted.backward().unwrap();
@@ -471,17 +511,17 @@ fn prefix_tokens_are_not_read() {
     }
 }
 
-/// Tokens in any order, as a map with channels first or last: one loss.
+/// The loss does not depend on the order of tokens and channels.
 #[test]
 fn a_map_is_a_set_of_tokens() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
     let of = |channels| {
-        let reads = AddonInput::Tokens(Layout {
+        let input = AddonInput::Tokens(Layout {
             prefix: 0,
             channels,
         });
-        Care::new(care_config(), reads, CHANNELS, vb.clone()).unwrap()
+        Care::new(care_config(), input, CHANNELS, vb.clone()).unwrap()
     };
     let (first, last) = (of(Channels::First), of(Channels::Last));
     let rng = &mut rng(13);
@@ -505,7 +545,7 @@ fn a_map_is_a_set_of_tokens() {
 #[test]
 fn lambda_weighs_the_loss() {
     for name in NAMES {
-        let (case, _) = Case::new(name, AddonInput::Embedding, 14);
+        let case = Case::new(name, AddonInput::Embedding, 14);
         let out = case.forward(&plain_tensors(&case.inputs(AddonInput::Embedding, 15)));
         let lambda = match name {
             "essl" => 0.4,
@@ -514,14 +554,14 @@ fn lambda_weighs_the_loss() {
         };
         let want = lambda * scalar(&out.unweighted);
         assert_close(&flat(&out.loss), &[want], 1e-12);
-        for (figure, value) in &out.metrics {
-            assert!(scalar(value).is_finite(), "{name}: {figure}");
-            assert!(!value.track_op(), "{name}: {figure} is detached");
+        for (metric, value) in &out.metrics {
+            assert!(scalar(value).is_finite(), "{name}: {metric}");
+            assert!(!value.track_op(), "{name}: {metric} is detached");
         }
     }
 }
 
-/// A term without weight has no head, so that every variable of the add-on learns, and costs nothing.
+/// A term of weight 0 has no head, so every variable of the add-on gets a gradient.
 #[test]
 fn a_term_without_weight_has_no_head() {
     let h = |seed| tokens(&mut rng(seed), (4, CHANNELS), DType::F64).unwrap();
@@ -561,39 +601,34 @@ fn a_term_without_weight_has_no_head() {
     }
 }
 
-/// What the diagnostics of EquiMod are for: they tell a prediction that ignores the augmentation.
+/// The metrics of EquiMod show a prediction that ignores the augmentation.
 #[test]
-fn a_blind_prediction_has_no_relative_equivariance() {
-    let (case, vars) = Case::new("equimod", AddonInput::Embedding, 16);
-    let Case::EquiMod(equi) = &case else {
-        unreachable!()
-    };
-    // u = [identity, 0]: ŷ is y₀, normalized once more.
+fn a_prediction_without_parameters_has_no_relative_equivariance() {
+    let (equi, vars) = equi_mod(16);
+    // u = [identity, 0], so ŷ is the normalized y₀.
     let weight = grad::named(&vars, "predict")[0].1.clone();
     let identity: Vec<f64> = (0..4 * 8).map(|at| f64::from(at % 8 == at / 8)).collect();
     weight
         .set(&Tensor::from_vec(identity, (4, 8), &Device::Cpu).unwrap())
         .unwrap();
-    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 17));
+    let x: [Tensor; 1] = embeddings(17);
     let [a, b] = parameters(2);
     let out = equi.forward(&x[0], [&x[0], &x[0]], [&a, &b]).unwrap();
-    let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
+    let metrics: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
     let names: Vec<&str> = out.metrics.iter().map(|(n, _)| *n).collect();
     assert_eq!(names, ["absolute", "invariance", "relative", "matched"]);
-    // Three equal thirds: y has the statistics of y₀, so that the normalization changes a few parts in 1e-5 only.
-    assert_close(&figures[..3], &[1.0, 1.0, 0.0], 1e-4);
+    // All three views are equal, so y has the statistics of y₀. The second normalization changes it
+    // by a few parts in 1e-5.
+    assert_close(&metrics[..3], &[1.0, 1.0, 0.0], 1e-4);
 }
 
-/// Cosines of views with predictions and with the pictures, and which prediction is the nearest, worked out row by row.
+/// The metrics of EquiMod, computed row by row.
 #[test]
-fn the_diagnostics_of_equi_mod() {
+fn the_metrics_of_equi_mod() {
     let mut matched = Vec::new();
     for seed in 20..28 {
-        let (case, vars) = Case::new("equimod", AddonInput::Embedding, seed);
-        let Case::EquiMod(equi) = &case else {
-            unreachable!()
-        };
-        let x = plain_tensors(&case.inputs(AddonInput::Embedding, seed + 1));
+        let (equi, vars) = equi_mod(seed);
+        let x: [Tensor; 3] = embeddings(seed + 1);
         let drawn = parameters(2);
         let out = equi
             .forward(&x[0], [&x[1], &x[2]], [&drawn[0], &drawn[1]])
@@ -609,7 +644,7 @@ fn the_diagnostics_of_equi_mod() {
         };
         let (absolute, invariance) = (mean(&seen, &predicted), mean(&seen, &origin));
         assert!(absolute.abs() > 1e-3 && (absolute - invariance).abs() > 1e-3);
-        // Of all rows but itself, is the partner the nearest?
+        // A hit: the partner is the nearest of all other rows.
         let (all, n) = ([seen, predicted].concat(), 2 * BATCH);
         let hits = (0..2 * n).filter(|&i| {
             let partner = (i + n) % (2 * n);
@@ -617,22 +652,22 @@ fn the_diagnostics_of_equi_mod() {
             others.all(|j| cosine(&all[i], &all[j]) < cosine(&all[i], &all[partner]))
         });
         matched.push(hits.count() as f64 / (2 * n) as f64);
-        let figures: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
+        let metrics: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
         let expected = [
             absolute,
             invariance,
             absolute - invariance,
             matched[matched.len() - 1],
         ];
-        // The add-on has 1e-6 inside its roots: 1e-5 tells that from an error.
-        assert_close(&figures, &expected, 1e-5);
+        // The add-on adds 1e-6 inside its roots, so the tolerance is 1e-5.
+        assert_close(&metrics, &expected, 1e-5);
     }
     assert!(matched.iter().any(|m| *m > 0.0) && matched.iter().all(|m| *m < 1.0));
 }
 
-/// Chunks of several sizes, pair by pair; the figure is the root of the mean over pairs.
+/// Chunks of several sizes, computed pair by pair. The metric is the root of the mean over pairs.
 #[test]
-fn ragged_chunks_are_compared_each_by_itself() {
+fn chunks_of_several_sizes_match_a_loop() {
     for (batch, chunks) in [(7, 3), (5, 2), (8, 3), (11, 4), (9, 3), (4, 1)] {
         for mean in [GramMean::Code, GramMean::Paper] {
             let config = CareConfig {
@@ -671,10 +706,12 @@ fn ragged_chunks_are_compared_each_by_itself() {
     }
 }
 
-/// A head that always says "twice".
+/// A head that always predicts two quarter turns.
 #[test]
-fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
-    let (case, vars) = Case::new("essl", AddonInput::Embedding, 31);
+fn the_accuracy_of_essl_is_the_fraction_of_hits() {
+    let (essl, vars) = seeded(31, |vb| {
+        ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb)
+    });
     for (name, var) in grad::named(&vars, "head.layer4") {
         let values = match name.ends_with("bias") {
             true => Tensor::new(&[0f64, 0.0, 3.0, 0.0], &Device::Cpu).unwrap(),
@@ -682,10 +719,7 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
         };
         var.set(&values).unwrap();
     }
-    let Case::ESsl(essl) = &case else {
-        unreachable!()
-    };
-    let x = plain_tensors(&case.inputs(AddonInput::Embedding, 32));
+    let x: [Tensor; 1] = embeddings(32);
     for (turns, accuracy) in [([2, 2, 2, 1], 0.75), ([0, 1, 3, 0], 0.0), ([2; 4], 1.0)] {
         let out = essl.forward(&x[0], &turns).unwrap();
         assert_close(&flat(&out.metrics[0].1), &[accuracy], 1e-12);
@@ -694,13 +728,13 @@ fn the_accuracy_of_essl_is_the_share_that_it_gets_right() {
     }
 }
 
-/// The same as if it had been widened before: to the bit, and so is the gradient, but for its rounding on the way back.
+/// Half precision has the loss of the widened input to the bit. The gradient is rounded once.
 #[test]
 fn half_precision_is_read_in_f32() {
     for name in NAMES {
-        for reads in [AddonInput::Embedding, CLS] {
-            let (case, _) = Case::of(name, reads, 0, DType::F32);
-            let inputs = case.inputs(reads, 18);
+        for input in [AddonInput::Embedding, CLS] {
+            let case = Case::of(name, input, 0, DType::F32);
+            let inputs = case.inputs(input, 18);
             for dtype in [DType::BF16, DType::F16] {
                 let run = |wide: bool| {
                     let x = inputs.iter().map(|x| {
@@ -720,11 +754,11 @@ fn half_precision_is_read_in_f32() {
                 };
                 let ((half, half_grads), (single, grads)) = (run(false), run(true));
                 assert_eq!(half.dtype(), DType::F32);
-                assert_eq!(flat(&half), flat(&single), "{name} {reads:?} {dtype:?}");
+                assert_eq!(flat(&half), flat(&single), "{name} {input:?} {dtype:?}");
                 for (half, single) in half_grads.iter().zip(&grads) {
                     assert_eq!(half.dtype(), dtype, "{name}");
                     let rounded = single.to_dtype(dtype).unwrap();
-                    assert_eq!(flat(half), flat(&rounded), "{name} {reads:?} {dtype:?}");
+                    assert_eq!(flat(half), flat(&rounded), "{name} {input:?} {dtype:?}");
                 }
             }
         }
@@ -734,7 +768,7 @@ fn half_precision_is_read_in_f32() {
 #[test]
 fn zero_features_have_finite_gradients() {
     for name in NAMES {
-        let (case, vars) = Case::new(name, CLS, 19);
+        let case = Case::new(name, CLS, 19);
         let inputs = case.inputs(CLS, 20);
         for x in &inputs {
             x.set(&x.zeros_like().unwrap()).unwrap();
@@ -742,20 +776,18 @@ fn zero_features_have_finite_gradients() {
         let out = case.forward(&plain_tensors(&inputs));
         assert!(scalar(&out.loss).is_finite(), "{name}");
         let grads = out.unweighted.backward().unwrap();
-        for var in inputs
-            .iter()
-            .cloned()
-            .chain(grad::named(&vars, "").into_iter().map(|n| n.1))
-        {
-            if let Some(g) = grads.get(&var) {
-                loss_common::assert_finite(g);
-            }
+        let inputs = inputs.into_iter().enumerate();
+        let inputs = inputs.map(|(i, var)| (format!("input {i}"), var));
+        for (label, var) in inputs.chain(grad::named(&case.vars, "")) {
+            let grad = grads.get(&var);
+            let grad = grad.unwrap_or_else(|| panic!("{name}: no gradient at {label}"));
+            loss_common::assert_finite(grad);
         }
     }
 }
 
 #[test]
-fn turns_are_those_of_the_group() {
+fn four_rotations_are_the_powers_of_a_quarter_turn() {
     let x = tokens(&mut rng(21), (2, 3, 4, 4), DType::F32).unwrap();
     let (turned, turns) = four_rotations(&x).unwrap();
     assert_eq!(turns, [0, 0, 1, 1, 2, 2, 3, 3]);
@@ -781,7 +813,7 @@ fn turns_are_those_of_the_group() {
 }
 
 #[test]
-fn descriptions_are_scaled_by_what_was_seen() {
+fn statistics_are_means_and_deviations_of_the_draws() {
     let seen = parameters(22).concat();
     for solarize in [false, true] {
         let statistics = ParameterStatistics::of(&seen, solarize).unwrap();
@@ -815,211 +847,279 @@ fn descriptions_are_scaled_by_what_was_seen() {
     );
 }
 
-#[test]
-fn bad_input_is_refused() {
-    let vb = || VarBuilder::zeros(DType::F64, &Device::Cpu);
-    let x = |shape: &[usize]| Tensor::ones(shape, DType::F64, &Device::Cpu).unwrap();
-    let h = x(&[BATCH, CHANNELS]);
-    let [a, b] = parameters(23);
-    let none = AugmentationParameters::default();
+/// Each row is a refused call and what its message says.
+#[track_caller]
+fn assert_refused<T>(rows: impl IntoIterator<Item = (ser_reg::Result<T>, Vec<&'static str>)>) {
+    for (result, parts) in rows {
+        assert_says(result, &parts);
+    }
+}
 
-    // Parameters that were not written down.
-    let equi = EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    let lacks = |change: fn(&mut AugmentationParameters)| {
+fn zeros() -> VarBuilder<'static> {
+    VarBuilder::zeros(DType::F64, &Device::Cpu)
+}
+
+fn ones(shape: &[usize]) -> Tensor {
+    Tensor::ones(shape, DType::F64, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn missing_parameters_are_named() {
+    let input = AddonInput::Embedding;
+    let h = ones(&[BATCH, CHANNELS]);
+    let [a, b] = parameters(23);
+    let equi = EquiMod::new(equi_config(), input, CHANNELS, zeros()).unwrap();
+    let aug = AugSelf::new(aug_config(), input, CHANNELS, zeros()).unwrap();
+    let with = |change: fn(&mut AugmentationParameters)| {
         let mut b = b.clone();
         change(&mut b[3]);
         b
     };
     type Change = fn(&mut AugmentationParameters);
-    let changes: [(&str, Change); 6] = [
-        ("crop", |p| p.crop = None),
-        ("flip", |p| p.flip = None),
-        ("jitter", |p| p.jitter = None),
-        ("grayscale", |p| p.grayscale = None),
-        ("blur", |p| p.blur = None),
-        ("solarize", |p| p.solarize = None),
+    let missing: [(&str, Change, &[&str]); 7] = [
+        ("crop", |p| p.crop = None, &["EquiMod", "AugSelf"]),
+        ("flip", |p| p.flip = None, &["EquiMod", "AugSelf"]),
+        ("jitter", |p| p.jitter = None, &["EquiMod", "AugSelf"]),
+        ("grayscale", |p| p.grayscale = None, &["EquiMod"]),
+        ("blur", |p| p.blur = None, &["EquiMod", "AugSelf"]),
+        ("solarize", |p| p.solarize = None, &["EquiMod", "AugSelf"]),
+        ("rotation", |p| p.rotation = None, &["AugSelf"]),
     ];
-    for (name, change) in changes {
+    for (name, change, readers) in missing {
         let field = format!("AugmentationParameters::{name}");
-        let drawn = lacks(change);
-        assert_says(
-            equi.forward(&h, [&h, &h], [&a, &drawn]),
-            &["EquiMod", &field, "untouched"],
-        );
+        let b = with(change);
+        for (reader, out) in [
+            ("EquiMod", equi.forward(&h, [&h, &h], [&a, &b])),
+            ("AugSelf", aug.forward([&h, &h], [&a, &b])),
+        ] {
+            match readers.contains(&reader) {
+                true => assert_says(out, &[reader, &field, "untouched"]),
+                false => drop(out.unwrap()),
+            }
+        }
     }
-    let aug = AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    for (name, change) in changes.into_iter().filter(|(name, _)| *name != "grayscale") {
-        let field = format!("AugmentationParameters::{name}");
-        assert_says(
-            aug.forward([&h, &h], [&a, &lacks(change)]),
-            &["AugSelf", &field],
-        );
-    }
-    assert_says(
-        aug.forward([&h, &h], [&a, &lacks(|p| p.rotation = None)]),
-        &["AugSelf", "AugmentationParameters::rotation"],
-    );
-    // What no task asks for may be missing.
+    // A task without weight needs no parameters.
     let crop_only = AugSelfConfig {
         color: 0.0,
         ..AugSelfConfig::default()
     };
-    let crop_only = AugSelf::new(crop_only, AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    assert!(
-        crop_only
-            .forward([&h, &h], [&a, &lacks(|p| p.jitter = None)])
-            .is_ok()
-    );
-    let wild = lacks(|p| p.blur = Some(f32::NAN));
-    assert_says(equi.forward(&h, [&h, &h], [&a, &wild]), &["finite", "NaN"]);
-    assert_says(
-        equi.forward(&h, [&h, &h], [&a[1..], &b]),
-        &["4 samples", "3 and 4"],
-    );
-    assert_says(
-        aug.forward([&h, &h], [&a, &b[..0]]),
-        &["4 samples", "4 and 0"],
-    );
-    assert_says(ParameterStatistics::of(&[none], false), &["crop"]);
-    assert_says(ParameterStatistics::of(&[], false), &["at least one view"]);
+    let crop_only = AugSelf::new(crop_only, input, CHANNELS, zeros()).unwrap();
+    let no_jitter = with(|p| p.jitter = None);
+    crop_only.forward([&h, &h], [&a, &no_jitter]).unwrap();
 
-    // Batches.
-    let stl = Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    let odd = x(&[3, CHANNELS]);
-    assert_says(stl.forward([&odd, &odd]), &["even batch", "got 3"]);
-    assert_says(stl.forward([&h, &odd]), &["one batch", "got 3"]);
-    let one = x(&[1, CHANNELS]);
+    let nan = with(|p| p.blur = Some(f32::NAN));
+    assert_refused([
+        (
+            equi.forward(&h, [&h, &h], [&a, &nan]),
+            vec!["finite", "NaN"],
+        ),
+        (
+            equi.forward(&h, [&h, &h], [&a[1..], &b]),
+            vec!["4 samples", "3 and 4"],
+        ),
+        (
+            aug.forward([&h, &h], [&a, &b[..0]]),
+            vec!["4 samples", "4 and 0"],
+        ),
+    ]);
+    let unknown = [AugmentationParameters::default()];
+    assert_refused([
+        (ParameterStatistics::of(&unknown, false), vec!["crop"]),
+        (
+            ParameterStatistics::of(&[], false),
+            vec!["at least one view"],
+        ),
+    ]);
+}
+
+#[test]
+fn features_of_another_shape_are_refused() {
+    let input = AddonInput::Embedding;
+    let [a, b] = parameters(23);
+    let equi = EquiMod::new(equi_config(), input, CHANNELS, zeros()).unwrap();
+    let aug = AugSelf::new(aug_config(), input, CHANNELS, zeros()).unwrap();
+    let stl = Stl::new(stl_config(), input, CHANNELS, zeros()).unwrap();
+    let care = Care::new(CareConfig::default(), input, CHANNELS, zeros()).unwrap();
+    let essl = ESsl::new(essl_config(), input, CHANNELS, zeros()).unwrap();
+    let tapped = Stl::new(stl_config(), CLS, CHANNELS, zeros()).unwrap();
+
+    let h = ones(&[BATCH, CHANNELS]);
+    let (one, odd, none) = (
+        ones(&[1, CHANNELS]),
+        ones(&[3, CHANNELS]),
+        ones(&[0, CHANNELS]),
+    );
+    let map = |batch, tokens, channels| ones(&[batch, tokens, channels]);
+    let (empty, cls, wide) = (
+        map(0, TOKENS, CHANNELS),
+        map(BATCH, 1, CHANNELS),
+        map(BATCH, TOKENS, CHANNELS + 1),
+    );
+    let (single, integers) = (
+        h.to_dtype(DType::F32).unwrap(),
+        h.to_dtype(DType::U32).unwrap(),
+    );
     let (p, q) = (&a[..1], &b[..1]);
-    assert_says(
-        equi.forward(&one, [&one, &one], [p, q]),
-        &["at least 2 samples"],
-    );
-    assert_says(aug.forward([&one, &one], [p, q]), &["at least 2 samples"]);
-    let care = Care::new(CareConfig::default(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    assert_says(
-        care.forward([&h, &h]),
-        &["at least 2 samples in each of 8", "batch of 4"],
-    );
-    let essl = ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb()).unwrap();
-    assert_says(
-        essl.forward(&h, &[0, 1, 2]),
-        &["quarter turns", "4", "got 3"],
-    );
-    assert_says(essl.forward(&h, &[0, 1, 2, 4]), &["0 to 3", "got 4"]);
-    assert_says(
-        four_rotations(&x(&[2, 3, 4, 5])),
-        &["square", "[2, 3, 4, 5]"],
-    );
-    assert_says(four_rotations(&x(&[3, 4, 4])), &["(B, C, S, S)"]);
+    let pair = |x: &Tensor| stl.forward([x, x]);
+    let tokens = |x: &Tensor| tapped.forward([x, x]);
+    assert_refused([
+        (pair(&odd), vec!["even batch", "got 3"]),
+        (stl.forward([&h, &odd]), vec!["one batch", "got 3"]),
+        (
+            equi.forward(&odd, [&h, &h], [&a, &b]),
+            vec!["one batch", "got 4"],
+        ),
+        (
+            equi.forward(&one, [&one, &one], [p, q]),
+            vec!["at least 2 samples"],
+        ),
+        (
+            aug.forward([&one, &one], [p, q]),
+            vec!["at least 2 samples"],
+        ),
+        (
+            care.forward([&h, &h]),
+            vec!["at least 2 samples in each of 8", "batch of 4"],
+        ),
+        (
+            essl.forward(&h, &[0, 1, 2]),
+            vec!["quarter turns", "4", "got 3"],
+        ),
+        (essl.forward(&h, &[0, 1, 2, 4]), vec!["0 to 3", "got 4"]),
+        (pair(&none), vec!["at least one sample", "[0, 6]"]),
+        (pair(&wide), vec!["(B, 6)", "AddonInput::Tokens"]),
+        (pair(&single), vec!["type f64", "f32"]),
+        (pair(&integers), vec!["f16, bf16, f32 or f64", "u32"]),
+        (tokens(&empty), vec!["and sample", "[0, 3, 6]"]),
+        (tokens(&h), vec!["(B, 1 + N, 6)", "AddonInput::Embedding"]),
+        (tokens(&cls), vec!["at least one token"]),
+        (tokens(&wide), vec!["6", "[4, 3, 7]"]),
+    ]);
+    assert_refused([
+        (
+            four_rotations(&ones(&[2, 3, 4, 5])),
+            vec!["square", "[2, 3, 4, 5]"],
+        ),
+        (four_rotations(&ones(&[3, 4, 4])), vec!["(B, C, S, S)"]),
+        (
+            four_rotations(&ones(&[0, 3, 4, 4])),
+            vec!["at least one", "[0, 3, 4, 4]"],
+        ),
+    ]);
+}
 
-    // Layers.
-    let tapped = Stl::new(stl_config(), CLS, CHANNELS, vb()).unwrap();
-    let nobody = x(&[0, CHANNELS]);
-    assert_says(
-        stl.forward([&nobody, &nobody]),
-        &["at least one sample", "[0, 6]"],
-    );
-    let nobody = x(&[0, TOKENS, CHANNELS]);
-    assert_says(
-        tapped.forward([&nobody, &nobody]),
-        &["and sample", "[0, 3, 6]"],
-    );
-    assert_says(
-        tapped.forward([&h, &h]),
-        &["(B, 1 + N, 6)", "AddonInput::Embedding"],
-    );
-    let map = x(&[BATCH, 1, CHANNELS]);
-    assert_says(tapped.forward([&map, &map]), &["at least one token"]);
-    let map = x(&[BATCH, TOKENS, CHANNELS + 1]);
-    assert_says(tapped.forward([&map, &map]), &["6", "[4, 3, 7]"]);
-    assert_says(stl.forward([&map, &map]), &["(B, 6)", "AddonInput::Tokens"]);
-    let single = h.to_dtype(DType::F32).unwrap();
-    assert_says(stl.forward([&single, &single]), &["type f64", "f32"]);
-
-    // Settings.
+#[test]
+fn settings_out_of_range_are_refused() {
+    let aug = |set: fn(&mut AugSelfConfig)| {
+        let mut config = AugSelfConfig::default();
+        set(&mut config);
+        AugSelf::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let equi = |set: fn(&mut EquiModConfig)| {
+        let mut config = equi_config();
+        set(&mut config);
+        EquiMod::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let stl = |set: fn(&mut StlConfig)| {
+        let mut config = stl_config();
+        set(&mut config);
+        Stl::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let essl = |set: fn(&mut ESslConfig)| {
+        let mut config = ESslConfig::default();
+        set(&mut config);
+        ESsl::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let care = |set: fn(&mut CareConfig)| {
+        let mut config = CareConfig::default();
+        set(&mut config);
+        Care::new(config, CLS, CHANNELS, zeros()).map(drop)
+    };
+    let wide = |channels| Stl::new(stl_config(), CLS, channels, zeros()).map(drop);
     let half = VarBuilder::zeros(DType::BF16, &Device::Cpu);
-    assert_says(
-        Stl::new(stl_config(), CLS, CHANNELS, half),
-        &["f32 or f64", "bf16"],
-    );
-    let aug = |config| AugSelf::new(config, CLS, CHANNELS, vb());
-    let zero = AugSelfConfig {
-        crop: 0.0,
-        color: 0.0,
-        ..AugSelfConfig::default()
-    };
-    assert_says(aug(zero), &["at least one weight above 0", "all 0"]);
-    let negative = AugSelfConfig {
-        blur: -1.0,
-        ..AugSelfConfig::default()
-    };
-    assert_says(aug(negative), &["AugSelfConfig::blur", "-1"]);
-    let stl = |config| Stl::new(config, CLS, CHANNELS, vb());
-    let zero = StlConfig {
-        invariance: 0.0,
-        equivariance: 0.0,
-        transformation: 0.0,
-        ..stl_config()
-    };
-    assert_says(stl(zero), &["above 0", "all 0"]);
-    assert_says(
-        stl(StlConfig {
-            temperature: 0.0,
-            ..stl_config()
-        }),
-        &["temperature", "0"],
-    );
-    assert_says(
-        stl(StlConfig {
-            lambda: f64::NAN,
-            ..stl_config()
-        }),
-        &["lambda", "NaN"],
-    );
-    assert_says(
-        stl(StlConfig {
-            out: 0,
-            ..stl_config()
-        }),
-        &["StlConfig::out", "at least 1"],
-    );
-    assert_says(
-        Stl::new(stl_config(), CLS, usize::MAX / 2, vb()),
-        &["channels", "hypernetwork"],
-    );
-    assert_says(
-        Stl::new(stl_config(), CLS, 0, vb()),
-        &["channels", "at least 1"],
-    );
-    let care = CareConfig {
-        chunks: 0,
-        ..CareConfig::default()
-    };
-    assert_says(Care::new(care, CLS, CHANNELS, vb()), &["chunks", "got 0"]);
-    let equi = |config| EquiMod::new(config, CLS, CHANNELS, vb());
-    assert_says(
-        equi(EquiModConfig {
-            solarize: false,
-            ..equi_config()
-        }),
-        &["17", "18 and 18"],
-    );
-    assert_says(
-        equi(EquiModConfig {
-            temperature: -1.0,
-            ..equi_config()
-        }),
-        &["temperature", "-1"],
-    );
-    let mut bad = equi_config();
-    bad.statistics.as_mut().unwrap().std[2] = -1.0;
-    assert_says(equi(bad), &["statistics", "-1"]);
-    let essl = ESslConfig {
-        hidden: 0,
-        ..ESslConfig::default()
-    };
-    assert_says(
-        ESsl::new(essl, CLS, CHANNELS, vb()),
-        &["ESslConfig::hidden"],
-    );
+    let half = Stl::new(stl_config(), CLS, CHANNELS, half).map(drop);
+    assert_refused([
+        (
+            aug(|c| (c.crop, c.color) = (0.0, 0.0)),
+            vec!["at least one weight above 0", "all 0"],
+        ),
+        (aug(|c| c.blur = -1.0), vec!["AugSelfConfig::blur", "-1"]),
+        (
+            aug(|c| c.hidden = 0),
+            vec!["AugSelfConfig::hidden", "at least 1"],
+        ),
+        (
+            aug(|c| c.color_widths[3] = f64::NAN),
+            vec!["AugSelfConfig::color_widths", "NaN"],
+        ),
+        (
+            aug(|c| c.lambda = -1.0),
+            vec!["AugSelfConfig::lambda", "-1"],
+        ),
+        (equi(|c| c.solarize = false), vec!["17", "18 and 18"]),
+        (
+            equi(|c| c.temperature = -1.0),
+            vec!["EquiModConfig::temperature", "-1"],
+        ),
+        (
+            equi(|c| c.out = 0),
+            vec!["EquiModConfig::out", "at least 1"],
+        ),
+        (
+            equi(|c| c.lambda = f64::INFINITY),
+            vec!["EquiModConfig::lambda", "inf"],
+        ),
+        (
+            equi(|c| c.statistics.as_mut().unwrap().std[2] = -1.0),
+            vec!["EquiModConfig::statistics", "-1"],
+        ),
+        (
+            stl(|c| (c.invariance, c.equivariance, c.transformation) = (0.0, 0.0, 0.0)),
+            vec!["above 0", "all 0"],
+        ),
+        (
+            stl(|c| c.temperature = 0.0),
+            vec!["StlConfig::temperature", "0"],
+        ),
+        (
+            stl(|c| c.lambda = f64::NAN),
+            vec!["StlConfig::lambda", "NaN"],
+        ),
+        (stl(|c| c.out = 0), vec!["StlConfig::out", "at least 1"]),
+        (wide(usize::MAX / 2), vec!["channels", "hypernetwork"]),
+        (wide(0), vec!["channels", "at least 1"]),
+        (half, vec!["f32 or f64", "bf16"]),
+        (essl(|c| c.hidden = 0), vec!["ESslConfig::hidden"]),
+        (
+            essl(|c| c.lambda = -0.1),
+            vec!["ESslConfig::lambda", "-0.1"],
+        ),
+        (care(|c| c.chunks = 0), vec!["CareConfig::chunks", "got 0"]),
+        (
+            care(|c| c.lambda = f64::NAN),
+            vec!["CareConfig::lambda", "NaN"],
+        ),
+    ]);
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn settings_survive_json() {
+    fn assert_same<T>(settings: &T)
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        let text = serde_json::to_string(settings).unwrap();
+        assert_eq!(
+            &serde_json::from_str::<T>(&text).unwrap(),
+            settings,
+            "{text}"
+        );
+    }
+    assert_same(&equi_config());
+    assert_same(&aug_config());
+    assert_same(&essl_config());
+    assert_same(&stl_config());
+    assert_same(&care_config());
+    assert_same(&parameters(1).concat());
 }

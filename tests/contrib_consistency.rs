@@ -1,4 +1,4 @@
-//! Prediction consistency: pairs by loops, derivatives by differences, extreme logits.
+//! Prediction consistency: loops over pairs, central differences, and extreme logits.
 
 mod common;
 mod loss_common;
@@ -31,8 +31,8 @@ fn kl(p: &[f64], q: &[f64]) -> f64 {
     p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum()
 }
 
-/// Pair by pair, sample by sample.
-fn twin(kind: Divergence, tau: f64, [k, b, c]: [usize; 3], z: &[f64]) -> f64 {
+/// The divergence by loops over pairs and samples.
+fn by_loops(kind: Divergence, tau: f64, [k, b, c]: [usize; 3], z: &[f64]) -> f64 {
     let sample = |i: usize| {
         let p: Vec<Vec<f64>> = (0..k)
             .map(|k| softmax(&z[(k * b + i) * c..][..c], tau))
@@ -68,13 +68,13 @@ proptest! {
         let z = Var::from_tensor(&(random(&shape, seed) * 3.).unwrap()).unwrap();
         for kind in KINDS {
             let loss = consistency(kind, tau).forward(&z).unwrap();
-            let value = |z: &[f64]| twin(kind, tau, shape, z);
+            let value = |z: &[f64]| by_loops(kind, tau, shape, z);
             assert_close(&[scalar(&loss)], &[value(&flat(&z))], 1e-12);
             let grads = loss.backward().unwrap();
             assert_close(&flat(grads.get(&z).unwrap()), &differences(&flat(&z), 3e-6, value), 1e-7);
         }
         let metric = mean_pairwise_symmetric_kl(&z).unwrap();
-        assert_close(&[metric], &[twin(Divergence::SymmetricKl, 1., shape, &flat(&z))], 1e-12);
+        assert_close(&[metric], &[by_loops(Divergence::SymmetricKl, 1., shape, &flat(&z))], 1e-12);
     }
 
     #[test]
@@ -96,7 +96,8 @@ proptest! {
 fn equal_views_are_at_rest() -> Result<()> {
     for dtype in [DType::F32, DType::F64] {
         let one = random(&[1, 3, 5], 1).to_dtype(dtype)?;
-        // Ties, where candle's maximum passes a gradient to each, must not matter either.
+        // candle's maximum passes a gradient to each of equal logits; the result must not depend on
+        // it.
         let flat_view = Tensor::zeros((1, 3, 5), dtype, CPU)?;
         for one in [one, flat_view] {
             let z = Var::from_tensor(&one.repeat((3, 1, 1))?)?;
@@ -114,7 +115,7 @@ fn equal_views_are_at_rest() -> Result<()> {
 
 #[test]
 fn extreme_logits_have_the_limits_as_values() -> Result<()> {
-    // One class each, all different: disjoint predictions.
+    // Each view predicts another class with certainty.
     for dtype in [DType::F16, DType::F32, DType::F64] {
         for k in [2usize, 3] {
             let z = Tensor::eye(k, dtype, CPU)?
@@ -136,7 +137,7 @@ fn extreme_logits_have_the_limits_as_values() -> Result<()> {
             assert_close(&[mean_pairwise_symmetric_kl(&z)?], &[2e4], 1e-12);
         }
     }
-    // A sharp temperature is the same as far apart logits; the pull is bounded by 1/τ per logit.
+    // A low temperature acts like distant logits. The gradient is at most 1/τ per logit.
     let z = Var::new(&[[[1f32, -1., 0.]], [[-1., 1., 0.]]], CPU)?;
     for kind in KINDS {
         let loss = consistency(kind, 1e-4).forward(&z)?;
@@ -247,7 +248,7 @@ fn masked_classes_add_nothing() -> Result<()> {
                     consistency(kind, tau).forward(&masked)?,
                     consistency(kind, tau).forward(&bare)?,
                 );
-                // the mean squares are means over classes
+                // The mean square is a mean over classes.
                 let scale = if kind == Divergence::Mse { 5. / 4. } else { 1. };
                 assert_close(&[scalar(&with) * scale], &[scalar(&without)], 1e-5);
                 let grad = with.backward()?.get(&masked).expect("a gradient").clone();
@@ -261,7 +262,7 @@ fn masked_classes_add_nothing() -> Result<()> {
             assert_close(&[metric], &[mean_pairwise_symmetric_kl(&bare)?], 1e-12);
         }
     }
-    // masked in one view only, and a sample of which nothing is left: finite
+    // A class masked in one view, and a sample without any class, have finite gradients.
     let one = f32::NEG_INFINITY;
     let z = Var::new(
         &[[[1f32, one, 0.], [one; 3]], [[1., 2., 0.], [one; 3]]],

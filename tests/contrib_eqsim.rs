@@ -1,4 +1,4 @@
-//! Equivariant similarity: the authors' pairs by loops, the identity behind the closed form, and the clamp.
+//! EqSim: loops over pairs, the identity of the closed form, and the clamp.
 
 mod common;
 mod loss_common;
@@ -11,7 +11,7 @@ use ser_reg::contrib::{EqSim, Margin};
 
 const CPU: &Device = &Device::Cpu;
 
-/// Both sides of every pair of rows, `(a − b)²` and `(a + b)²`, as the differences of four scores that they are.
+/// Both sides of every pair of rows, `(a − b)²` and `(a + b)²`, from their four scores.
 fn sides(n: usize, s: &[f64]) -> [Vec<f64>; 2] {
     let s = |i: usize, j: usize| s[i * n + j];
     let pairs = || (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
@@ -29,7 +29,7 @@ fn mean(x: &[f64]) -> f64 {
     x.iter().sum::<f64>() / x.len() as f64
 }
 
-fn twin(config: EqSim, n: usize, s: &[f64]) -> f64 {
+fn by_loops(config: EqSim, n: usize, s: &[f64]) -> f64 {
     let by_mean = |m: f64| sides(n, s).iter().map(|x| (mean(x) - m).max(0.)).sum();
     let by_pair = |m: f64| {
         let over = |x: &Vec<f64>| mean(&x.iter().map(|x| (x - m).max(0.)).collect::<Vec<_>>());
@@ -58,21 +58,21 @@ proptest! {
     #[test]
     fn values_and_gradients_match_loops(n in 2usize..6, seed: u64, margin in 0f64..1., diagonal in 0f64..3.) {
         let s = Var::from_tensor(&random(&[n, n], seed)).unwrap();
-        // Differences must not step across the clamp.
+        // Central differences must not cross the clamp.
         let sides = sides(n, &flat(&s));
         let terms = sides.concat().into_iter().chain(sides.iter().map(|x| mean(x)));
         prop_assume!(terms.into_iter().all(|x| (x - margin).abs() > 1e-5));
         for margin in [Margin::None, Margin::Mean(margin), Margin::Pair(margin)] {
             let config = EqSim { diagonal, margin };
             let out = config.forward(&s).unwrap();
-            let value = |s: &[f64]| twin(config, n, s);
+            let value = |s: &[f64]| by_loops(config, n, s);
             assert_close(&[scalar(&out.loss)], &[value(&flat(&s))], 1e-13);
             let grads = out.loss.backward().unwrap();
             assert_close(&flat(grads.get(&s).unwrap()), &differences(&flat(&s), 1e-7, value), 1e-6);
         }
     }
 
-    /// The four scores of a pair say no more than `s_ij = s_ji` and `s_ii = s_jj`.
+    /// Both sides vanish exactly if `s_ij = s_ji` and `s_ii = s_jj`.
     #[test]
     fn both_sides_are_twice_the_closed_form(n in 2usize..7, seed: u64) {
         let s = random(&[n, n], seed);
@@ -117,7 +117,7 @@ fn a_symmetric_matrix_of_equal_matches_is_at_rest() -> Result<()> {
                 assert!(flat(grad).iter().all(|g| *g == 0.));
             }
         }
-        // 200² is no f16.
+        // 200² overflows f16.
         let far = Tensor::new(&[[0f32, 200.], [-200., 0.]], CPU)?.to_dtype(dtype)?;
         let out = EqSim::default().forward(&far)?;
         assert_finite(&out.loss);

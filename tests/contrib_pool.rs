@@ -1,4 +1,4 @@
-//! Orbit pooling and invariant integration: invariance as a law, slow twins, derivatives by differences.
+//! Orbit pooling and invariant integration: invariance, loops, and central differences.
 
 mod common;
 mod loss_common;
@@ -34,7 +34,7 @@ fn monomials() -> Vec<Monomial> {
     ]
 }
 
-/// A group and a grid that it keeps, of two cells a side at least.
+/// A group and a grid that it maps to itself, with at least two rows and columns.
 fn group_and_grid() -> impl Strategy<Value = (Subgroup, TokenGrid)> {
     (0usize..10, 2usize..6, 2usize..6).prop_map(|(group, rows, cols)| {
         let group = Subgroup::ALL[group];
@@ -94,7 +94,7 @@ proptest! {
     }
 }
 
-/// Every element, position and factor in turn.
+/// The integral by loops over elements, positions and factors.
 fn integrals(group: Subgroup, grid: TokenGrid, x: &Tensor) -> Vec<f64> {
     let (rows, cols) = (grid.rows() as i32, grid.cols() as i32);
     let (b, _, c) = x.dims3().unwrap();
@@ -127,7 +127,7 @@ fn integrals(group: Subgroup, grid: TokenGrid, x: &Tensor) -> Vec<f64> {
     out
 }
 
-/// A 3×3 grid has cells that elements leave where they are, hence orbits in which the largest comes more than once.
+/// Some elements fix cells of a 3×3 grid, so the maximum occurs several times in an orbit.
 #[test]
 fn gradients_match_differences() -> Result<()> {
     let grid = TokenGrid::square(3).unwrap();
@@ -189,12 +189,12 @@ fn the_mean_is_the_reynolds_projection() -> Result<()> {
         let mean = OrbitPool::new(group, Pool::Mean).tokens(&x, grid)?;
         assert!(max_gap(&mean, &reynolds.project(&x)?) < 1e-15);
         assert!(max_gap(&mean.mean(1)?, &x.mean(1)?) < 1e-15);
-        // A template of zeros weighs all alike.
+        // A zero template has equal weights.
         let attention = Pool::Attention(Tensor::zeros((16, 3), DType::F64, CPU)?);
         let pooled = OrbitPool::new(group, attention).tokens(&x, grid)?;
         assert!(max_gap(&pooled, &mean) < 1e-15);
     }
-    // A steep template picks the member that fits it best.
+    // A large template selects the member with the largest product.
     let grid = TokenGrid::new(1, 2).unwrap();
     let x = Tensor::new(&[[[1f64], [2.]]], CPU)?;
     let right = Pool::Attention(Tensor::new(&[[0f64], [1e4]], CPU)?);
@@ -260,7 +260,7 @@ fn half_precision_and_zeros() -> Result<()> {
             let y = pool.tokens(&zero, grid)?;
             assert_eq!(y.dtype(), dtype);
             assert_finite(y.sum_all()?.backward()?.get(&zero).expect("a gradient"));
-            // 6e4 is near the largest f16; its sums are not.
+            // 6e4 is near the largest f16, so a sum of two overflows.
             let large = Tensor::full(6e4, (1, 9, 2), CPU)?.to_dtype(dtype)?;
             if !matches!(pool, ref p if format!("{p:?}").contains("Attention")) {
                 assert_eq!(flat(&pool.tokens(&large, grid)?), flat(&large));
@@ -303,7 +303,7 @@ fn bad_input_is_named() -> Result<()> {
     tokens(
         Subgroup::C2,
         &x.narrow(0, 0, 0)?,
-        &["none of them empty", "[0, 6, 4]"],
+        &["nonempty", "[0, 6, 4]"],
     );
     tokens(Subgroup::C2, &x.get(0)?, &["(B, 6, C)", "[6, 4]"]);
     tokens(
@@ -354,7 +354,7 @@ fn bad_input_is_named() -> Result<()> {
         Subgroup::C2,
         &images.narrow(1, 0, 0)?,
         vectors,
-        &["none of them empty", "[2, 0, 2, 3]"],
+        &["nonempty", "[2, 0, 2, 3]"],
     );
     say(
         Subgroup::C2,
@@ -414,7 +414,7 @@ fn the_maximum_of_infinite_and_huge_values() -> Result<()> {
     let grid = TokenGrid::new(1, 3).unwrap();
     let pool = OrbitPool::new(Subgroup::HFlip, Pool::Max);
     let (low, high) = (f32::NEG_INFINITY, f32::INFINITY);
-    // the middle cell stays where it is: both of its members are largest
+    // The flip fixes the middle cell, so both members are maxima.
     for (x, y, grad) in [
         ([low, 1., 2.], [2f32, 1., 2.], [0., 1., 2.]),
         ([low; 3], [low; 3], [1., 1., 1.]),
@@ -428,12 +428,12 @@ fn the_maximum_of_infinite_and_huge_values() -> Result<()> {
         let grads = pooled.sum_all()?.backward()?;
         assert_eq!(flat(grads.get(&x).expect("a gradient")), grad);
     }
-    // eight members of one value: no sum of them is finite
+    // Eight members of one value have no finite sum.
     let all = Tensor::full(3e38f32, (1, 9, 1), CPU)?;
     let square = TokenGrid::square(3).unwrap();
     let pooled = OrbitPool::new(Subgroup::D4, Pool::Max).tokens(&all, square)?;
     assert_eq!(flat(&pooled), flat(&all));
-    // a NaN is not lost, on whichever side it is
+    // A NaN on either side gives NaN.
     for x in [[f32::NAN, 1., 2.], [2., 1., f32::NAN]] {
         let x = Tensor::new(&x, CPU)?.reshape((1, 3, 1))?;
         let y = flat(&pool.tokens(&x, grid)?);

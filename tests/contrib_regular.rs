@@ -1,4 +1,4 @@
-//! The regular representation on vectors: laws, an explicit matrix as twin, and the loss.
+//! The regular representation on vectors: laws, an explicit matrix, and the loss.
 
 mod common;
 mod loss_common;
@@ -25,7 +25,7 @@ fn matrix(group: Subgroup, g: D4) -> Vec<Vec<f64>> {
     elements.iter().map(row).collect()
 }
 
-fn twin(group: Subgroup, g: D4, z: &[f64]) -> Vec<f64> {
+fn by_matrix(group: Subgroup, g: D4, z: &[f64]) -> Vec<f64> {
     let rho = matrix(group, g);
     let block = |block: &[f64]| -> Vec<f64> {
         let row = |row: &Vec<f64>| row.iter().zip(block).map(|(a, b)| a * b).sum();
@@ -34,7 +34,7 @@ fn twin(group: Subgroup, g: D4, z: &[f64]) -> Vec<f64> {
     z.chunks(group.order()).flat_map(block).collect()
 }
 
-/// A group and one of its elements for each of five samples, twice.
+/// A group, and two elements for each of five samples.
 fn case() -> impl Strategy<Value = (Subgroup, Vec<D4>, Vec<D4>)> {
     let picks = || prop::collection::vec(0usize..8, 5);
     (0usize..10, picks(), picks()).prop_map(|(group, a, b)| {
@@ -62,7 +62,7 @@ proptest! {
         let (left, right) = (inner(&rep.apply(&a, &z).unwrap(), &y), inner(&z, &rep.apply(&inverse, &y).unwrap()));
         prop_assert!((left - right).abs() < 1e-12);
         prop_assert_eq!(max_gap(&rep.apply(&[D4::IDENTITY], &z).unwrap(), &z), 0.);
-        // An element on one side is its inverse on the other.
+        // An element on z1 equals its inverse on z2.
         for distance in [Distance::Mse, COSINE] {
             let there = scalar(&rep.loss(&a, &z, &y, distance).unwrap());
             let back = scalar(&rep.loss(&inverse, &y, &z, distance).unwrap());
@@ -74,9 +74,9 @@ proptest! {
     fn it_matches_the_matrix_sample_by_sample((group, a, _) in case(), seed: u64) {
         let z = random(&[5, 2 * group.order()], seed);
         let rep = RegularRep::new(group);
-        let rows: Vec<f64> = flat(&z).chunks(2 * group.order()).zip(&a).flat_map(|(z, &g)| twin(group, g, z)).collect();
+        let rows: Vec<f64> = flat(&z).chunks(2 * group.order()).zip(&a).flat_map(|(z, &g)| by_matrix(group, g, z)).collect();
         prop_assert_eq!(flat(&rep.apply(&a, &z).unwrap()), rows);
-        // One element for all is that element for each.
+        // One element acts on all samples.
         let (one, each) = (rep.apply(&a[..1], &z).unwrap(), rep.apply(&[a[0]; 5], &z).unwrap());
         prop_assert_eq!(max_gap(&one, &each), 0.);
     }
@@ -98,7 +98,7 @@ fn losses_and_gradients_match_the_textbook() -> Result<()> {
                 .zip(b.chunks(16))
                 .zip(elements)
                 .map(|((a, b), g)| {
-                    let a = twin(group, g, a);
+                    let a = by_matrix(group, g, a);
                     let dot =
                         |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
                     match distance {
@@ -126,7 +126,7 @@ fn losses_and_gradients_match_the_textbook() -> Result<()> {
 
 #[test]
 fn a_regular_embedding_has_no_loss_and_a_mixed_one_has() -> Result<()> {
-    // z[h] = ⟨h·template, x⟩ is a lifting layer: it carries the regular representation.
+    // z[h] = ⟨h·template, x⟩ is a lifting layer, whose output has the regular representation.
     let group = Subgroup::D4;
     let rep = RegularRep::new(group);
     let turn = |g: D4, x: &Tensor| -> Result<Tensor> {
@@ -154,7 +154,7 @@ fn a_regular_embedding_has_no_loss_and_a_mixed_one_has() -> Result<()> {
             assert!(wrong > 0.1, "{g:?}: {wrong}");
         }
     }
-    // Invariant blocks have none either: said in the documentation.
+    // Invariant blocks have zero loss, as documented.
     let invariant = Tensor::ones((6, 8), DType::F64, CPU)?;
     assert_eq!(
         scalar(&rep.loss(&[D4::ROT90], &invariant, &invariant, Distance::Mse)?),

@@ -1,4 +1,5 @@
-//! The Reynolds penalty: a projection by every law of one, its slow twin, and convolutions that commute with the group.
+//! The Reynolds penalty: the laws of a projection, loops, and convolutions that commute with the
+//! group.
 
 mod common;
 mod loss_common;
@@ -9,13 +10,17 @@ use loss_common::{assert_close, assert_finite, assert_says, differences, flat, s
 use proptest::prelude::*;
 use ser_reg::{
     GridOperator, Resample, TokenGrid,
-    contrib::{Fibre, RegularRep, ReynoldsPenalty, WeightSpace},
-    group::{D4, GroupAction, Subgroup},
+    contrib::{RegularRep, ReynoldsPenalty, WeightSpace},
+    group::{
+        D4, GroupAction,
+        Representation::{self, Regular, Trivial},
+        Subgroup,
+    },
 };
 
 const CPU: &Device = &Device::Cpu;
 
-fn kernel(output: Fibre, input: Fibre) -> WeightSpace {
+fn kernel(output: Representation, input: Representation) -> WeightSpace {
     WeightSpace::Kernel { output, input }
 }
 
@@ -32,28 +37,22 @@ fn inner(a: &Tensor, b: &Tensor) -> f64 {
     flat(a).iter().zip(flat(b)).map(|(a, b)| a * b).sum()
 }
 
-fn fibre() -> impl Strategy<Value = Fibre> {
-    prop_oneof![Just(Fibre::Trivial), Just(Fibre::Regular)]
-}
-
 /// A group, a space on which it acts, and the shape of a weight.
 fn case() -> impl Strategy<Value = (ReynoldsPenalty, Vec<usize>)> {
     let sides = (0usize..10, 1usize..=5, 1usize..=5);
-    let kind = (fibre(), fibre(), any::<bool>(), 0usize..3);
+    let kind = (any::<bool>(), any::<bool>(), any::<bool>(), 0usize..3);
     (sides, kind).prop_map(|((group, rows, cols), (output, input, table, prefix))| {
         let group = Subgroup::ALL[group];
         let swaps = group.elements().iter().any(|g| g.swaps_axes());
         let cols = if swaps { rows } else { cols };
-        let channels = |fibre, n| match fibre {
-            Fibre::Trivial => n,
-            Fibre::Regular => n * group.order(),
-        };
+        let side = |regular| if regular { Regular(group) } else { Trivial };
+        let (output, input) = (side(output), side(input));
         if table {
             let grid = TokenGrid::new(rows, cols).unwrap();
             let space = WeightSpace::Table { grid, prefix };
             (reynolds(group, space), vec![1, prefix + rows * cols, 3])
         } else {
-            let shape = vec![channels(output, 2), channels(input, 1), rows, cols];
+            let shape = vec![2 * output.size(), input.size(), rows, cols];
             (reynolds(group, kernel(output, input)), shape)
         }
     })
@@ -65,8 +64,8 @@ proptest! {
     #[test]
     fn the_average_is_an_orthogonal_projection((penalty, shape) in case(), seed: u64) {
         let (w, v) = (random(&shape, seed), random(&shape, seed ^ 1));
-        // Entries are means of at most eight numbers below 1; sums of n products are off by n·ε of the squared norms at
-        // worst, with n up to 3200.
+        // Entries are means of at most eight numbers below 1. The rounding of a sum of n ≤ 3200
+        // products is at most n·ε of the squared norms.
         let (entry, total) = (1e-14, 2e-12 * (inner(&w, &w) + inner(&v, &v)));
         let (pw, pv) = (penalty.project(&w).unwrap(), penalty.project(&v).unwrap());
         prop_assert!(max_gap(&penalty.project(&pw).unwrap(), &pw) < entry, "idempotent");
@@ -78,9 +77,9 @@ proptest! {
         prop_assert!(scalar(&penalty.forward(&pw).unwrap()) < entry * entry * w.elem_count() as f64);
         if matches!(penalty.space, WeightSpace::Kernel { .. }) {
             let relative = ReynoldsPenalty { relative: true, eps: 0., ..penalty };
-            let share = scalar(&relative.to_second(&w).unwrap());
+            let share = scalar(&relative.forward(&w).unwrap());
             prop_assert!((share - loss / inner(&w, &w)).abs() < 1e-12 && (0.0..=1.0 + 1e-12).contains(&share));
-            let scaled = scalar(&relative.to_second(&(&w * 1e3).unwrap()).unwrap());
+            let scaled = scalar(&relative.forward(&(&w * 1e3).unwrap()).unwrap());
             prop_assert!((scaled - share).abs() < 1e-12, "the size of the weight does not matter");
         }
     }
@@ -89,8 +88,8 @@ proptest! {
     fn the_average_matches_a_loop((penalty, shape) in case(), seed: u64) {
         let w = random(&shape, seed);
         let ours = flat(&penalty.project(&w).unwrap());
-        let twin = average(&penalty, &shape, &flat(&w));
-        for (i, (a, b)) in ours.iter().zip(&twin).enumerate() {
+        let loops = average(&penalty, &shape, &flat(&w));
+        for (i, (a, b)) in ours.iter().zip(&loops).enumerate() {
             prop_assert!((a - b).abs() < 1e-14, "element {}: {} and {}", i, a, b);
         }
     }
@@ -104,20 +103,21 @@ proptest! {
     }
 }
 
-/// `1/|G| Σ_g g·W`, cell by cell: every entry is sent where the element takes its point and its channels.
+/// `1/|G| Σ_g g·W` by loops over elements, channels and cells.
 fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
     let elements = penalty.group.elements();
     let order = elements.len();
     // ρ(g) takes channel h of a block to channel g∘h.
-    let channel = |fibre: Fibre, g: D4, c: usize| match fibre {
-        Fibre::Trivial => c,
-        Fibre::Regular => {
+    let channel = |representation: Representation, g: D4, c: usize| match representation {
+        Trivial => c,
+        Regular(group) => {
+            let (elements, order) = (group.elements(), group.order());
             let to = g.compose(&elements[c % order]);
             c - c % order + elements.iter().position(|e| *e == to).unwrap()
         }
     };
     let cell = |g: D4, rows: usize, cols: usize, i: usize, j: usize| {
-        // The result at a cell comes from the source of its center.
+        // The value at a cell comes from the source of its center.
         let center = [
             (i as f64 + 0.5) / rows as f64,
             (j as f64 + 0.5) / cols as f64,
@@ -172,7 +172,7 @@ fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
 fn gradients_match_differences() -> Result<()> {
     let grid = TokenGrid::square(3).unwrap();
     let spaces = [
-        (kernel(Fibre::Regular, Fibre::Trivial), vec![4, 1, 3, 3]),
+        (kernel(Regular(Subgroup::C4), Trivial), vec![4, 1, 3, 3]),
         (WeightSpace::Table { grid, prefix: 1 }, vec![1, 10, 2]),
     ];
     for (space, shape) in spaces {
@@ -194,47 +194,46 @@ fn gradients_match_differences() -> Result<()> {
     Ok(())
 }
 
-/// Acts on images and channels: `ρ(g)` of the fibre after the turn of the grid.
-fn act(g: D4, group: Subgroup, fibre: Fibre, x: &Tensor) -> Result<Tensor> {
+/// The action on a map: `g` on the grid, then `ρ(g)` on the channels.
+fn act(g: D4, representation: Representation, x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let grid = TokenGrid::new(h, w)?;
     let x = GridOperator::new(&[g], grid, &Resample::default())?.apply(x)?;
-    if fibre == Fibre::Trivial {
+    let Regular(group) = representation else {
         return Ok(x);
-    }
+    };
     let (h, w) = (x.dim(2)?, x.dim(3)?);
     let rows = x.permute((0, 2, 3, 1))?.reshape((b * h * w, c))?;
     let rows = RegularRep::new(group).apply(&[g], &rows)?;
     rows.reshape((b, h, w, c))?.permute((0, 3, 1, 2))
 }
 
-/// A hand-made network of a lifting layer and a group convolution commutes with its group; the same weights before the
-/// projection do not, nor do the projected ones with a fibre that they do not have.
+/// A projected convolution commutes with the group. The same weights before the projection do not,
+/// and neither do the projected weights with another representation on the output.
 #[test]
 fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
-    use Fibre::{Regular, Trivial};
     for group in Subgroup::ALL {
         let m = group.order();
+        let (own, whole) = (Regular(group), Regular(Subgroup::D4));
         for (output, input, o, i) in [
             (Trivial, Trivial, 3, 2),
-            (Regular, Trivial, 2 * m, 2),
-            (Regular, Regular, 2 * m, m),
-            (Trivial, Regular, 3, m),
+            (own, Trivial, 2 * m, 2),
+            (own, own, 2 * m, m),
+            (Trivial, own, 3, m),
+            // The regular representation of a larger group.
+            (whole, Trivial, 8, 2),
         ] {
-            // A 3×3 convolution, and a patch embedding: stride as large as the kernel.
+            // A 3×3 convolution, and a patch embedding with the stride of its kernel.
             for (side, padding, stride) in [(3, 1, 1), (4, 0, 4)] {
                 let penalty = reynolds(group, kernel(output, input));
                 let w = random(&[o, i, side, side], 5);
                 let projected = penalty.project(&w)?;
                 let x = random(&[2, i, 8, 8], 6);
-                let broken = |w: &Tensor, fibre: Fibre| -> Result<f64> {
+                let broken = |w: &Tensor, output: Representation| -> Result<f64> {
                     let f = |x: &Tensor| x.contiguous()?.conv2d(w, padding, stride, 1, 1);
                     let mut gap = 0f64;
                     for &g in group.elements() {
-                        let (turned, map) = (
-                            f(&act(g, group, input, &x)?)?,
-                            act(g, group, fibre, &f(&x)?)?,
-                        );
+                        let (turned, map) = (f(&act(g, input, &x)?)?, act(g, output, &f(&x)?)?);
                         gap = gap.max(max_gap(&turned, &map));
                     }
                     Ok(gap)
@@ -245,9 +244,9 @@ fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
                 if group != Subgroup::Trivial {
                     let gap = broken(&w, output)?;
                     assert!(gap > 1e-2, "{what}: unprojected {gap}");
-                    if output == Regular {
+                    if output != Trivial {
                         let gap = broken(&projected, Trivial)?;
-                        assert!(gap > 1e-2, "{what}: another fibre {gap}");
+                        assert!(gap > 1e-2, "{what}: another representation {gap}");
                     }
                 }
             }
@@ -258,18 +257,19 @@ fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
 
 #[test]
 fn closed_forms() -> Result<()> {
-    // An odd weight has no symmetric part at all.
+    // An odd weight has no symmetric part.
     let penalty = ReynoldsPenalty {
         group: Subgroup::HFlip,
         ..Default::default()
     };
     let odd = Tensor::new(&[[[[-1f64, 0., 1.]]]], CPU)?;
     assert_close(&[scalar(&penalty.forward(&odd)?)], &[1.], 1e-11);
-    // White noise on n cells keeps |orbits|/n of its energy; here it is counted: 3×3 cells, three orbits of D4.
+    // White noise on n cells keeps |orbits|/n of its squared norm. D4 has three orbits on 3×3
+    // cells.
     let cells = Tensor::eye(9, DType::F64, CPU)?.reshape((9, 1, 3, 3))?;
     let kept = 9. - scalar(&reynolds(Subgroup::D4, WeightSpace::default()).forward(&cells)?);
     assert_close(&[kept], &[3.], 1e-13);
-    // The trivial group asks for nothing.
+    // The trivial group has no penalty.
     let w = random(&[2, 3, 2, 5], 1);
     let nothing = reynolds(Subgroup::Trivial, WeightSpace::default());
     assert_eq!(scalar(&nothing.forward(&w)?), 0.);
@@ -291,7 +291,7 @@ fn prefix_rows_are_left_alone() -> Result<()> {
         scalar(&penalty(2).forward(&table)?),
         scalar(&penalty(0).forward(&cells)?)
     );
-    // A table may come without the leading 1, or stacked, or as a view.
+    // A table may have no leading axis, several tables, or strides.
     assert_eq!(
         projected.squeeze(0)?.to_vec2::<f64>()?,
         penalty(2).project(&table.squeeze(0)?)?.to_vec2::<f64>()?
@@ -310,7 +310,7 @@ fn zero_weights_and_half_precision() -> Result<()> {
             DType::F32
         };
         let penalty = ReynoldsPenalty {
-            space: kernel(Fibre::Regular, Fibre::Trivial),
+            space: kernel(Regular(Subgroup::D4), Trivial),
             ..Default::default()
         };
         let zero = Var::zeros((8, 2, 3, 3), dtype, CPU)?;
@@ -321,7 +321,7 @@ fn zero_weights_and_half_precision() -> Result<()> {
         assert_eq!(grad.dtype(), dtype);
         assert_finite(grad);
 
-        // In f16 the squares of 200 and their sum would overflow.
+        // The square of 200 overflows f16.
         let w = (random(&[8, 2, 3, 3], 4) * 200.)?.to_dtype(dtype)?;
         assert_eq!(penalty.project(&w)?.dtype(), dtype);
         let exact = penalty.forward(&w.to_dtype(DType::F64)?)?;
@@ -332,7 +332,6 @@ fn zero_weights_and_half_precision() -> Result<()> {
 
 #[test]
 fn bad_input_is_named() -> Result<()> {
-    use Fibre::{Regular, Trivial};
     let w = random(&[6, 2, 3, 4], 1);
     let say = |penalty: ReynoldsPenalty, w: &Tensor, parts: &[&str]| {
         assert_says(penalty.forward(w), &[&["Reynolds"], parts].concat());
@@ -360,14 +359,19 @@ fn bad_input_is_named() -> Result<()> {
         &["at least one element", "[6, 0, 3, 4]"],
     );
     say(
-        reynolds(Subgroup::Flips, kernel(Regular, Trivial)),
+        reynolds(Subgroup::Flips, kernel(Regular(Subgroup::Flips), Trivial)),
         &w,
         &["multiple of 4 output channels", "Flips", "got 6"],
     );
     say(
-        reynolds(Subgroup::Flips, kernel(Trivial, Regular)),
+        reynolds(Subgroup::Flips, kernel(Trivial, Regular(Subgroup::Flips))),
         &w,
         &["multiple of 4 input channels", "got 2"],
+    );
+    say(
+        reynolds(Subgroup::Flips, kernel(Regular(Subgroup::C2), Trivial)),
+        &w,
+        &["output channels", "contains Flips", "got C2"],
     );
     say(
         reynolds(Subgroup::C2, plain),

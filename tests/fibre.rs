@@ -1,9 +1,10 @@
-//! Channels that turn with the grid: the laws of the representations, the operator against a slow loop, and what is refused.
+//! Channels that turn with the grid: laws of representations, the operator against a slow loop, bad
+//! input.
 
 mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
-use common::{cases, d4, random, rng, scale, values, window};
+use common::{assert_says, cases, d4, random, rng, scale, values, window};
 use proptest::prelude::*;
 use rand::Rng;
 use ser_reg::{
@@ -19,13 +20,6 @@ fn mixed(group: Subgroup) -> FieldType {
     FieldType::trivial(3)
         .and(FieldType::regular(group, 2 * group.order()).unwrap())
         .and(FieldType::trivial(1))
-}
-
-fn says<T: std::fmt::Debug>(result: ser_reg::Result<T>, parts: &[&str]) {
-    let message = result.unwrap_err().to_string();
-    for part in parts {
-        assert!(message.contains(part), "{message:?} does not say {part:?}");
-    }
 }
 
 /// One element of the group per sample.
@@ -120,7 +114,7 @@ fn every_sample_is_permuted_by_its_own_element() -> Done {
             slow
         );
 
-        // the portable twin agrees to the bit, for one element and for many
+        // the portable op is equal to the bit, for one element and for many
         for operator in [operator, FibreOperator::new(&field, &elements[..1])?] {
             for x in [&tokens, &map] {
                 assert_eq!(
@@ -252,7 +246,7 @@ fn the_d4_part_is_found_up_to_rounding_and_nowhere_else() -> Done {
     Ok(())
 }
 
-/// An action that is no affine map says its D4 part itself, or has none.
+/// An action that is not affine; it declares its D4 part, or has none.
 #[derive(Clone, Debug, PartialEq)]
 struct Wave(Option<D4>);
 
@@ -275,50 +269,82 @@ impl GroupAction for Wave {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() -> Done {
-    says(
-        FieldType::regular(Subgroup::D4, 20),
-        &["8, the order of D4", "got 20", "FieldType::trivial"],
-    );
-    says(
-        FieldType::regular(Subgroup::C4, 0),
-        &["4, the order of C4", "got 0"],
-    );
+fn neighbors_of_one_kind_are_one_part() -> Done {
     let field = mixed(Subgroup::C4);
-    assert_eq!(field.channels(), 12);
-    assert_eq!(field.parts().len(), 3);
+    assert_eq!((field.channels(), field.parts().len()), (12, 3));
     assert!(!field.is_trivial() && FieldType::trivial(3).is_trivial());
-    // neighbors of one kind are one part
     let joined = FieldType::regular(Subgroup::C4, 4)?.and(FieldType::regular(Subgroup::C4, 8)?);
     assert_eq!(joined, FieldType::regular(Subgroup::C4, 12)?);
+    Ok(())
+}
 
-    says(
-        FibreOperator::new(&field, &[D4::ROT90, D4::HFLIP]),
-        &["an element of C4", "got", "flip: true"],
-    );
-    says(
-        FibreOperator::new(&field, &[Affine::rotation(30.0)?]),
-        &["quarter turn or a flip", "sample 0", "trivial field"],
-    );
-    says(
-        FibreOperator::new(&field, &[Wave(None)]),
-        &["quarter turn or a flip"],
-    );
-    assert_eq!(
-        FibreOperator::new(&field, &[Wave(Some(D4::ROT90))])?.samples(),
-        1
-    );
-    // a trivial field asks nothing of its elements
-    assert!(FibreOperator::new(&FieldType::trivial(4), &[Affine::rotation(30.0)?])?.is_identity());
-    says(
-        FibreOperator::new::<D4>(&field, &[]),
-        &["one element", "0 elements"],
-    );
-    says(
-        FibreOperator::new(&FieldType::trivial(0), &[D4::ROT90]),
-        &["0 channels"],
-    );
+#[test]
+fn bad_fields_are_refused() -> Done {
+    let huge = FieldType::trivial(usize::MAX).and(FieldType::trivial(8));
+    assert_eq!(huge.channels(), usize::MAX);
+    let regular = |group, channels| FieldType::regular(group, channels).map(drop);
+    let sources = |field: FieldType| field.source_indices(D4::IDENTITY).map(drop);
+    let table: [(ser_reg::Result<()>, &[&str]); 4] = [
+        (
+            regular(Subgroup::D4, 20),
+            &["8, the order of D4", "got 20", "FieldType::trivial"],
+        ),
+        (regular(Subgroup::C4, 0), &["4, the order of C4", "got 0"]),
+        (sources(huge.clone()), &["fewer than 2^32 channels"]),
+        (
+            sources(huge.and(FieldType::regular(Subgroup::C2, 2)?)),
+            &["fewer than 2^32 channels"],
+        ),
+    ];
+    table
+        .into_iter()
+        .for_each(|(result, parts)| assert_says(result, parts));
+    Ok(())
+}
 
+#[test]
+fn bad_elements_are_refused() -> Done {
+    let field = mixed(Subgroup::C4);
+    let turn = Affine::rotation(30.0)?;
+    let table: [(ser_reg::Result<FibreOperator>, &[&str]); 6] = [
+        (
+            FibreOperator::new(&field, &[D4::ROT90, D4::HFLIP]),
+            &["an element of C4", "got", "flip: true"],
+        ),
+        (
+            FibreOperator::new(&field, &[turn]),
+            &["quarter turn or a flip", "sample 0", "trivial field"],
+        ),
+        (
+            FibreOperator::new(&field, &[Wave(None)]),
+            &["quarter turn or a flip"],
+        ),
+        (
+            FibreOperator::new::<D4>(&field, &[]),
+            &["one element", "0 elements"],
+        ),
+        (
+            FibreOperator::new(&FieldType::trivial(0), &[D4::ROT90]),
+            &["0 channels"],
+        ),
+        (
+            FibreOperator::new(&FieldType::trivial(usize::MAX), &[D4::ROT90]),
+            &["fewer than 2^32 channels"],
+        ),
+    ];
+    table
+        .into_iter()
+        .for_each(|(result, parts)| assert_says(result, parts));
+    let wave = FibreOperator::new(&field, &[Wave(Some(D4::ROT90))])?;
+    assert_eq!(wave.samples(), 1);
+    // A trivial field accepts every element.
+    assert!(FibreOperator::new(&FieldType::trivial(4), &[turn])?.is_identity());
+    Ok(())
+}
+
+#[test]
+fn bad_tensors_and_products_are_refused() -> Done {
+    let field = mixed(Subgroup::C4);
     let operator = FibreOperator::new(&field, &[D4::ROT90, D4::ROT180])?;
     for shape in [
         &[2usize, 3, 8][..],
@@ -327,12 +353,16 @@ fn what_makes_no_sense_is_refused() -> Done {
         &[2, 0, 12],
         &[2, 8, 3, 3],
     ] {
-        says(
-            operator.apply(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?),
+        let x = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+        assert_says(
+            operator.apply(&x),
             &["tokens (2, N, 12)", "map (2, 12, H, W)"],
         );
     }
-    let other = FibreOperator::new(&FieldType::regular(Subgroup::C4, 8)?, &[D4::ROT90])?;
-    says(operator.compose(&other), &["12 channels", "8 channels"]);
+    let eight = FieldType::regular(Subgroup::C4, 8)?;
+    let other = FibreOperator::new(&eight, &[D4::ROT90])?;
+    assert_says(operator.compose(&other), &["12 channels", "8 channels"]);
+    let three = FibreOperator::new(&field, &[D4::ROT90; 3])?;
+    assert_says(operator.compose(&three), &["1 or 2 samples", "for 3"]);
     Ok(())
 }

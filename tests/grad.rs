@@ -1,4 +1,5 @@
-//! `assert_reaches` on the layers that cut the graph in candle-nn 0.11.1, and on their differentiable twins.
+//! `assert_reaches` on the layers of candle-nn 0.11.1 without a backward pass, on their
+//! differentiable forms, and on buffers.
 
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{Init, LayerNorm, RmsNorm, VarBuilder, VarMap, linear, ops, rotary_emb};
@@ -44,7 +45,7 @@ fn layers_of_candle_nn_that_cut_the_graph_are_caught() {
 }
 
 #[test]
-fn their_differentiable_twins_pass() {
+fn their_differentiable_forms_pass() {
     let (one, zero) = (
         layer_norm().weight().clone(),
         layer_norm().bias().unwrap().clone(),
@@ -56,14 +57,14 @@ fn their_differentiable_twins_pass() {
 
 #[test]
 fn layer_norm_cuts_contiguous_input_only() {
-    // Why a channels-first model may train and its channels-last twin not.
+    // So a channels-first model may train where the same model with channels last does not.
     let permuted = |x: &Tensor| layer_norm().forward(&x.t()?.contiguous()?.t()?);
     assert!(unreached(permuted).is_empty());
 }
 
-/// The table of docs/integrate-your-model.md: run again with each release of candle.
+/// The table of docs/integrate-your-model.md. Check it with each release of candle.
 #[test]
-fn the_guide_tells_the_truth_about_candle() {
+fn the_table_of_the_guide_holds_for_candle() {
     let rope = |slow: bool| {
         let (cos, sin) = (
             Tensor::ones((2, 1), DType::F32, CPU)?,
@@ -98,7 +99,8 @@ fn the_guide_tells_the_truth_about_candle() {
 
 #[test]
 fn a_cut_norm_still_passes_what_goes_around_it() {
-    // With a skip connection only the norm's own scale is missed, and the gradient is biased.
+    // With a skip connection only the scale and shift of the norm are missed, but the gradient is
+    // biased.
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, CPU);
     let fc = linear(4, 4, vb.pp("fc")).unwrap();
@@ -142,7 +144,7 @@ fn a_detached_branch_is_reported() {
 }
 
 #[test]
-fn absent_zero_and_not_finite_are_told_apart() {
+fn absent_zero_and_not_finite_are_distinguished() {
     let var = |x: f32| Var::new(&[x, 1.], CPU).unwrap();
     let (fine, absent, zero, nan, inf) = (var(1.), var(1.), var(1.), var(-1.), var(0.));
     let term = |x: Result<Tensor>| x.unwrap().sum_all().unwrap();
@@ -190,7 +192,7 @@ fn absent_zero_and_not_finite_are_told_apart() {
 fn a_weight_of_zero_reaches_nothing() {
     let (loss, vars) = loss(|x| Ok(x.clone()));
     grad::assert_reaches(&loss, grad::named(&vars, "")).unwrap();
-    // candle does not follow the graph behind a factor of zero; behind a zero tensor it does, and finds zeros.
+    // candle ends the graph at a factor of zero. Through a zero tensor it passes a zero gradient.
     let number = (&loss * 0.).unwrap();
     let error = grad::assert_reaches(&number, grad::named(&vars, "")).unwrap_err();
     assert!(
@@ -211,7 +213,7 @@ fn a_weight_of_zero_reaches_nothing() {
 
 #[test]
 fn norms_neither_overflow_nor_vanish() {
-    // Squared in f32, the first would be infinite and the second zero.
+    // The square in f32 is infinite for the first scale and zero for the second.
     for scale in [3e30f32, 3e-30] {
         let w = Var::new(&[1f32, 1.], CPU).unwrap();
         let loss = (w.as_tensor() * Tensor::new(&[3f32, 4.], CPU).unwrap()).unwrap();
@@ -227,7 +229,7 @@ fn norms_neither_overflow_nor_vanish() {
 }
 
 #[test]
-fn a_check_that_cannot_tell_anything_is_an_error() {
+fn a_check_of_nothing_is_an_error() {
     let w = Var::ones((2, 2), DType::F32, CPU).unwrap();
     let rank2 = grad::assert_reaches(&w.sqr().unwrap(), [("w", &w)]).unwrap_err();
     assert!(
@@ -268,4 +270,39 @@ fn a_prefix_is_a_path() {
         names(""),
         ["b.1.norm.w", "b.1.w", "b.10.w", "b.1x", "cb.1.w"]
     );
+}
+
+#[test]
+fn buffers_of_batch_norm_are_no_parameters() {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, CPU);
+    let fc = candle_nn::linear_no_bias(4, 3, vb.pp("fc")).unwrap();
+    let norm = candle_nn::batch_norm(3, 1e-5, vb.pp("norm")).unwrap();
+    let all = vars.data().lock().unwrap().len();
+    assert_eq!(all, 5, "candle registers both buffers as variables");
+    let x = Tensor::new(
+        &[[1f32, -2., 3., 5.], [0., 1., 4., -1.], [2., 2., -3., 0.]],
+        CPU,
+    )
+    .unwrap();
+    let y = norm.forward_train(&fc.forward(&x).unwrap()).unwrap();
+    let loss = y.powf(3.).unwrap().mean_all().unwrap();
+    let named = grad::named(&vars, "");
+    let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["fc.weight", "norm.bias", "norm.weight"]);
+    grad::assert_reaches(&loss, named).unwrap();
+    assert!(grad::named(&vars, "norm.running_mean").is_empty());
+
+    // Only the last part of a name counts.
+    let vars = VarMap::new();
+    for name in [
+        "running_mean",
+        "running_var.w",
+        "my_running_var",
+        "a.running_var",
+    ] {
+        vars.get(1, name, Init::Const(0.), DType::F32, CPU).unwrap();
+    }
+    let names: Vec<String> = grad::named(&vars, "").into_iter().map(|v| v.0).collect();
+    assert_eq!(names, ["my_running_var", "running_var.w"]);
 }

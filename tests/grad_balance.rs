@@ -1,4 +1,5 @@
-//! Gradient balance: closed forms, extreme sizes, what one loss does not reach, and λ over training.
+//! Gradient balance: closed forms, extreme magnitudes, parameters of one loss only, and λ over
+//! training.
 
 mod common;
 mod loss_common;
@@ -32,7 +33,7 @@ fn balance(
 proptest! {
     #![proptest_config(cases(48))]
 
-    /// Norms and cosines of the concatenated gradients, over any sizes that f64 holds.
+    /// Norms and cosines of the concatenated gradients, at magnitudes over the range of f64.
     #[test]
     fn groups_are_their_concatenated_gradients(seed: u64, up in -140i32..140, down in -140i32..140) {
         let (up, down) = (10f64.powi(up), 10f64.powi(down));
@@ -51,7 +52,7 @@ proptest! {
             (&report.groups[0], 1..3), (&report.groups[1], 0..3), (&report.groups[2], 0..1),
             (&report.shared, 0..3), (&report.overall, 0..3),
         ] {
-            // Divided by the scale, so that plain sums serve.
+            // The division by the scale keeps plain sums finite.
             let cat = |g: &[Tensor], s: f64| g[range.clone()].iter().flat_map(flat).map(|v| v / s).collect::<Vec<_>>();
             let (x, y) = (cat(&a, up), cat(&b, down));
             let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
@@ -60,14 +61,14 @@ proptest! {
             assert_close(&[group.cosine], &[dot(&x, &y) / (nx * ny)], 1e-12);
             assert_close(&[group.ratio() / (down / up)], &[ny / nx], 1e-12);
         }
-        // and what λ is for
+        // The suggested λ has the target ratio.
         let lambda = report.suggested_lambda(0.25).unwrap().unwrap();
         assert_close(&[lambda * report.shared.ratio()], &[0.25], 1e-12);
     }
 }
 
 #[test]
-fn sizes_that_their_own_type_could_not_square() -> Result<()> {
+fn magnitudes_whose_squares_overflow_their_type() -> Result<()> {
     for (dtype, scale) in [
         (DType::F32, 3e30),
         (DType::F32, 3e-30),
@@ -119,7 +120,7 @@ fn parameters_that_one_loss_does_not_reach() -> Result<()> {
     assert!(
         p.norm_inv == 0. && p.norm_equiv > 0. && p.ratio() == f64::INFINITY && p.cosine.is_nan()
     );
-    // λ looks at the trunk alone.
+    // λ depends on the trunk only.
     assert_eq!(
         (report.shared.norm_inv, report.shared.norm_equiv),
         (t.norm_inv, t.norm_equiv)
@@ -130,7 +131,7 @@ fn parameters_that_one_loss_does_not_reach() -> Result<()> {
         1e-14,
     );
     assert_close(&[report.overall.norm_inv], &[(5f64 + 2.).sqrt()], 1e-14);
-    // Nothing shared: nothing to suggest, whatever the rest.
+    // Without a shared parameter there is no suggestion.
     let apart = balance(
         &inv,
         &linear(&projector, &Tensor::new(&[1., 1.], CPU)?),
@@ -164,7 +165,7 @@ fn agreement_and_conflict() -> Result<()> {
 }
 
 #[test]
-fn gradients_that_are_not_finite_are_seen_and_suggest_nothing() -> Result<()> {
+fn gradients_that_are_not_finite_suggest_nothing() -> Result<()> {
     let (w, v) = (Var::new(&[0f32, 1.], CPU)?, Var::new(&[1f32], CPU)?);
     let broken = (w.sqrt()?.sum_all()? + v.sum_all()?)?; // the derivative at 0 is infinite
     let fine = (w.sum_all()? + v.sum_all()?)?;
@@ -184,7 +185,7 @@ fn gradients_that_are_not_finite_are_seen_and_suggest_nothing() -> Result<()> {
 }
 
 #[test]
-fn prefixes_are_paths_and_stores_serve_as_well() -> Result<()> {
+fn prefixes_are_paths_and_gradient_stores_agree() -> Result<()> {
     let map = VarMap::new();
     for name in ["b.1.w", "b.1.norm.w", "b.10.w"] {
         map.get(2, name, Init::Const(1.), DType::F32, CPU)?;
@@ -224,7 +225,7 @@ fn config() -> LambdaConfig {
     LambdaConfig::default()
 }
 
-/// A report whose shared ratio is this.
+/// A report with this shared ratio.
 fn ratio(ratio: f64) -> GradientBalance {
     let w = Var::new(1f64, CPU).unwrap();
     balance(&w, &(w.as_tensor() * ratio).unwrap(), &[("w", &w)], &[])
@@ -248,10 +249,10 @@ fn lambda_follows_the_logarithm_of_the_ratio() -> Result<()> {
         assert_eq!(
             balancer.update(&ratio(0.)),
             balancer.lambda(),
-            "nothing suggested, nothing changed"
+            "without a suggestion λ stays"
         );
     }
-    // It comes to rest where the target is met, and goes on from a checkpoint to the bit.
+    // It converges to the target, and resumes from a checkpoint to the bit.
     for _ in 0..200 {
         balancer.update(&ratio(4.));
     }
@@ -369,7 +370,7 @@ fn bad_input_is_named() -> Result<()> {
 }
 
 #[test]
-fn lambda_starts_and_goes_on_within_its_bounds() -> Result<()> {
+fn lambda_starts_and_resumes_within_its_bounds() -> Result<()> {
     let bounds = |initial| LambdaConfig {
         initial,
         min: 0.1,
@@ -403,4 +404,15 @@ fn tied_weights_count_once() -> Result<()> {
     assert_eq!(twice.groups[0], once.groups[0]);
     assert_eq!(twice.groups[1].norm_inv, once.groups[0].norm_inv);
     Ok(())
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn settings_survive_json() {
+    let config = LambdaConfig {
+        target_ratio: 0.3,
+        ..config()
+    };
+    let text = serde_json::to_string(&config).unwrap();
+    assert_eq!(serde_json::from_str::<LambdaConfig>(&text).unwrap(), config);
 }

@@ -13,10 +13,12 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use loss_common::{rng, tokens};
 use ser_reg::group::D4;
-use ser_reg::loss::{InfoNce, Negatives, NtXent, TokenSet, info_nce, nt_xent, nt_xent_ragged};
-use ser_reg::projector::ProjectorConfig;
+use ser_reg::loss::{
+    Contrastive, ContrastiveOutput, TokenSet, info_nce, nt_xent, nt_xent_ragged, nt_xent_symmetric,
+};
+use ser_reg::ser::Objective;
 use ser_reg::view::Relative;
-use ser_reg::{SerConfig, SerLoss, TokenGrid};
+use ser_reg::{MapPair, Projector, ProjectorConfig, SerConfig, SerLoss, TokenGrid};
 
 struct Counting;
 
@@ -58,6 +60,8 @@ fn peak_of(f: impl FnOnce() -> ser_reg::Result<Tensor>) -> ser_reg::Result<f64> 
     Ok((PEAK.load(Relaxed) - before) as f64 / MIB)
 }
 
+type Run = fn(&Tensor, &Tensor, &Contrastive) -> ser_reg::Result<ContrastiveOutput>;
+
 fn pair((b, n, d): (usize, usize, usize)) -> Result<(Var, Var)> {
     let rng = &mut rng(1);
     Ok((
@@ -85,19 +89,19 @@ fn peak_is_small_at_the_papers_size_and_at_four_times_as_many_tokens() -> ser_re
     for (images, forward_limit, limit) in [(16, 32.0, 32.0), (64, 64.0, 80.0)] {
         let (z, zp) = pair((images, 196, 512))?;
         let gradients = 2.0 * z.elem_count() as f64 * 4.0 / MIB;
-        for symmetric in [false, true] {
-            let config = NtXent {
-                symmetric,
-                ..Default::default()
-            };
+        for (name, run) in [
+            ("one direction", nt_xent as Run),
+            ("both", nt_xent_symmetric),
+        ] {
+            let config = Contrastive::default();
             let mut forward = 0.0;
             let whole = peak_of(|| {
-                let loss = nt_xent(&z, &zp, &config)?.loss;
+                let loss = run(&z, &zp, &config)?.loss;
                 forward = (PEAK.load(Relaxed) - LIVE.load(Relaxed)) as f64 / MIB;
                 Ok(loss)
             })? - gradients;
             println!(
-                "{images}x196x512 f32, symmetric {symmetric}: {forward:.1} MiB above inputs and gradients, {whole:.1} MiB with candle's backward"
+                "{images}x196x512 f32, {name}: {forward:.1} MiB above inputs and gradients, {whole:.1} MiB with candle's backward"
             );
             assert!(forward <= forward_limit, "{forward} MiB");
             assert!(whole <= limit, "{whole} MiB");
@@ -109,19 +113,20 @@ fn peak_is_small_at_the_papers_size_and_at_four_times_as_many_tokens() -> ser_re
 #[test]
 fn memory_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<()> {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
-    let config = NtXent {
+    let config = Contrastive {
         block_bytes: 1 << 20,
-        form: Negatives::BothViews,
         ..Default::default()
     };
-    let peak = |images: usize| {
-        let (z, zp) = pair((images, 64, 32))?;
-        peak_of(|| Ok(nt_xent(&z, &zp, &config)?.loss))
-    };
-    let (small, large) = (peak(16)?, peak(64)?);
-    println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");
-    // Four times the tokens; the matrix would have 16 times the entries, 128 MiB.
-    assert!(large <= 4.5 * small, "{small} MiB, then {large} MiB");
+    for run in [nt_xent as Run, nt_xent_symmetric] {
+        let peak = |images: usize| {
+            let (z, zp) = pair((images, 64, 32))?;
+            peak_of(|| Ok(run(&z, &zp, &config)?.loss))
+        };
+        let (small, large) = (peak(16)?, peak(64)?);
+        println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");
+        // Four times the tokens; the matrix would have 16 times the entries, 128 MiB.
+        assert!(large <= 4.5 * small, "{small} MiB, then {large} MiB");
+    }
     Ok(())
 }
 
@@ -139,8 +144,7 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     // Large beside what threads hold for their products, which comes and goes as they meet.
     let (z, zp) = pair((8, 128, 512))?;
     let set = z.elem_count() as f64 * 4.0 / MIB;
-    let config = NtXent {
-        symmetric: false,
+    let config = Contrastive {
         block_bytes: 1 << 18,
         ..Default::default()
     };
@@ -153,16 +157,12 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     );
 
     let (a, p) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
-    let groups: Vec<u32> = (0..1024).map(|i| i / 128).collect();
+    let labels: Vec<u32> = (0..1024).map(|i| i / 128).collect();
     let [anchors, keys] = [&a, &p].map(|tokens| TokenSet {
         tokens,
-        labels: &groups,
+        labels: &labels,
     });
-    let pair = least_peak_of(|| Ok(nt_xent_ragged(&a, &p, &groups, None, &config)?.loss))?;
-    let config = InfoNce {
-        block_bytes: 1 << 18,
-        ..Default::default()
-    };
+    let pair = least_peak_of(|| Ok(nt_xent_ragged(&a, &p, &labels, None, &config)?.loss))?;
     let sets = least_peak_of(|| Ok(info_nce(anchors, &p, &[anchors, keys], None, &config)?.loss))?;
     println!("{pair:.2} MiB as a pair, {sets:.2} as sets");
     assert!(
@@ -172,28 +172,35 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     Ok(())
 }
 
-/// The regularizer as a whole, projector and alignment included: linear in the tokens too.
+/// The equivariance loss with its head and the alignment.
 #[test]
 fn ser_loss_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<()> {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let config = SerConfig {
-        projector: Some(ProjectorConfig {
-            hidden: 32,
-            out: 32,
-            norm: true,
-        }),
-        block_bytes: 1 << 20,
-        ..Default::default()
+    let shape = ProjectorConfig {
+        hidden: 32,
+        out: 32,
+        norm: true,
     };
-    let ser = SerLoss::new(config, 32, vb)?;
+    let head = Projector::new(32, shape, vb)?;
+    let ser = SerLoss::new(SerConfig {
+        objective: Objective::NtXent(Contrastive {
+            block_bytes: 1 << 20,
+            ..Default::default()
+        }),
+        ..Default::default()
+    })?;
     let grid = TokenGrid::square(8)?;
     let peak = |images: usize| {
         let (map1, map2) = pair((images, 64, 32))?;
         let turns = D4::ALL.into_iter().cycle().take(images).collect();
         let relative = Relative::new(turns, grid, grid)?;
-        least_peak_of(|| Ok(ser.forward(&map1, &map2, &relative)?.loss))
+        least_peak_of(|| {
+            Ok(ser
+                .forward(&MapPair::new([&map1, &map2], &relative).head(&head))?
+                .loss)
+        })
     };
     let (small, large) = (peak(16)?, peak(64)?);
     println!("1,024 tokens: {small:.1} MiB, 4,096 tokens: {large:.1} MiB");

@@ -1,4 +1,5 @@
-//! The objectives without negatives: values by loops, derivatives by differences, and what is refused.
+//! The objectives without negatives: values by loops, derivatives by differences, and what is
+//! refused.
 
 mod loss_common;
 
@@ -11,8 +12,8 @@ use ser_reg::loss::{cosine, l1, mse, normalized_mse, smooth_l1};
 const EPS: f64 = 1e-6;
 
 type Loss = fn(&Tensor, &Tensor, Option<&[f32]>) -> ser_reg::Result<Tensor>;
-/// One token's value, by the textbook.
-type Twin = fn(&[f64], &[f64]) -> f64;
+/// The value of one token by its formula.
+type Formula = fn(&[f64], &[f64]) -> f64;
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -37,7 +38,7 @@ fn huber(a: &[f64], b: &[f64], beta: f64) -> f64 {
     mean_of(a, b, each)
 }
 
-const OBJECTIVES: [(&str, Loss, Twin); 6] = [
+const OBJECTIVES: [(&str, Loss, Formula); 6] = [
     ("mse", mse, |a, b| mean_of(a, b, |d| d * d)),
     (
         "normalized_mse",
@@ -83,17 +84,17 @@ fn pair(seed: u64, dtype: DType) -> Result<(Var, Var)> {
 }
 
 #[test]
-fn values_and_gradients_match_the_textbook() -> Result<()> {
+fn values_and_gradients_match_the_formulas() -> Result<()> {
     let (a, b) = pair(1, DType::F64)?;
     let weights = [0.5f32, 0.0, 2.0, 1.0, 0.25, 3.0];
-    for (name, loss, twin) in OBJECTIVES {
+    for (name, loss, formula) in OBJECTIVES {
         for weights in [None, Some(&weights[..])] {
             let value = |x: &[f64]| {
                 let (a, b) = x.split_at(24);
                 let w = |t: usize| weights.map_or(1.0, |w| f64::from(w[t]));
                 let total: f64 = (0..6).map(w).sum();
                 let each = a.chunks(4).zip(b.chunks(4)).enumerate();
-                each.map(|(t, (a, b))| w(t) * twin(a, b)).sum::<f64>() / total
+                each.map(|(t, (a, b))| w(t) * formula(a, b)).sum::<f64>() / total
             };
             let both = [flat(&a), flat(&b)].concat();
             let out = loss(&a, &b, weights)?;
@@ -113,7 +114,7 @@ fn values_and_gradients_match_the_textbook() -> Result<()> {
 }
 
 #[test]
-fn equal_tokens_are_at_rest() -> Result<()> {
+fn equal_tokens_have_no_gradient() -> Result<()> {
     let (a, _) = pair(2, DType::F64)?;
     let b = Var::from_tensor(&a.copy()?.detach())?;
     for (name, loss, _) in OBJECTIVES {
@@ -166,52 +167,49 @@ fn half_precision_squares_do_not_overflow() -> Result<()> {
 #[test]
 fn bad_input_is_named() -> Result<()> {
     let (a, b) = pair(4, DType::F32)?;
+    let (a, b) = (a.as_tensor(), b.as_tensor());
+    let (short, double) = (b.narrow(1, 0, 2)?, b.to_dtype(DType::F64)?);
+    let (ints, empty) = (a.to_dtype(DType::I64)?, a.narrow(1, 0, 0)?);
+    let scalar = Tensor::new(1f32, &Device::Cpu)?;
+    let (few, zeros, negative, nan) = (
+        [1f32; 5],
+        [0f32; 6],
+        [1., 1., 1., 1., 1., -2.],
+        [1., f32::NAN, 1., 1., 1., 1.],
+    );
     for (name, loss, _) in OBJECTIVES {
         let op = name.split(' ').next().expect("a name");
-        assert_says(
-            loss(&a, &b.narrow(1, 0, 2)?, None),
-            &[op, "one shape", "[2, 3, 4]", "[2, 2, 4]"],
-        );
-        assert_says(
-            loss(&a, &b.to_dtype(DType::F64)?, None),
-            &[op, "one type", "f32", "f64"],
-        );
-        let ints = a.to_dtype(DType::I64)?;
-        assert_says(
-            loss(&ints, &ints, None),
-            &[op, "f16, bf16, f32 or f64", "i64"],
-        );
-        let empty = a.narrow(1, 0, 0)?;
-        assert_says(
-            loss(&empty, &empty, None),
-            &[op, "at least one token", "[2, 0, 4]"],
-        );
-        let scalar = Tensor::new(1f32, &Device::Cpu)?;
-        assert_says(loss(&scalar, &scalar, None), &[op, "tokens", "scalar"]);
-        assert_says(
-            loss(&a, &b, Some(&[1.0; 5])),
-            &[op, "one weight per token, 6", "5"],
-        );
-        assert_says(loss(&a, &b, Some(&[0.0; 6])), &[op, "above 0", "all 0"]);
-        assert_says(
-            loss(&a, &b, Some(&[1., 1., 1., 1., 1., -2.])),
-            &[op, "at least 0", "-2"],
-        );
+        for (a, b, weights, parts) in [
+            (
+                a,
+                &short,
+                None,
+                &["one shape", "[2, 3, 4]", "[2, 2, 4]"][..],
+            ),
+            (a, &double, None, &["one type", "f32", "f64"]),
+            (&ints, &ints, None, &["f16, bf16, f32 or f64", "i64"]),
+            (&empty, &empty, None, &["at least one token", "[2, 0, 4]"]),
+            (&scalar, &scalar, None, &["tokens", "scalar"]),
+            (a, b, Some(&few[..]), &["one weight per token, 6", "5"]),
+            (a, b, Some(&zeros[..]), &["above 0", "all 0"]),
+            (a, b, Some(&negative[..]), &["at least 0", "-2"]),
+            (a, b, Some(&nan[..]), &["finite weights", "NaN"]),
+        ] {
+            assert_says(loss(a, b, weights), &[op]);
+            assert_says(loss(a, b, weights), parts);
+        }
     }
-    for bad in [-1.0, f64::NAN, f64::INFINITY] {
-        assert_says(
-            cosine(&a, &b, bad, None),
-            &["eps", "finite", &bad.to_string()],
-        );
-        assert_says(
-            normalized_mse(&a, &b, bad, None),
-            &["eps", "finite", &bad.to_string()],
-        );
-        assert_says(
-            smooth_l1(&a, &b, bad, None),
-            &["beta", "above 0", &bad.to_string()],
-        );
+    for bad in [-1.0, f64::NAN, f64::INFINITY, 1e300, 1e-46] {
+        let got = format!("{bad:e}");
+        for (result, field) in [
+            (cosine(a, b, bad, None), "eps"),
+            (normalized_mse(a, b, bad, None), "eps"),
+            (smooth_l1(a, b, bad, None), "beta"),
+        ] {
+            assert_says(result, &[field, "finite value above 0", &got]);
+        }
     }
-    assert_says(smooth_l1(&a, &b, 0.0, None), &["beta", "above 0", "got 0"]);
+    assert_says(smooth_l1(a, b, 0.0, None), &["beta", "above 0", "got 0"]);
+    assert!(cosine(a, b, 0.0, None).is_ok());
     Ok(())
 }

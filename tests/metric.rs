@@ -1,23 +1,19 @@
-//! The equivariance scores: exact maps score 1, others do not, and every formula equals a slow twin.
+//! The equivariance scores: exact maps score 1, others do not, and every formula equals a slow reference.
+
+mod common;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::ops::softmax;
-use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::group::{Affine, D4, Scale};
-use ser_reg::metric::{Comparison, EqScore, Scores};
-use ser_reg::{Error, GridOperator, GroupAction, Layout, Resample, TokenGrid};
+use common::random;
+use rand::{SeedableRng, rngs::StdRng};
+use ser_reg::group::{Affine, D4, Element, Scale};
+use ser_reg::metric::{Comparison, EqScore, Layer, Report, Scores, stride_aligned};
+use ser_reg::{GridOperator, GroupAction, Layout, Resample, TokenGrid};
 
 const CPU: &Device = &Device::Cpu;
 
 fn rng() -> StdRng {
     StdRng::seed_from_u64(7)
-}
-
-fn random(shape: &[usize], seed: u64) -> Tensor {
-    let mut rng = StdRng::seed_from_u64(seed);
-    let n = shape.iter().product();
-    let values: Vec<f64> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
-    Tensor::from_vec(values, shape, CPU).unwrap()
 }
 
 fn grid(rows: usize, cols: usize) -> TokenGrid {
@@ -55,7 +51,7 @@ fn between(a: &Tensor, v: &Tensor) -> Comparison {
     let mut maps = [a, v].into_iter();
     let score = EqScore::new(grid(1, n));
     let images = Tensor::zeros((images, 1, 1, n), DType::F64, CPU).unwrap();
-    let next = |_: &Tensor| Ok::<_, Error>(maps.next().unwrap().clone());
+    let next = |_: &Tensor| Ok(maps.next().unwrap().clone());
     score
         .measure(&images, &[D4::IDENTITY], &mut rng(), next)
         .unwrap()
@@ -151,7 +147,7 @@ impl Vit {
     fn score(&self) -> Scores {
         let images = random(&[8, 1, 28, 28], 3);
         let mut score = EqScore::new(grid(7, 7));
-        score.layout.prefix = self.cls as usize;
+        score.layers[0].layout.prefix = self.cls as usize;
         let report = score.measure(&images, &D4::ALL[1..], &mut rng(), |x| self.forward(x));
         report.unwrap().mean.score
     }
@@ -172,7 +168,7 @@ fn an_untrained_vit_without_positions_and_with_a_symmetric_patch_kernel_scores_o
 }
 
 #[test]
-fn scores_equal_a_slow_twin() -> Result<()> {
+fn scores_equal_a_slow_reference() -> Result<()> {
     let (a, v) = (random(&[3, 4, 5], 1), random(&[3, 4, 5], 2));
     let v = ((v * 0.7)? + &a)?.affine(1., 0.3)?;
     let scores = between(&a, &v).score;
@@ -268,6 +264,7 @@ fn what_is_undefined_is_left_out_and_nan_is_not_hidden() {
             s.centered,
             s.correlation,
             s.relative_error,
+            s.mse,
             s.max_abs,
         ] {
             assert!(score.is_nan(), "{s:?}");
@@ -304,12 +301,6 @@ fn only_positions_with_a_preimage_count() {
         .measure(&images, &[down], &mut rng(), first_row_broken)
         .unwrap();
     assert_eq!(masked, report);
-
-    let away = Affine::translation(2., 0.).unwrap();
-    let error = score
-        .measure(&images, &[away], &mut rng(), pool)
-        .unwrap_err();
-    assert!(error.to_string().contains("preimage"), "{error}");
 }
 
 #[test]
@@ -393,80 +384,287 @@ fn every_float_type_is_scored_in_f64() {
 #[test]
 fn bad_input_is_named() {
     let score = EqScore::new(grid(4, 4));
-    let run = |score: &EqScore, shape: &[usize], elements: &[D4]| {
-        let pool = |x: &Tensor| x.avg_pool2d(2);
+    let pool = |x: &Tensor| x.avg_pool2d(2);
+    let run = |score: &EqScore, shape: &[usize], elements: &[Element]| {
         let result = score.measure(&random(shape, 1), elements, &mut rng(), pool);
         result.unwrap_err().to_string()
     };
-    let turn = &[D4::ROT90][..];
-    let cases = [
+    let turn = &[Element::from(D4::ROT90)][..];
+    let larger = &[Element::from(Scale::new(1.5, 1.5).unwrap())][..];
+    let away = &[Element::from(Affine::translation(2., 0.).unwrap())][..];
+    let chunk = EqScore {
+        chunk: 0,
+        ..score.clone()
+    };
+    let layers = |n| EqScore {
+        layers: vec![grid(4, 4).into(); n],
+        ..score.clone()
+    };
+    let shape = &[2, 1, 8, 8][..];
+    let several = |score: &EqScore, count: usize| {
+        let map = |x: &Tensor| Ok(vec![pool(x)?; count]);
+        let result = score.measure_layers(&random(shape, 1), turn, &mut rng(), map);
+        result.unwrap_err().to_string()
+    };
+    for (text, parts) in [
         (
             run(&score, &[2, 8, 8], turn),
-            ["4x4 token grid", "[2, 8, 8]"],
+            ["images (B, C, H, W)", "[2, 8, 8]"],
         ),
         (
-            run(&score, &[2, 1, 9, 8], turn),
-            ["multiples", "[2, 1, 9, 8]"],
+            run(&score, &[0, 1, 8, 8], turn),
+            ["empty side", "[0, 1, 8, 8]"],
         ),
         (
-            run(&score, &[2, 1, 8, 9], turn),
-            ["multiples", "[2, 1, 8, 9]"],
+            run(&score, &[2, 1, 0, 8], turn),
+            ["empty side", "[2, 1, 0, 8]"],
         ),
-        (run(&score, &[0, 1, 8, 8], turn), ["B > 0", "[0, 1, 8, 8]"]),
         (
-            run(&score, &[2, 1, 8, 8], &[]),
-            ["at least one element", "0"],
+            run(&score, &[2, 1, 9, 8], larger),
+            ["multiples of the 4x4", "[2, 1, 9, 8]"],
         ),
+        (
+            run(&score, &[2, 1, 8, 9], larger),
+            ["multiples of the 4x4", "[2, 1, 8, 9]"],
+        ),
+        (run(&score, shape, &[]), ["at least one element", "0"]),
+        (run(&score, shape, away), ["preimage", "leaves none"]),
         // The closure's map does not fit the grid.
         (
             run(&score, &[2, 1, 16, 16], turn),
             ["(B, C, 4, 4)", "[2, 1, 8, 8]"],
         ),
         (
-            run(
-                &EqScore {
-                    chunk: 0,
-                    ..score.clone()
-                },
-                &[2, 1, 8, 8],
-                turn,
-            ),
-            ["in a chunk", "0"],
+            run(&score, &[2, 1, 11, 8], turn),
+            ["(B, C, 4, 4)", "[2, 1, 5, 4]"],
         ),
-    ];
-    for (text, parts) in cases {
+        (run(&chunk, shape, turn), ["in a chunk", "0"]),
+        (run(&layers(2), shape, turn), ["one layer", "got 2"]),
+        (run(&layers(0), shape, turn), ["one layer", "got 0"]),
+        (several(&layers(0), 0), ["at least one layer", "none"]),
+        (several(&layers(2), 1), ["2 maps", "got 1"]),
+    ] {
         assert!(parts.iter().all(|p| text.contains(p)), "{text}");
     }
 
     let images = random(&[2, 1, 4, 4], 1);
-    let first_only = |x: &Tensor| x.narrow(0, 0, 1);
-    let error = score
-        .measure(&images, turn, &mut rng(), first_only)
-        .unwrap_err();
-    assert!(error.to_string().contains("2 images"), "{error}");
     let mut channels = 0;
     let growing = |x: &Tensor| {
         channels += 1;
         x.repeat((1, channels, 1, 1))
     };
-    let error = score
-        .measure(&images, turn, &mut rng(), growing)
-        .unwrap_err();
-    assert!(error.to_string().contains("[2, 16, 2]"), "{error}");
+    let error = |result: ser_reg::Result<Report<Element>>| result.unwrap_err().to_string();
+    let text = error(score.measure(&images, turn, &mut rng(), |x| x.narrow(0, 0, 1)));
+    assert!(text.contains("2 images"), "{text}");
+    let text = error(score.measure(&images, turn, &mut rng(), growing));
+    assert!(text.contains("[2, 16, 2]"), "{text}");
     // The closure's own error comes out as it is.
-    let mine = |_: &Tensor| -> anyhow::Result<Tensor> { anyhow::bail!("mine") };
-    let error = score.measure(&images, turn, &mut rng(), mine).unwrap_err();
-    assert_eq!(error.to_string(), "mine");
+    let mine = |_: &Tensor| -> Result<Tensor> { Err(candle_core::Error::msg("mine")) };
+    // (A backtrace follows where one is asked for.)
+    let text = error(score.measure(&images, turn, &mut rng(), mine));
+    assert!(text.starts_with("mine"), "{text}");
+}
+
+/// A convolution or pooling with symmetric kernels is exact under D4 if its stride is aligned, and not
+/// otherwise.
+#[test]
+fn a_symmetric_layer_is_exact_if_and_only_if_its_stride_is_aligned() {
+    let (mut exact, mut broken) = (0, 0);
+    for kernel in 1..=5usize {
+        for stride in 1..=4usize {
+            for padding in 0..=kernel / 2 {
+                for side in 6..=11usize {
+                    let weights = symmetrized(&random(&[4, 2, kernel, kernel], 1));
+                    let images = random(&[3, 2, side, side], 2);
+                    let layer = |x: &Tensor| x.conv2d(&weights, padding, stride, 1, 1);
+                    let tokens = (side + 2 * padding - kernel) / stride + 1;
+                    let what = format!("side {side} kernel {kernel} stride {stride} pad {padding}");
+                    let score = EqScore::new(grid(tokens, tokens));
+                    let report = score
+                        .measure(&images, &D4::ALL[1..], &mut rng(), layer)
+                        .unwrap();
+                    if stride_aligned(side, kernel, stride, padding).unwrap() {
+                        assert_exact(&report.mean.score, what);
+                        exact += 1;
+                    } else {
+                        assert!(
+                            report.mean.score.relative_error > 0.05,
+                            "{what}: {report:?}"
+                        );
+                        broken += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(exact > 100 && broken > 100, "{exact} {broken}");
+}
+
+#[test]
+fn an_impossible_layer_has_no_alignment() {
+    let max = usize::MAX;
+    for (layer, part) in [
+        ([0, 3, 2, 1], "at least 1"),
+        ([8, 0, 2, 0], "at least 1"),
+        ([8, 3, 0, 1], "at least 1"),
+        ([8, 3, 2, 3], "padding below the kernel"),
+        ([8, 9, 2, 0], "fits into the padded side"),
+        ([8, max, 2, max - 1], "fits into the padded side"),
+        ([max, max, 2, 1], "fits into the padded side"),
+    ] {
+        let [side, kernel, stride, padding] = layer;
+        let text = stride_aligned(side, kernel, stride, padding)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains(part) && text.contains(&kernel.to_string()),
+            "{text}"
+        );
+    }
+    assert!(stride_aligned(max, 1, max - 1, 0).unwrap());
+}
+
+/// The grid of a padded layer does not divide the image; sides that differ, and several layers.
+#[test]
+fn images_need_not_be_multiples_of_the_grid() {
+    let weights = symmetrized(&random(&[4, 2, 3, 3], 1));
+    let strided = |x: &Tensor| x.conv2d(&weights, 1, 2, 1, 1);
+    let images = random(&[3, 2, 9, 17], 2);
+    let score = EqScore {
+        layers: vec![grid(5, 9).into(), grid(9, 17).into(), grid(3, 5).into()],
+        chunk: 2,
+        ..EqScore::new(grid(5, 9))
+    };
+    let maps = |x: &Tensor| {
+        let fine = strided(x)?;
+        let coarse = fine.narrow(1, 0, 2)?.conv2d(&weights, 1, 2, 1, 1)?;
+        Ok(vec![fine, x.sqr()?, coarse])
+    };
+    let reports = score
+        .measure_layers(&images, &D4::ALL, &mut rng(), maps)
+        .unwrap();
+    for report in &reports {
+        report
+            .elements
+            .iter()
+            .for_each(|(g, c)| assert_exact(&c.score, g));
+    }
+    // A motion keeps the size of the image; what leaves it does not count.
+    let shift = Affine::translation(2. / 9., 0.).unwrap();
+    let score = EqScore::new(grid(9, 17));
+    let report = score
+        .measure(&images, &[shift], &mut rng(), Tensor::sqr)
+        .unwrap();
+    assert_exact(&report.mean.score, "shift");
+    // A quarter turn of a square image whose grid is not square.
+    let images = random(&[3, 2, 9, 9], 2);
+    let lines = |x: &Tensor| x.narrow(2, 0, 5);
+    let report = EqScore::new(grid(5, 9)).measure(&images, &[D4::ROT90], &mut rng(), lines);
+    assert!(report.unwrap().mean.score.relative_error > 0.1);
+}
+
+#[test]
+fn scores_do_not_depend_on_the_scale_of_the_maps() {
+    let (a, v) = (random(&[3, 4, 5], 1), random(&[3, 4, 5], 2));
+    let v = ((v * 0.7).unwrap() + &a).unwrap();
+    let plain = between(&a, &v);
+    let near = |x: f64, y: f64| (x / y - 1.).abs() < 1e-9;
+    for unit in [1e-300, 1e-200, 1e-82, 1e78, 1e200, 1e300] {
+        let c = between(&(&a * unit).unwrap(), &(&v * unit).unwrap());
+        for (s, expected) in [
+            (c.score, plain.score),
+            (c.shuffled_images.unwrap(), plain.shuffled_images.unwrap()),
+        ] {
+            assert!(near(s.cosine, expected.cosine), "{unit:e}: {s:?}");
+            assert!(near(s.centered, expected.centered), "{unit:e}: {s:?}");
+            assert!(near(s.correlation, expected.correlation), "{unit:e}: {s:?}");
+            assert!(
+                near(s.relative_error, expected.relative_error),
+                "{unit:e}: {s:?}"
+            );
+            assert!(near(s.max_abs / unit, expected.max_abs), "{unit:e}: {s:?}");
+        }
+        // Each map has a scale of its own in the cosines.
+        let one = between(&a, &(&v * unit).unwrap()).score;
+        assert!(near(one.cosine, plain.score.cosine), "{unit:e}: {one:?}");
+        assert!(
+            near(one.correlation, plain.score.correlation),
+            "{unit:e}: {one:?}"
+        );
+    }
+    // A zero map against a tiny one is wrong by all of it.
+    let tiny = (&v * 1e-200).unwrap();
+    let s = between(&tiny.zeros_like().unwrap(), &tiny).score;
+    approx::assert_relative_eq!(s.relative_error, 1., max_relative = 1e-12);
+}
+
+#[test]
+fn decibels_are_their_formula_and_errors_are_averaged() {
+    let (a, v) = (random(&[3, 4, 5], 1), random(&[3, 4, 5], 2));
+    let s = between(&a, &v).score;
+    let mse = (&a - &v).unwrap().sqr().unwrap().mean_all().unwrap();
+    let mse = mse.to_scalar::<f64>().unwrap();
+    approx::assert_relative_eq!(s.mse, mse, max_relative = 1e-12);
+    let expected = 10. * (4. / mse).log10();
+    approx::assert_relative_eq!(s.psnr(2.).unwrap(), expected, max_relative = 1e-12);
+    assert_eq!(between(&a, &a).score.psnr(2.).unwrap(), f64::INFINITY);
+    let nan = between(&a, &(&v * f64::NAN).unwrap()).score;
+    assert!(nan.mse.is_nan() && nan.psnr(1.).unwrap().is_nan());
+    for range in [0., -1., f64::NAN, f64::INFINITY] {
+        let text = s.psnr(range).unwrap_err().to_string();
+        assert!(
+            text.contains("above 0") && text.contains(&range.to_string()),
+            "{text}"
+        );
+    }
+
+    // EQ-T: shifts by one token down, up, right and left. What comes in over the border does not count.
+    let x = random(&[3, 2, 8, 8], 1);
+    let pool = |x: &Tensor| x.avg_pool2d(2);
+    let shift = |dy, dx| Affine::translation(dy, dx).unwrap();
+    let shifts = [
+        shift(0.25, 0.),
+        shift(-0.25, 0.),
+        shift(0., 0.25),
+        shift(0., -0.25),
+    ];
+    let eq = EqScore::new(grid(4, 4));
+    let decibels = |s: &Scores| s.psnr(2.).unwrap();
+    let exact = eq.measure(&x, &shifts, &mut rng(), pool).unwrap();
+    assert!(decibels(&exact.mean.score) > 250.);
+    let turns = eq.measure(&x, &D4::ALL[1..4], &mut rng(), pool).unwrap();
+    assert!(decibels(&turns.mean.score) > 250.);
+    // A map that adds its row: down by one, every valid token is off by one.
+    let rows = Tensor::arange(0f64, 4., CPU)
+        .unwrap()
+        .reshape((1, 1, 4, 1))
+        .unwrap();
+    let numbered = |x: &Tensor| pool(x)?.broadcast_add(&rows);
+    let report = eq.measure(&x, &shifts, &mut rng(), numbered).unwrap();
+    let each: Vec<f64> = report
+        .elements
+        .iter()
+        .map(|(_, c)| decibels(&c.score))
+        .collect();
+    let one_off = 10. * 4f64.log10();
+    approx::assert_relative_eq!(each[0], one_off, max_relative = 1e-9);
+    approx::assert_relative_eq!(each[1], one_off, max_relative = 1e-9);
+    assert!(each[2] > 250. && each[3] > 250.);
+    // Half of the elements have that error, half none: errors are averaged, not decibels.
+    let mean = decibels(&report.mean.score);
+    approx::assert_relative_eq!(mean, 10. * 8f64.log10(), max_relative = 1e-9);
 }
 
 #[test]
 fn channels_may_come_last() {
     let images = random(&[3, 2, 4, 6], 1);
-    let mut score = EqScore::new(grid(4, 6));
-    score.layout = Layout {
-        channels: ser_reg::Channels::Last,
-        ..Default::default()
-    };
+    let score = EqScore::new(Layer {
+        grid: grid(4, 6),
+        layout: Layout {
+            channels: ser_reg::Channels::Last,
+            ..Default::default()
+        },
+    });
     let net = |x: &Tensor| x.sqr()?.permute((0, 2, 3, 1));
     let report = score.measure(&images, &[D4::TRANSPOSE, D4::identity()], &mut rng(), net);
     assert_exact(&report.unwrap().mean.score, "channels last");

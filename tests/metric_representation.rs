@@ -1,4 +1,6 @@
-//! SEIS and CKA: known figures, slow twins that form what the metrics avoid, and what must not change a score.
+//! SEIS and CKA: known values, slow references that form what the metrics avoid, and what must not
+//! change a score.
+#![cfg(feature = "metrics")]
 
 use approx::assert_relative_eq;
 use candle_core::{D, DType, Device, Tensor};
@@ -500,62 +502,65 @@ fn cka_names_bad_input() {
 }
 
 /// Two layers of one net, that know nothing of direction.
-fn pools(x: &Tensor) -> ser_reg::Result<Vec<Tensor>> {
+fn pools(x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
     let pooled = x.avg_pool2d(2)?;
     Ok(vec![pooled.clone(), pooled.avg_pool2d(2)?])
 }
 
+fn layers(grids: &[TokenGrid]) -> EqScore {
+    EqScore {
+        layers: grids.iter().map(|&grid| grid.into()).collect(),
+        ..EqScore::new(grids[0])
+    }
+}
+
 #[test]
-fn pairs_of_maps_hold_the_upright_the_aligned_and_the_moved() -> ser_reg::Result<()> {
+fn matched_maps_hold_the_upright_the_aligned_and_the_moved() -> ser_reg::Result<()> {
     let images = normal(&[12, 3, 8, 12], 1);
-    let (fine, coarse) = (TokenGrid::new(4, 6)?, TokenGrid::new(2, 3)?);
-    let layers = [Layer::from(fine), Layer::from(coarse)];
+    let score = layers(&[TokenGrid::new(4, 6)?, TokenGrid::new(2, 3)?]);
     let mut seen = Vec::new();
-    let pairs = EqScore::new(coarse).map_pairs(&images, &D4::ROT90, &layers, |x| {
+    let all = score.matched_maps(&images, &D4::ROT90, |x| {
         seen.push(x.dims().to_vec());
         pools(x)
     })?;
     assert_eq!(seen, [[12, 3, 8, 12], [12, 3, 12, 8]]);
-    for (pair, upright) in pairs.iter().zip(pools(&images)?) {
+    for (maps, upright) in all.iter().zip(pools(&images)?) {
         let tokens = |x: &Tensor| x.flatten_from(2)?.transpose(1, 2)?.to_vec3::<f64>();
-        assert_eq!(pair.upright.to_vec3::<f64>()?, tokens(&upright)?);
-        assert_eq!(pair.aligned.to_vec3::<f64>()?, tokens(&turn(&upright))?);
-        let (aligned, moved) = pair.matched()?;
+        assert_eq!(maps.upright.to_vec3::<f64>()?, tokens(&upright)?);
+        assert_eq!(maps.aligned.to_vec3::<f64>()?, tokens(&turn(&upright))?);
+        let (aligned, moved) = maps.matched()?;
         let error = (aligned - moved)?.abs()?.max_all()?.to_scalar::<f64>()?;
         assert!(error < 1e-12, "{error}");
     }
     // What comes from outside the image is in no matched row.
     let down = Affine::translation(0.5, 0.)?;
-    let pairs = EqScore::new(coarse).map_pairs(&images, &down, &layers, pools)?;
-    assert_eq!(pairs[0].matched()?.0.dims(), [12, 12, 3]);
-    assert_eq!(pairs[0].moved.dims(), [12, 24, 3]);
+    let all = score.matched_maps(&images, &down, pools)?;
+    assert_eq!(all[0].matched()?.0.dims(), [12, 12, 3]);
+    assert_eq!(all[0].moved.dims(), [12, 24, 3]);
     Ok(())
 }
 
 #[test]
-fn images_must_move_onto_whole_tokens_of_every_layer() -> ser_reg::Result<()> {
+fn scaled_images_are_whole_tokens_of_every_layer() -> ser_reg::Result<()> {
     let images = normal(&[2, 3, 8, 12], 1);
-    let (fine, coarse) = (TokenGrid::new(4, 6)?, TokenGrid::new(2, 3)?);
-    let layers = [Layer::from(fine), Layer::from(coarse)];
-    let larger = [Scale::new(1.25, 1.)?];
-    let score =
-        |grid| EqScore::new(grid).measure_layers(&images, &larger, &layers, &mut rng(), pools);
-    let error = score(fine).unwrap_err().to_string();
+    let larger = [Scale::new(1.25, 1.25)?];
+    // The coarsest layer says how: 2x3 tokens times 1.25 are 3x4, of 4x4 pixels.
+    let mut seen = Vec::new();
+    let score = layers(&[TokenGrid::new(4, 6)?, TokenGrid::new(2, 3)?]);
+    score.measure_layers(&images, &larger, &mut rng(), |x| {
+        seen.push(x.dims()[2..].to_vec());
+        pools(x)
+    })?;
+    assert_eq!(seen, [[8, 12], [12, 16]]);
+    // Tokens of 2x3 pixels do not fit into that.
+    let score = layers(&[TokenGrid::new(4, 4)?, TokenGrid::new(2, 3)?]);
+    let maps = |x: &Tensor| Ok(vec![x.avg_pool2d((2, 3))?, x.avg_pool2d(4)?]);
+    let error = score.measure_layers(&images, &larger, &mut rng(), maps);
+    let error = error.unwrap_err().to_string();
     assert!(
-        error.contains("4x4 pixels a token") && error.contains("10x12"),
+        error.contains("2x3 pixels a token") && error.contains("12x16"),
         "{error}"
     );
-    assert!(score(coarse).is_ok(), "2x3 tokens times 1.25 are 3x3");
-    let error = |layers: &[Layer], count: usize| {
-        let map = |x: &Tensor| Ok::<_, ser_reg::Error>(pools(x)?.into_iter().take(count).collect());
-        let result =
-            EqScore::new(coarse).measure_layers(&images, &[D4::HFLIP], layers, &mut rng(), map);
-        result.unwrap_err().to_string()
-    };
-    assert!(error(&[], 0).contains("at least one layer"));
-    assert!(error(&layers, 1).contains("expected 2 maps"));
-    let odd = [Layer::from(TokenGrid::new(3, 3)?); 2];
-    assert!(error(&odd, 2).contains("multiples of the 3x3"));
     Ok(())
 }
 
@@ -567,14 +572,14 @@ fn several_layers_score_as_each_alone_in_one_run() -> ser_reg::Result<()> {
         prefix: 1,
         ..Default::default()
     };
-    let layers = [
+    let layers = vec![
         Layer::from(fine),
         Layer {
             grid: coarse,
             layout: prefix,
         },
     ];
-    let net = |x: &Tensor| -> ser_reg::Result<Vec<Tensor>> {
+    let net = |x: &Tensor| {
         let first = x.cumsum(3)?;
         let tokens = first.avg_pool2d(2)?.flatten_from(2)?.transpose(1, 2)?;
         let cls = tokens.mean_keepdim(1)?;
@@ -586,21 +591,46 @@ fn several_layers_score_as_each_alone_in_one_run() -> ser_reg::Result<()> {
         net(x)
     };
     let turns = &D4::ALL[1..];
-    let reports =
-        EqScore::new(coarse).measure_layers(&images, turns, &layers, &mut rng(), counted)?;
+    let score = EqScore {
+        layers: layers.clone(),
+        ..EqScore::new(coarse)
+    };
+    let reports = score.measure_layers(&images, turns, &mut rng(), counted)?;
     assert_eq!(calls, 8, "once upright, once per element");
     assert_ne!(reports[0], reports[1]);
-    for (i, layer) in layers.iter().enumerate() {
-        let score = EqScore {
-            layout: layer.layout,
-            ..EqScore::new(layer.grid)
-        };
-        let alone = score.measure(&images, turns, &mut rng(), |x| {
-            Ok::<_, ser_reg::Error>(net(x)?.remove(i))
-        })?;
+    for (i, layer) in layers.into_iter().enumerate() {
+        let one = |x: &Tensor| net(x).map(|mut maps: Vec<Tensor>| maps.remove(i));
+        let alone = EqScore::new(layer).measure(&images, turns, &mut rng(), one)?;
         for ((g, one), (h, all)) in alone.elements.iter().zip(&reports[i].elements) {
             assert_eq!((g, one.score), (h, all.score));
         }
     }
     Ok(())
+}
+
+#[test]
+fn representations_of_any_scale_compare_alike() {
+    let (x, y) = (normal(&[40, 6], 1), normal(&[40, 5], 2));
+    let y = (y + x.narrow(1, 0, 5).unwrap()).unwrap();
+    let maps = |x: &Tensor| x.reshape((5, 8, 6)).unwrap().transpose(1, 2).unwrap();
+    let mixed = (&x + normal(&[40, 6], 3)).unwrap();
+    let plain = seis(&maps(&x), &maps(&mixed));
+    for unit in [1e-300, 1e-160, 1e-82, 1e78, 1e160, 1e300] {
+        let scaled = |x: &Tensor| (x * unit).unwrap();
+        for hsic in [Hsic::Biased, Hsic::Debiased] {
+            let expected = cka(&x, &y, hsic).unwrap();
+            for (x, y) in [(scaled(&x), scaled(&y)), (scaled(&x), y.clone())] {
+                assert_relative_eq!(cka(&x, &y, hsic).unwrap(), expected, max_relative = 1e-9);
+            }
+        }
+        let report = seis(&scaled(&maps(&x)), &scaled(&maps(&mixed)));
+        assert_eq!(report.ranks, plain.ranks);
+        for (got, expected) in [
+            (report.score.equivariance, plain.score.equivariance),
+            (report.score.invariance, plain.score.invariance),
+            (report.shuffled.equivariance, plain.shuffled.equivariance),
+        ] {
+            assert_relative_eq!(got, expected, max_relative = 1e-9);
+        }
+    }
 }

@@ -1,9 +1,14 @@
-//! Grid operators against a slow twin, central differences, every dtype, and bad input.
+//! Grid operators against their definition, central differences, every dtype, and bad input.
 
 mod common;
 
+use std::rc::Rc;
+
 use candle_core::{DType, Device, Tensor, Var};
-use common::{LOCAL, PADDINGS, affine, cases, element, grid, max_gap, random, rng, values};
+use common::{
+    LOCAL, PADDINGS, affine, assert_gradient, assert_says, cases, element, grid, max_gap, random,
+    rng, values,
+};
 use proptest::prelude::*;
 use ser_reg::{
     Channels, Filter, GridOperator, GroupAction, Layout, Padding, Resample, TokenGrid,
@@ -12,9 +17,9 @@ use ser_reg::{
     testing,
 };
 
-/// The definition, cell by cell: `y(p) = Σ_ij k(v − i)·k(u − j)·x[i, j]` with `(v, u) = g⁻¹p` in cells and the grid
-/// continued beyond its border.
-fn slow_twin(
+/// The definition, cell by cell: `y(p) = Σ_ij k(v − i)·k(u − j)·x[i, j]` with `(v, u) = g⁻¹p` in
+/// cells and the grid continued beyond its border.
+fn by_definition(
     g: &impl GroupAction,
     x: &[f64],
     from: TokenGrid,
@@ -78,14 +83,14 @@ proptest! {
     #![proptest_config(cases(48))]
 
     #[test]
-    fn apply_matches_the_slow_twin(g in element(), from in grid(), to in grid(), cubic: bool, pad in 0usize..4, seed: u64) {
+    fn apply_matches_the_definition(g in element(), from in grid(), to in grid(), cubic: bool, pad in 0usize..4, seed: u64) {
         let resample = Resample {
             filter: if cubic { Filter::Bicubic } else { Filter::Bilinear },
             padding: PADDINGS[pad],
         };
         let x = random(&[1, from.len(), 1], seed);
         let operator = GridOperator::between(&[g], from, to, &resample).unwrap();
-        let want = slow_twin(&g, &values(&x), from, to, &resample);
+        let want = by_definition(&g, &values(&x), from, to, &resample);
         for (i, (w, y)) in want.iter().zip(values(&operator.apply(&x).unwrap())).enumerate() {
             prop_assert!((w - y).abs() < 1e-7, "cell {i}: {y}, not {w}");
         }
@@ -109,7 +114,8 @@ proptest! {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let got = operator.apply(&x.to_dtype(dtype).unwrap()).unwrap();
             prop_assert_eq!(got.dtype(), dtype);
-            // input rounding and the sum of absolute cubic weights, at most 1.6 squared, add up to a few units
+            // input rounding and the sum of absolute cubic weights, at most 1.6 squared, add up to
+            // a few units
             prop_assert!(max_gap(&want, &got) < 8.0 * testing::tolerance(dtype), "{:?}", dtype);
         }
     }
@@ -135,24 +141,7 @@ fn every_filter_has_the_gradient_of_central_differences() {
                     .sum_all()
                     .unwrap()
             };
-            let x = Var::from_tensor(&random(&[3, from.len(), 2], 2)).unwrap();
-            let grads = loss(&x).backward().unwrap();
-            let got = values(grads.get(&x).unwrap());
-            let base = values(&x);
-            for i in (0..base.len()).step_by(7) {
-                let at = |d: f64| {
-                    let mut v = base.clone();
-                    v[i] += d;
-                    let x = Tensor::from_vec(v, x.dims(), &Device::Cpu).unwrap();
-                    loss(&x).to_scalar::<f64>().unwrap()
-                };
-                let want = (at(1e-4) - at(-1e-4)) / 2e-4;
-                assert!(
-                    (want - got[i]).abs() < 1e-7 * (1.0 + want.abs()),
-                    "{filter:?} {padding:?} {i}: {} {want}",
-                    got[i]
-                );
-            }
+            assert_gradient(&random(&[3, from.len(), 2], 2), 1e-7, loss);
         }
     }
 }
@@ -285,27 +274,22 @@ fn layouts_keep_prefix_tokens_and_channel_order() {
     assert_eq!(got.dims(), [2, 3, 2, 4]);
     assert_eq!(max_gap(&got.flatten(1, 2).unwrap(), &want), 0.0);
 
-    let message = operator
-        .apply_in(Layout::default(), &vit)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("0 prefix tokens + 2x3") && message.contains("[2, 8, 4]"),
-        "{message}"
-    );
-    let message = operator.apply_in(last, &first).unwrap_err().to_string();
-    assert!(
-        message.contains("(B, 2, 3, C)") && message.contains("[2, 4, 2, 3]"),
-        "{message}"
-    );
-    let message = operator
-        .apply_in(last, &random(&[6, 4], 1))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("rank 3 or a map of rank 4") && message.contains("[6, 4]"),
-        "{message}"
-    );
+    let table: [(Layout, &Tensor, &[&str]); 3] = [
+        (
+            Layout::default(),
+            &vit,
+            &["0 prefix tokens + 2x3", "[2, 8, 4]"],
+        ),
+        (last, &first, &["(B, 2, 3, C)", "[2, 4, 2, 3]"]),
+        (
+            last,
+            &random(&[6, 4], 1),
+            &["rank 3 or a map of rank 4", "[6, 4]"],
+        ),
+    ];
+    for (layout, x, parts) in table {
+        assert_says(operator.apply_in(layout, x), parts);
+    }
 }
 
 #[test]
@@ -327,111 +311,278 @@ fn threads_do_not_change_the_result() {
 }
 
 #[test]
-fn bad_input_says_what_was_expected_and_what_came() {
+fn bad_tensors_are_refused() {
     let grid = TokenGrid::new(3, 4).unwrap();
-    let any = Resample::default();
-    let operator = GridOperator::new(&[D4::HFLIP], grid, &any).unwrap();
-    let zeros = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu).unwrap();
-    let fails = |result: ser_reg::Result<Tensor>, expected: &[&str]| {
-        let message = result.unwrap_err().to_string();
-        for part in expected {
-            assert!(message.contains(part), "{message:?} lacks {part:?}");
-        }
-    };
-    fails(
-        operator.apply(&zeros(&[12, 8])),
-        &["tokens (B, 12, C)", "[12, 8]"],
-    );
-    fails(
-        operator.apply(&zeros(&[2, 13, 8])),
-        &["without prefix", "3x4", "[2, 13, 8]"],
-    );
-    fails(
-        operator.apply(&zeros(&[2, 8, 4, 3])),
-        &["(B, C, 3, 4)", "[2, 8, 4, 3]"],
-    );
-    fails(
-        operator.apply(&zeros(&[0, 12, 8])),
-        &["at least one sample", "[0, 12, 8]"],
-    );
-    fails(
-        operator.apply(&zeros(&[2, 12, 0])),
-        &["one channel", "[2, 12, 0]"],
-    );
-    let two = GridOperator::new(&[D4::HFLIP, D4::VFLIP], grid, &any).unwrap();
-    fails(
-        two.apply(&zeros(&[3, 12, 8])),
-        &["a batch of 2", "[3, 12, 8]"],
-    );
-    let scale = GridOperator::new(&[Scale::new(2.0, 2.0).unwrap()], grid, &any).unwrap();
-    let integers = Tensor::zeros((1, 12, 1), DType::U32, &Device::Cpu).unwrap();
-    fails(scale.apply(&integers), &["floats", "U32"]);
-
-    let message = |e: ser_reg::Error| e.to_string();
-    let mixed = message(GridOperator::new(&[D4::IDENTITY, D4::ROT90], grid, &any).unwrap_err());
-    assert!(
-        mixed.contains("odd quarter turn") && mixed.contains("4x3 for sample 1"),
-        "{mixed}"
-    );
-    let none = message(GridOperator::new::<D4>(&[], grid, &any).unwrap_err());
-    assert!(
-        none.contains("one element") && none.contains("none"),
-        "{none}"
-    );
-    let tiny =
-        message(GridOperator::new(&[Scale::new(0.01, 1.0).unwrap()], grid, &any).unwrap_err());
-    assert!(
-        tiny.contains("at least one row") && tiny.contains("3x4"),
-        "{tiny}"
-    );
-    let grids = message(
-        operator
-            .compose(&GridOperator::new(&[D4::ROT90], grid, &any).unwrap())
-            .unwrap_err(),
-    );
-    assert!(grids.contains("3x4") && grids.contains("4x3"), "{grids}");
-    for (rows, cols) in [(0, 3), (3, 0), (usize::MAX, 2), (1 << 20, 1 << 20)] {
-        let e = message(TokenGrid::new(rows, cols).unwrap_err());
-        assert!(
-            e.contains("at least one row") && e.contains(&rows.to_string()),
-            "{e}"
-        );
+    let new = |elements: &[Element]| GridOperator::new(elements, grid, &Resample::default());
+    let flip = new(&[D4::HFLIP.into()]).unwrap();
+    let two = new(&[D4::HFLIP.into(), D4::VFLIP.into()]).unwrap();
+    let scale = new(&[Scale::new(2.0, 2.0).unwrap().into()]).unwrap();
+    let table: [(&GridOperator, &[usize], DType, &[&str]); 8] = [
+        (
+            &flip,
+            &[12, 8],
+            DType::F32,
+            &["tokens (B, 12, C)", "[12, 8]"],
+        ),
+        (
+            &flip,
+            &[2, 13, 8],
+            DType::F32,
+            &["without prefix", "3x4", "[2, 13, 8]"],
+        ),
+        (
+            &flip,
+            &[2, 8, 4, 3],
+            DType::F32,
+            &["(B, C, 3, 4)", "[2, 8, 4, 3]"],
+        ),
+        (
+            &flip,
+            &[0, 12, 8],
+            DType::F32,
+            &["at least one sample", "[0, 12, 8]"],
+        ),
+        (
+            &flip,
+            &[2, 12, 0],
+            DType::F32,
+            &["one channel", "[2, 12, 0]"],
+        ),
+        (
+            &two,
+            &[3, 12, 8],
+            DType::F32,
+            &["a batch of 2", "[3, 12, 8]"],
+        ),
+        (
+            &scale,
+            &[1, 12, 1],
+            DType::U32,
+            &["floats", "only permutations", "U32"],
+        ),
+        (
+            &scale,
+            &[1, 12, 1],
+            DType::U8,
+            &["floats", "only permutations", "U8"],
+        ),
+    ];
+    for (operator, dims, dtype, parts) in table {
+        let x = Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
+        assert_says(operator.apply(&x), parts);
+        assert_says(operator.apply_portable(&x), parts);
     }
 }
 
 #[test]
-fn bad_elements_are_rejected_when_built() {
-    let says = |e: ser_reg::Error, parts: &[&str]| {
-        let message = e.to_string();
-        for part in parts {
-            assert!(message.contains(part), "{message:?} lacks {part:?}");
-        }
-    };
-    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-320] {
-        says(
-            Scale::new(1.0, bad).unwrap_err(),
-            &["finite factors above zero"],
-        );
-        says(
-            Window::new(0.0, 0.0, bad, 1.0).unwrap_err(),
-            &["finite sides above zero"],
-        );
+fn bad_operators_are_refused() {
+    let grid = TokenGrid::new(3, 4).unwrap();
+    let new = |elements: &[Element]| GridOperator::new(elements, grid, &Resample::default());
+    let flip = new(&[D4::HFLIP.into()]).unwrap();
+    let two = new(&[D4::HFLIP.into(), D4::VFLIP.into()]).unwrap();
+    let three = new(&[D4::HFLIP.into(); 3]).unwrap();
+    let turn = new(&[D4::ROT90.into()]).unwrap();
+    let tiny = Scale::new(0.01, 1.0).unwrap();
+    let none = GridOperator::between::<D4>(&[], grid, grid, &Resample::default());
+    let table: [(ser_reg::Result<GridOperator>, &[&str]); 6] = [
+        (
+            new(&[D4::IDENTITY.into(), D4::ROT90.into()]),
+            &["odd quarter turn", "4x3 for sample 1"],
+        ),
+        (new(&[]), &["one element", "none"]),
+        (none, &["one element", "none"]),
+        (new(&[tiny.into()]), &["at least one row", "3x4"]),
+        (flip.compose(&turn), &["onto the 3x4 grid", "4x3"]),
+        (two.compose(&three), &["1 or 2 samples", "one for 3"]),
+    ];
+    for (result, parts) in table {
+        assert_says(result, parts);
     }
-    says(
-        Window::new(f64::NAN, 0.0, 1.0, 1.0).unwrap_err(),
-        &["finite corner", "NaN"],
-    );
-    says(
-        Affine::new([[1.0, 2.0], [2.0, 4.0]], [0.0; 2]).unwrap_err(),
-        &["invertible", "det A = 0"],
-    );
-    says(
-        Affine::new([[f64::NAN, 0.0], [0.0, 1.0]], [0.0; 2]).unwrap_err(),
-        &["finite"],
-    );
-    says(Affine::shear(1.0, 1.0).unwrap_err(), &["invertible"]);
-    says(Affine::rotation(f64::INFINITY).unwrap_err(), &["finite"]);
-    says(D4::from_index(8).unwrap_err(), &["0..=7", "8"]);
+}
+
+#[test]
+fn bad_grids_and_elements_are_refused() {
+    let nan = f64::NAN;
+    let affine = |a, b| Affine::new(a, b).map(drop);
+    let mut table: Vec<(ser_reg::Result<()>, &[&str])> = vec![
+        (TokenGrid::new(0, 3).map(drop), &["at least one row", "0x3"]),
+        (TokenGrid::new(3, 0).map(drop), &["at least one row", "3x0"]),
+        (
+            TokenGrid::new(usize::MAX, 2).map(drop),
+            &["fewer than 2^32 cells"],
+        ),
+        (
+            TokenGrid::new(1 << 20, 1 << 20).map(drop),
+            &["1048576x1048576"],
+        ),
+        (
+            Window::new(nan, 0.0, 1.0, 1.0).map(drop),
+            &["finite corner", "NaN"],
+        ),
+        (
+            affine([[1.0, 2.0], [2.0, 4.0]], [0.0; 2]),
+            &["invertible", "det A = 0"],
+        ),
+        (affine([[nan, 0.0], [0.0, 1.0]], [0.0; 2]), &["finite"]),
+        (affine([[1.0, 0.0], [0.0, 1.0]], [nan, 0.0]), &["finite"]),
+        (Affine::shear(1.0, 1.0).map(drop), &["invertible"]),
+        (Affine::rotation(f64::INFINITY).map(drop), &["finite"]),
+        (Affine::rotation(nan).map(drop), &["finite"]),
+        (D4::from_index(8).map(drop), &["0..=7", "8"]),
+    ];
+    for bad in [0.0, -1.0, nan, f64::INFINITY, 1e-320] {
+        let parts: [&[&str]; 2] = [&["finite factors above zero"], &["finite sides above zero"]];
+        table.push((Scale::new(1.0, bad).map(drop), parts[0]));
+        table.push((Window::new(0.0, 0.0, bad, 1.0).map(drop), parts[1]));
+    }
+    for (result, parts) in table {
+        assert_says(result, parts);
+    }
+}
+
+/// A NaN or an infinity reaches the cells that read it and no other, fused and portable alike,
+/// forward and backward.
+#[test]
+fn values_that_are_not_finite_reach_only_cells_that_read_them() {
+    let (from, to) = (TokenGrid::new(3, 4).unwrap(), TokenGrid::new(4, 3).unwrap());
+    let batches: [&[Element]; 4] = [
+        &[Window::new(0.5, 0.5, 0.45, 0.4).unwrap().into()],
+        &[Affine::rotation(25.0).unwrap().into()],
+        &[
+            Affine::rotation(-50.0).unwrap().into(),
+            Affine::translation(0.4, 0.3).unwrap().into(),
+        ],
+        &[
+            Affine::rotation(40.0).unwrap().into(),
+            Element::from(Window::new(0.2, -0.3, 0.6, 0.7).unwrap()).then(D4::ROT90),
+        ],
+    ];
+    let alike = |a: &Tensor, b: &Tensor| {
+        let same =
+            |(a, b): (f64, f64)| a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() < 1e-12;
+        values(a).into_iter().zip(values(b)).all(same)
+    };
+    let mut spared = 0;
+    for elements in batches {
+        for filter in [Filter::Nearest, Filter::Bilinear, Filter::BicubicAntialias] {
+            for padding in [Padding::Zeros, Padding::Border] {
+                let resample = Resample { filter, padding };
+                let operator = GridOperator::between(elements, from, to, &resample).unwrap();
+                let batch = elements.len();
+                for (at, bad) in [(0, f64::NAN), (5, f64::INFINITY), (11, f64::NAN)] {
+                    let token = |grid: TokenGrid, value: f64| {
+                        let mut x = values(&random(&[batch, grid.len(), 1], 1));
+                        x.iter_mut()
+                            .skip(at)
+                            .step_by(grid.len())
+                            .for_each(|v| *v = value);
+                        Tensor::from_vec(x, (batch, grid.len(), 1), &Device::Cpu).unwrap()
+                    };
+                    // What reads the token: where a change of it changes the result.
+                    let reads = |operator: &GridOperator| {
+                        let apply = |v| operator.apply(&token(operator.in_grid(), v)).unwrap();
+                        let pairs = values(&apply(0.0)).into_iter().zip(values(&apply(1e300)));
+                        pairs.map(|(a, b)| a != b).collect::<Vec<_>>()
+                    };
+                    let x = token(from, bad);
+                    let fused = operator.apply(&x).unwrap();
+                    let portable = operator.apply_portable(&x).unwrap();
+                    assert!(alike(&fused, &portable), "{elements:?} {resample:?}");
+                    for (value, reads) in values(&fused).into_iter().zip(reads(&operator)) {
+                        assert!(value.is_finite() || reads, "{elements:?} {resample:?}");
+                        spared += usize::from(!reads);
+                    }
+                    let cotangent = token(to, bad);
+                    let x = Var::from_tensor(&token(from, 0.5)).unwrap();
+                    let gradient = |y: Tensor| {
+                        let loss = (y * &cotangent).unwrap().sum_all().unwrap();
+                        loss.backward().unwrap().get(&x).unwrap().clone()
+                    };
+                    let fused = gradient(operator.apply(&x).unwrap());
+                    let portable = gradient(operator.apply_portable(&x).unwrap());
+                    assert!(alike(&fused, &portable), "{elements:?} {resample:?}");
+                    let reads = reads(&operator.adjoint());
+                    for (value, reads) in values(&fused).into_iter().zip(reads) {
+                        assert!(value.is_finite() || reads, "{elements:?} {resample:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(spared > 100, "{spared}");
+}
+
+/// The case of a window that does not see token 0: none of its cells is NaN.
+#[test]
+fn a_window_is_free_of_a_nan_outside() {
+    let grid = TokenGrid::square(4).unwrap();
+    let window = Element::from(Window::new(0.3, 0.3, 0.9, 0.9).unwrap());
+    let resample = Resample {
+        filter: Filter::Bilinear,
+        padding: Padding::Zeros,
+    };
+    let operator = GridOperator::between(&[window], grid, grid, &resample).unwrap();
+    let mut x = vec![1.0; 16];
+    x[0] = f64::NAN;
+    let x = Tensor::from_vec(x, (1, 16, 1), &Device::Cpu).unwrap();
+    for y in [operator.apply(&x), operator.apply_portable(&x)] {
+        assert!(values(&y.unwrap()).iter().all(|v| v.is_finite()));
+    }
+}
+
+/// Cells without a source are zero in any type, fused and portable.
+#[test]
+fn moves_beyond_the_border_are_zero_in_every_type() {
+    let grid = TokenGrid::new(2, 3).unwrap();
+    let beyond = Window::from_cells(0, 1, 2, 3, grid).unwrap();
+    let resample = Resample {
+        filter: Filter::Nearest,
+        padding: Padding::Zeros,
+    };
+    let operator = GridOperator::new(&[beyond], grid, &resample).unwrap();
+    assert!(operator.is_exact());
+    use DType::*;
+    for dtype in [U8, U32, I64, BF16, F16, F32, F64] {
+        let x = Tensor::arange(1u32, 7, &Device::Cpu).unwrap();
+        let x = x.reshape((1, 6, 1)).unwrap().to_dtype(dtype).unwrap();
+        for y in [operator.apply(&x), operator.apply_portable(&x)] {
+            assert_eq!(values(&y.unwrap()), [2., 3., 0., 5., 6., 0.], "{dtype:?}");
+        }
+    }
+}
+
+/// Elements may hold anything, and their equality may use the library.
+#[test]
+fn elements_need_be_neither_send_nor_free_of_operators() {
+    #[derive(Clone, Debug)]
+    struct Shared(Rc<D4>);
+    impl PartialEq for Shared {
+        fn eq(&self, other: &Self) -> bool {
+            let grid = TokenGrid::square(3).unwrap();
+            let act = |g: &Self| {
+                let operator = GridOperator::new(&[*g.0], grid, &Resample::default()).unwrap();
+                values(&operator.apply(&random(&[1, 9, 1], 1)).unwrap())
+            };
+            act(self) == act(other)
+        }
+    }
+    impl GroupAction for Shared {
+        fn identity() -> Self {
+            Self(Rc::new(D4::IDENTITY))
+        }
+        fn compose(&self, first: &Self) -> Self {
+            Self(Rc::new(self.0.compose(&first.0)))
+        }
+        fn inverse(&self) -> Self {
+            Self(Rc::new(self.0.inverse()))
+        }
+        fn source(&self, p: [f64; 2]) -> [f64; 2] {
+            self.0.source(p)
+        }
+    }
+    let grid = TokenGrid::square(4).unwrap();
+    let elements: Vec<Shared> = D4::ALL.map(|g| Shared(Rc::new(g))).into();
+    testing::check_action_laws(&elements, grid, &Resample::default(), 0.0, &mut rng(1)).unwrap();
 }
 
 #[test]
@@ -475,8 +626,8 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
     };
     let sampler = ViewSampler::new(TokenGrid::square(12).unwrap(), config).unwrap();
     let views = sampler.sample_pair(&mut rng(7), 4).unwrap();
-    // a smooth picture: both views of it agree where they overlap
-    let picture = Tensor::from_vec(
+    // a smooth image: both views of it agree where they overlap
+    let image = Tensor::from_vec(
         (0..4 * 48 * 48)
             .map(|i| ((i % 48) as f64 * 0.05).sin() + ((i / 48 % 48) as f64 * 0.04).cos())
             .collect::<Vec<f64>>(),
@@ -485,8 +636,8 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
     )
     .unwrap();
     let (a, b) = (
-        views.first.apply(&picture).unwrap(),
-        views.second.apply(&picture).unwrap(),
+        views.first.apply(&image).unwrap(),
+        views.second.apply(&image).unwrap(),
     );
     let pixels = |x: &Tensor| TokenGrid::new(x.dims()[2], x.dims()[3]).unwrap();
     let relative = views.relative();

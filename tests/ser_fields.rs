@@ -1,44 +1,38 @@
-//! `SerLoss` on maps whose channels turn with the grid: a group convolution made by hand, gradients, and what is refused.
+//! `SerLoss` on maps whose channels turn with the grid: a group convolution made by hand, and
+//! gradients.
 
 mod loss_common;
+mod ser_common;
 
-use candle_core::{DType, Device, Module, Tensor};
-use candle_nn::{VarBuilder, VarMap};
-use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
+use candle_core::{DType, Module, Tensor};
+use loss_common::{assert_close, rng, scalar, tokens};
+use ser_common::*;
 use ser_reg::fibre::FibreOperator;
-use ser_reg::group::{Affine, D4, Element, FieldType, Scale, Subgroup, Window};
-use ser_reg::loss::{Negatives, NtXent, SameImage, nt_xent_ragged};
-use ser_reg::projector::{Projector, ProjectorConfig};
-use ser_reg::ser::{Objective, SerConfig, SerLoss};
+use ser_reg::group::{D4, Element, FieldType, Scale, Subgroup, Window};
+use ser_reg::loss::{Contrastive, Negatives, nt_xent_ragged};
+use ser_reg::ser::Objective;
 use ser_reg::view::{Pairing, Relative, ViewConfig, ViewSampler};
-use ser_reg::{GridOperator, GroupAction, Resample, TokenGrid};
+use ser_reg::{
+    GridOperator, GroupAction, MapPair, ProjectorConfig, Resample, SerConfig, SerLoss, SerOutput,
+    TokenGrid,
+};
 
 type Done = ser_reg::Result<()>;
 
 const GROUPS: [Subgroup; 3] = [Subgroup::C2, Subgroup::C4, Subgroup::D4];
 
-fn config(objective: Objective) -> SerConfig {
-    SerConfig {
-        objective,
-        projector: None,
-        ..Default::default()
-    }
+/// The loss of two maps whose channels transform as `field`, without a head.
+fn on_field(
+    ser: &SerLoss,
+    maps: [&Tensor; 2],
+    field: &FieldType,
+    relative: &Relative<Element>,
+) -> ser_reg::Result<SerOutput> {
+    ser.forward(&MapPair::new(maps, relative).field(field))
 }
 
-/// A loss in f64 with seeded variables.
-fn build(config: SerConfig, field: FieldType, seed: u64) -> ser_reg::Result<(SerLoss, VarMap)> {
-    let vars = VarMap::new();
-    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
-    let ser = SerLoss::with_field(config, field, vb)?;
-    let rng = &mut rng(seed);
-    for (_, var) in ser_reg::grad::named(&vars, "") {
-        var.set(tokens(rng, var.shape().clone(), DType::F64)?.as_tensor())?;
-    }
-    Ok((ser, vars))
-}
-
-/// A lifting convolution: `blocks` kernels, each seen in every pose of the group; `(B, C, S, S)` to
-/// `(B, blocks·order, S, S)`, the poses varying fastest.
+/// A lifting convolution: `blocks` kernels, each acted on by every element of the group; `(B, C, S,
+/// S)` to `(B, blocks·order, S, S)`, the elements varying fastest.
 struct Lifting {
     kernel: Tensor,
 }
@@ -47,12 +41,12 @@ impl Lifting {
     fn new(group: Subgroup, blocks: usize, channels: usize, seed: u64) -> ser_reg::Result<Self> {
         let kernel = tokens(&mut rng(seed), (blocks, channels, 3, 3), DType::F64)?;
         let side = TokenGrid::square(3)?;
-        let poses = group
+        let acted = group
             .elements()
             .iter()
             .map(|h| GridOperator::new(&[*h], side, &Resample::default())?.apply(&kernel));
-        let poses: ser_reg::Result<Vec<Tensor>> = poses.collect();
-        let kernel = Tensor::stack(&poses?, 1)?.flatten(0, 1)?;
+        let acted: ser_reg::Result<Vec<Tensor>> = acted.collect();
+        let kernel = Tensor::stack(&acted?, 1)?.flatten(0, 1)?;
         Ok(Self { kernel })
     }
 
@@ -74,8 +68,6 @@ fn views(
 ) -> ser_reg::Result<(Tensor, Tensor, Relative<Element>)> {
     let config = ViewConfig {
         pairing: Pairing::Independent(group),
-        area: (1.0, 1.0),
-        aspect: (1.0, 1.0),
         ..Default::default()
     };
     let sampler = ViewSampler::new(TokenGrid::square(x.dims()[2])?, config)?;
@@ -90,15 +82,20 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
         let (x1, x2, relative) = views(group, &images(8, 6, 2)?, 3)?;
         let (map1, map2) = (layer.forward(&x1)?, layer.forward(&x2)?);
         let channels = 3 * group.order();
-        for objective in [Objective::Mse, Objective::L1, Objective::Cosine] {
-            let eps = SerConfig {
-                eps: 0.0,
-                ..config(objective)
+        let regular = FieldType::regular(group, channels)?;
+        for objective in [
+            Objective::Mse,
+            Objective::L1,
+            Objective::Cosine { eps: 0.0 },
+        ] {
+            let ser = build(with_objective(objective));
+            let loss = |field: &FieldType| -> ser_reg::Result<f64> {
+                Ok(scalar(
+                    &on_field(&ser, [&map1, &map2], field, &relative)?.loss,
+                ))
             };
-            let (regular, _) = build(eps, FieldType::regular(group, channels)?, 1)?;
-            let (trivial, _) = build(eps, FieldType::trivial(channels), 1)?;
-            let regular = scalar(&regular.forward(&map1, &map2, &relative)?.loss);
-            let trivial = scalar(&trivial.forward(&map1, &map2, &relative)?.loss);
+            let trivial = loss(&FieldType::trivial(channels))?;
+            let regular = loss(&regular)?;
             println!("{group:?} {objective:?}: regular {regular:e}, trivial {trivial}");
             assert!(
                 regular.abs() < 1e-13,
@@ -106,24 +103,20 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
             );
             assert!(trivial > 0.05, "{group:?} {objective:?}: {trivial}");
         }
-        // NT-Xent finds every partner
-        let sharp = SerConfig {
-            temperature: 0.05,
-            ..config(Objective::default())
-        };
-        let (ser, _) = build(sharp, FieldType::regular(group, channels)?, 1)?;
-        let out = ser.forward(&map1, &map2, &relative)?;
+        // NT-Xent finds every partner.
+        let ser = build(with_objective(nt_xent_at(0.05)));
+        let out = on_field(&ser, [&map1, &map2], &regular, &relative)?;
         assert_close(&[scalar(&out.accuracy.expect("NT-Xent"))], &[1.0], 1e-12);
 
-        // trivial channels stand beside it: the mean over the group is one of them
+        // The mean over the group is a trivial channel beside it.
         let invariant = |map: &Tensor| {
             let mean = map.reshape((8, 3, group.order(), 6, 6))?.mean(2)?;
             Tensor::cat(&[&mean, map], 1)
         };
-        let field = FieldType::trivial(3).and(FieldType::regular(group, channels)?);
-        let (mixed, _) = build(config(Objective::Mse), field, 1)?;
-        let out = mixed.forward(&invariant(&map1)?, &invariant(&map2)?, &relative)?;
-        assert!(scalar(&out.loss) < 1e-26);
+        let field = FieldType::trivial(3).and(regular);
+        let maps = [&invariant(&map1)?, &invariant(&map2)?];
+        let ser = build(with_objective(Objective::Mse));
+        assert!(scalar(&on_field(&ser, maps, &field, &relative)?.loss) < 1e-26);
     }
     Ok(())
 }
@@ -136,45 +129,49 @@ fn a_layer_without_the_symmetry_has_a_loss_under_both() -> Done {
         kernel: kernel.as_tensor().clone(),
     };
     for field in [FieldType::trivial(8), FieldType::regular(Subgroup::D4, 8)?] {
-        let (ser, _) = build(config(Objective::Mse), field, 1)?;
-        let out = ser.forward(&layer.forward(&x1)?, &layer.forward(&x2)?, &relative)?;
-        assert!(scalar(&out.loss) > 0.05);
+        let ser = build(with_objective(Objective::Mse));
+        let maps = [&layer.forward(&x1)?, &layer.forward(&x2)?];
+        assert!(scalar(&on_field(&ser, maps, &field, &relative)?.loss) > 0.05);
     }
     Ok(())
 }
 
 #[test]
 fn a_head_on_each_group_element_keeps_the_field() -> Done {
-    let head = ProjectorConfig {
+    let shape = ProjectorConfig {
         hidden: 5,
         out: 4,
         norm: true,
     };
+    let ser = build(with_objective(Objective::Mse));
     for group in GROUPS {
         let layer = Lifting::new(group, 3, 2, 1)?;
         let (x1, x2, relative) = views(group, &images(6, 6, 2)?, 3)?;
         let (map1, map2) = (layer.forward(&x1)?, layer.forward(&x2)?);
-        let config = SerConfig {
-            projector: Some(head),
-            ..config(Objective::Mse)
-        };
         let channels = 3 * group.order();
-        let (ser, vars) = build(config, FieldType::regular(group, channels)?, 5)?;
+        let pair = MapPair::new([&map1, &map2], &relative);
+        let regular = FieldType::regular(group, channels)?;
+        let (head, vars) = seeded_head(regular, shape, DType::F64, 5);
         assert_eq!(vars.data().lock().unwrap()["hidden.weight"].dims(), [5, 3]);
-        let out = ser.forward(&map1, &map2, &relative)?;
+        assert_eq!(
+            head.output_field(),
+            &FieldType::regular(group, 4 * group.order())?
+        );
+        let out = ser.forward(&pair.head(&head))?;
         assert!(scalar(&out.loss) < 1e-24, "{group:?}: {}", out.loss);
-        let projected = ser.project(&map1, relative.from_grid())?;
+        let projected = head.forward(&map1.flatten_from(2)?.transpose(1, 2)?.contiguous()?)?;
         assert_eq!(projected.dims(), [6, 36, 4 * group.order()]);
-        // and the head does not make everything equal
-        let (trivial, _) = build(config, FieldType::trivial(channels), 5)?;
-        assert!(scalar(&trivial.forward(&map1, &map2, &relative)?.loss) > 0.01);
+        // The head does not make everything equal.
+        let (head, _) = seeded_head(FieldType::trivial(channels), shape, DType::F64, 5);
+        assert!(scalar(&ser.forward(&pair.head(&head))?.loss) > 0.01);
     }
     Ok(())
 }
 
 #[test]
 fn both_directions_undo_each_other_on_scales_and_crops() -> Done {
-    // scale and crop on top of a turn keep its D4 part: a map moved by hand has no loss in the frame it came into
+    // Scale and crop keep the D4 part of a turn: a map moved by hand has no loss in the frame of
+    // its copy.
     let window = Element::from(Window::new(0.0, 0.25, 1.0, 0.5)?);
     let grid = TokenGrid::new(4, 4)?;
     let elements = [
@@ -187,25 +184,28 @@ fn both_directions_undo_each_other_on_scales_and_crops() -> Done {
     let map = tokens(&mut rng(6), (2, 16, 9), DType::F64)?;
     let moved = relative.to_second(&Resample::default())?.apply(&map)?;
     let moved = FibreOperator::new(&field, &[D4::ROT90, D4::ANTI_TRANSPOSE])?.apply(&moved)?;
-    let one_way = SerConfig {
+    let ser = build(SerConfig {
         symmetric: false,
-        ..config(Objective::Mse)
-    };
-    let (ser, _) = build(one_way, field.clone(), 1)?;
-    assert_eq!(scalar(&ser.forward(&map, &moved, &relative)?.loss), 0.0);
-    let back = Relative::new(elements.map(|g| g.inverse()).to_vec(), grid, grid)?;
-    assert_eq!(scalar(&ser.forward(&moved, &map, &back)?.loss), {
-        let returned = back.forward(&Resample::default())?.apply(&moved)?;
-        let fibre = FibreOperator::new(&field, &[D4::ROT270, D4::ANTI_TRANSPOSE])?;
-        let returned = fibre.apply(&returned)?;
-        // only what the crop kept is compared
-        let operator = back.forward(&Resample::default())?;
-        let weights: Vec<f32> = (0..2)
-            .flat_map(|b| (0..16).map(move |i| (b, i)))
-            .map(|(b, i)| operator.valid(b).map_or(1.0, |v| f32::from(u8::from(v[i]))))
-            .collect();
-        scalar(&ser_reg::loss::mse(&map, &returned, Some(&weights))?)
+        ..with_objective(Objective::Mse)
     });
+    let map = map.as_tensor();
+    assert_eq!(
+        scalar(&on_field(&ser, [map, &moved], &field, &relative)?.loss),
+        0.0
+    );
+    let back = Relative::new(elements.map(|g| g.inverse()).to_vec(), grid, grid)?;
+    let operator = back.to_second(&Resample::default())?;
+    let fibre = FibreOperator::new(&field, &[D4::ROT270, D4::ANTI_TRANSPOSE])?;
+    let returned = fibre.apply(&operator.apply(&moved)?)?;
+    // The loss compares what the crop kept.
+    let weights: Vec<f32> = (0..2)
+        .flat_map(|b| (0..16).map(move |i| (b, i)))
+        .map(|(b, i)| operator.valid(b).map_or(1.0, |v| f32::from(u8::from(v[i]))))
+        .collect();
+    assert_eq!(
+        scalar(&on_field(&ser, [&moved, map], &field, &back)?.loss),
+        scalar(&ser_reg::loss::mse(map, &returned, Some(&weights))?)
+    );
     Ok(())
 }
 
@@ -214,116 +214,79 @@ fn gradients_match_differences() -> Done {
     let grid = TokenGrid::square(2)?;
     let window = |y, x| Element::from(Window::new(y, x, 0.75, 0.75).unwrap());
     let crop = Element::relative(&window(0.0, 0.0), &window(0.25, 0.0).then(D4::HFLIP));
-    let elements = vec![D4::ROT90.into(), crop, D4::TRANSPOSE.into()];
-    let relative = Relative::new(elements, grid, grid)?;
-    let head = ProjectorConfig {
+    let turned = vec![D4::ROT90.into(), D4::HFLIP.into(), D4::TRANSPOSE.into()];
+    let cropped = vec![D4::ROT90.into(), crop, D4::TRANSPOSE.into()];
+    let shape = ProjectorConfig {
         hidden: 3,
         out: 2,
         norm: true,
     };
-    let cross = Objective::NtXent {
-        form: Negatives::OtherView,
-        same_image: SameImage::Exclude,
-    };
-    for (objective, projector, field) in [
-        (
-            Objective::Mse,
-            None,
-            FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?),
-        ),
-        (
-            Objective::default(),
-            None,
-            FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?),
-        ),
-        (cross, Some(head), FieldType::regular(Subgroup::D4, 24)?),
-        (
-            Objective::Cosine,
-            Some(head),
-            FieldType::regular(Subgroup::D4, 24)?,
-        ),
+    let other_view = Objective::NtXent(Contrastive {
+        negatives: Negatives::OtherView,
+        ..Default::default()
+    });
+    let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?);
+    let regular = FieldType::regular(Subgroup::D4, 24)?;
+    for (elements, objective, head, field) in [
+        (&cropped, Objective::Mse, false, &mixed),
+        (&cropped, Objective::default(), false, &mixed),
+        (&turned, Objective::default(), false, &mixed),
+        (&cropped, other_view, true, &regular),
+        (&turned, other_view, true, &regular),
+        (&cropped, Objective::Cosine { eps: 1e-6 }, true, &regular),
     ] {
-        let shape = (3, 4, field.channels());
-        let (ser, vars) = build(
-            SerConfig {
-                projector,
-                ..config(objective)
-            },
-            field,
-            7,
-        )?;
-        let rng = &mut rng(8);
-        let map1 = tokens(rng, shape, DType::F64)?;
-        let map2 = tokens(rng, shape, DType::F64)?;
-        let grads = ser.forward(&map1, &map2, &relative)?.loss.backward()?;
-        let mut all = vars.all_vars();
-        all.extend([map1.clone(), map2.clone()]);
-        for var in all {
-            let at = |v: &[f64]| {
-                let kept = var.as_tensor().copy().unwrap();
-                var.set(&Tensor::from_slice(v, var.shape(), &Device::Cpu).unwrap())
-                    .unwrap();
-                let value = scalar(&ser.forward(&map1, &map2, &relative).unwrap().loss);
-                var.set(&kept).unwrap();
-                value
-            };
-            let grad = flat(grads.get(&var).expect("every variable and map is reached"));
-            assert_close(&grad, &differences(&flat(&var), 1e-5, at), 2e-6);
-        }
+        let relative = Relative::new(elements.clone(), grid, grid)?;
+        let ser = build(with_objective(objective));
+        let (map1, map2) = maps_of(8, 3, &relative, field.channels(), DType::F64);
+        let head = head.then(|| seeded_head(field.clone(), shape, DType::F64, 7));
+        let mut all = vec![map1.clone(), map2.clone()];
+        let pair = MapPair::new([&map1, &map2], &relative);
+        let pair = match &head {
+            Some((head, vars)) => {
+                all.extend(vars.all_vars());
+                pair.head(head)
+            }
+            None => pair.field(field),
+        };
+        assert_gradients(&all, || ser.forward(&pair).unwrap().loss);
     }
     Ok(())
 }
 
 #[test]
-fn a_trivial_field_is_what_it_always_was() -> Done {
+fn a_trivial_field_is_no_field() -> Done {
     let (x1, x2, relative) = views(Subgroup::D4, &images(4, 6, 2)?, 3)?;
-    for projector in [
-        None,
-        Some(ProjectorConfig {
-            hidden: 6,
-            out: 4,
-            norm: true,
-        }),
-    ] {
-        let config = SerConfig {
-            projector,
-            ..Default::default()
-        };
-        let (ser, vars) = build(config, FieldType::trivial(2), 1)?;
-        let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
-        let head = projector
-            .map(|head| Projector::new(2, head, vb))
-            .transpose()?;
+    let trivial = FieldType::trivial(2);
+    let ser = build(SerConfig::default());
+    for with_head in [false, true] {
+        let (head, _) = seeded_head(trivial.clone(), small_head(), DType::F64, 1);
         let project = |x: &Tensor| -> ser_reg::Result<Tensor> {
             let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
-            Ok(match &head {
-                Some(head) => head.forward(&tokens)?,
-                None => tokens,
+            Ok(match with_head {
+                true => head.forward(&tokens)?,
+                false => tokens,
             })
         };
         let (z1, z2) = (project(&x1)?, project(&x2)?);
-        let Objective::NtXent { form, same_image } = config.objective else {
-            panic!("NT-Xent is the default")
-        };
-        let contrast = NtXent {
-            form,
-            same_image,
-            symmetric: false,
-            temperature: config.temperature,
-            eps: config.eps,
-            block_bytes: config.block_bytes,
-        };
+        let contrastive = Contrastive::default();
         let ids: Vec<u32> = (0..4).flat_map(|image| [image; 36]).collect();
         let grid = TokenGrid::square(6)?;
         let value = |anchors: &Tensor, keys: &Tensor, elements: &[Element]| {
             let keys = GridOperator::new(elements, grid, &Resample::default())?.apply(keys)?;
             let (a, b) = (anchors.flatten(0, 1)?, keys.flatten(0, 1)?);
-            Ok::<_, ser_reg::Error>(scalar(&nt_xent_ragged(&a, &b, &ids, None, &contrast)?.loss))
+            let out = nt_xent_ragged(&a, &b, &ids, None, &contrastive)?;
+            Ok::<_, ser_reg::Error>(scalar(&out.loss))
         };
         let back: Vec<Element> = relative.elements().iter().map(|g| g.inverse()).collect();
         let by_hand = (value(&z2, &z1, relative.elements())? + value(&z1, &z2, &back)?) / 2.0;
-        let ours = scalar(&ser.forward(&x1, &x2, &relative)?.loss);
-        assert_close(&[ours], &[by_hand * config.lambda], 1e-12);
+        let pair = MapPair::new([&x1, &x2], &relative);
+        let pairs = match with_head {
+            true => vec![pair.head(&head)],
+            false => vec![pair, pair.field(&trivial)],
+        };
+        for pair in pairs {
+            assert_close(&[scalar(&ser.forward(&pair)?.loss)], &[by_hand], 1e-12);
+        }
     }
     Ok(())
 }
@@ -333,118 +296,15 @@ fn keys_of_a_momentum_encoder_turn_too() -> Done {
     let group = Subgroup::D4;
     let layer = Lifting::new(group, 2, 2, 1)?;
     let (x1, x2, relative) = views(group, &images(5, 4, 2)?, 3)?;
-    let (map1, map2) = (layer.forward(&x1)?, layer.forward(&x2)?);
-    let (ser, _) = build(config(Objective::Mse), FieldType::regular(group, 16)?, 1)?;
-    let out = ser.forward_with_keys([&map1, &map2], [&map1, &map2], &ser, &relative)?;
-    assert!(scalar(&out.loss) < 1e-26);
-    let (other, _) = build(config(Objective::Mse), FieldType::trivial(16), 1)?;
-    assert_says(
-        ser.forward_with_keys([&map1, &map2], [&map1, &map2], &other, &relative),
-        &["key side on the same field", "Regular(D4)", "Trivial"],
-    );
-    // the fields of the maps are one, those of the projected tokens are not
-    let [(ser, _), (other, _)] = [4, 5].map(|out| {
-        let head = ProjectorConfig {
-            hidden: 3,
-            out,
-            norm: true,
-        };
-        let config = SerConfig {
-            projector: Some(head),
-            ..config(Objective::Mse)
-        };
-        build(config, FieldType::regular(group, 16).unwrap(), 1).unwrap()
-    });
-    assert_says(
-        ser.forward_with_keys([&map1, &map2], [&map1, &map2], &other, &relative),
-        &[
-            "what is compared",
-            "(Regular(D4), 4)",
-            "got",
-            "(Regular(D4), 5)",
-        ],
-    );
-    Ok(())
-}
-
-#[test]
-fn what_makes_no_sense_is_refused() -> Done {
-    let head = |norm| {
-        Some(ProjectorConfig {
-            hidden: 4,
-            out: 4,
-            norm,
-        })
-    };
-    let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::C4, 8)?);
-    assert_says(
-        build(
-            SerConfig {
-                projector: head(true),
-                ..Default::default()
-            },
-            mixed.clone(),
-            1,
-        ),
-        &["SerConfig::projector", "None for a mixed field"],
-    );
-    let single = FieldType::regular(Subgroup::C4, 4)?;
-    assert_says(
-        build(
-            SerConfig {
-                projector: head(true),
-                ..Default::default()
-            },
-            single.clone(),
-            1,
-        ),
-        &["ProjectorConfig::norm", "one channel"],
-    );
-    build(
-        SerConfig {
-            projector: head(false),
-            ..Default::default()
-        },
-        single,
-        1,
-    )?;
-
-    let (ser, _) = build(config(Objective::Mse), mixed, 1)?;
-    assert_eq!(ser.field().channels(), 10);
-    let grid = TokenGrid::square(2)?;
-    let map = tokens(&mut rng(1), (2, 4, 10), DType::F64)?;
-    let run =
-        |elements: Vec<Element>| ser.forward(&map, &map, &Relative::new(elements, grid, grid)?);
-    assert_says(
-        run(vec![D4::ROT90.into(), D4::HFLIP.into()]),
-        &["an element of C4"],
-    );
-    let turn = Element::from(Affine::rotation(30.0)?);
-    assert_says(
-        run(vec![D4::ROT90.into(), turn]),
-        &["quarter turn or a flip", "sample 1"],
-    );
-    let narrow = tokens(&mut rng(1), (2, 4, 9), DType::F64)?;
-    let relative = Relative::new(vec![D4::ROT90], grid, grid)?;
-    assert_says(
-        ser.forward(&narrow, &narrow, &relative),
-        &["maps of 10 channels", "9 in"],
-    );
-    // as many elements as samples
-    let three = Relative::new(vec![D4::ROT90; 3], grid, grid)?;
-    assert_says(
-        ser.forward(&map, &map, &three),
-        &["a batch of 3 samples, one per element", "got [2, 4, 10]"],
-    );
-    for projector in [None, head(true)] {
-        let none = SerConfig {
-            projector,
-            ..Default::default()
-        };
-        assert_says(
-            build(none, FieldType::trivial(0), 1),
-            &["channels", "width of at least 1", "0"],
-        );
-    }
+    let maps = [&layer.forward(&x1)?, &layer.forward(&x2)?];
+    let ser = build(with_objective(Objective::Mse));
+    let regular = FieldType::regular(group, 16)?;
+    let pair = MapPair::new(maps, &relative).keys(maps, None);
+    assert!(scalar(&ser.forward(&pair.field(&regular))?.loss) < 1e-26);
+    assert!(scalar(&ser.forward(&pair)?.loss) > 0.05);
+    let (head, _) = seeded_head(regular, small_head(), DType::F64, 3);
+    let pair = MapPair::new(maps, &relative).head(&head);
+    let out = ser.forward(&pair.keys(maps, &head))?;
+    assert!(scalar(&out.loss) < 1e-24, "{}", out.loss);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A D4 element of its own for every sample of a batch.
+//! One D4 element per sample of a batch.
 
 use candle_core::{Device, Result, Tensor};
 use ser_reg::{GridOperator, Resample, TokenGrid, group::D4};
@@ -16,7 +16,7 @@ pub fn operator(side: usize) -> GridOperator {
     GridOperator::new(&elements(), grid, &Resample::default()).unwrap()
 }
 
-/// As one writes it in candle: a flip and a transpose per sample, then a stack.
+/// Plain candle: a flip and a transpose per sample, then a stack.
 pub fn plain(x: &Tensor, side: usize) -> Result<Tensor> {
     let (batch, _, channels) = x.dims3()?;
     let map = x.reshape((batch, side, side, channels))?;
@@ -35,7 +35,7 @@ pub fn plain(x: &Tensor, side: usize) -> Result<Tensor> {
     Tensor::stack(&turned.collect::<Result<Vec<_>>>()?, 0)?.reshape((batch, side * side, channels))
 }
 
-/// Where each token of the flattened batch comes from.
+/// The source of each token of the flattened batch.
 pub fn indices(side: usize) -> Tensor {
     let grid = TokenGrid::square(side).unwrap();
     let n = grid.len() as u32;
@@ -46,7 +46,7 @@ pub fn indices(side: usize) -> Tensor {
     Tensor::from_vec(indices, BATCH * grid.len(), &Device::Cpu).unwrap()
 }
 
-/// One gather over the flattened batch: the best that plain candle offers.
+/// One gather over the flattened batch, the fastest form in plain candle.
 pub fn gather(x: &Tensor, indices: &Tensor) -> Result<Tensor> {
     x.flatten(0, 1)?.index_select(indices, 0)?.reshape(x.dims())
 }

@@ -29,7 +29,8 @@ use crate::{Channels, Error, Layout, Result, TokenGrid};
 pub enum AddonInput {
     /// The final embedding `(B, D)`. The loss is coupled with the base loss.
     Embedding,
-    /// A tapped token map `(B, N, C)` or `(B, C, H, W)`, pooled to `h = mean over tokens of LayerNorm(T)`.
+    /// A tapped token map `(B, N, C)` or `(B, C, H, W)`, pooled to `h = mean over tokens of
+    /// LayerNorm(T)`.
     ///
     /// Prefix tokens are left out. The add-on owns the LayerNorm, with scale and shift.
     Tokens(Layout),
@@ -40,7 +41,8 @@ pub enum AddonInput {
 pub struct AddonOutput {
     /// `λ · unweighted`, a differentiable scalar to add to the base loss.
     pub loss: Tensor,
-    /// The loss before `λ`, with its graph. Check it with [`grad::assert_reaches`](crate::grad::assert_reaches).
+    /// The loss before `λ`, with its graph. Check it with
+    /// [`grad::assert_reaches`](crate::grad::assert_reaches).
     pub unweighted: Tensor,
     /// Values to log, by name; detached scalars.
     pub metrics: Vec<(&'static str, Tensor)>,
@@ -59,7 +61,8 @@ impl AddonOutput {
         })
     }
 
-    /// The weighted sum of at least one named term `(name, weight, loss)`. The metrics are the terms before their weights.
+    /// The weighted sum of at least one named term `(name, weight, loss)`. The metrics are the
+    /// terms before their weights.
     pub(super) fn of_terms(terms: &[(&'static str, f64, Tensor)], lambda: f64) -> Result<Self> {
         let weighted = terms.iter().map(|(_, weight, loss)| loss * *weight);
         let weighted: Vec<Tensor> = weighted.collect::<candle_core::Result<_>>()?;
@@ -68,7 +71,8 @@ impl AddonOutput {
     }
 }
 
-/// [`AddonInput`] with its variables: `norm.weight` and `norm.bias` for tokens, none for an embedding.
+/// [`AddonInput`] with its variables: `norm.weight` and `norm.bias` for tokens, none for an
+/// embedding.
 #[derive(Clone, Debug)]
 pub(super) struct Reader {
     /// The layout of the tokens and their norm; `None` for an embedding.
@@ -107,17 +111,15 @@ impl Reader {
     pub(super) fn features(&self, op: &'static str, x: &Tensor) -> Result<Tensor> {
         let dtype = check::work_dtype(op, x)?;
         if dtype != self.dtype {
-            let expected = format!(
-                "features of the type of the weights, {}",
-                self.dtype.as_str()
-            );
+            let expected = format!("features of type {}, as the weights", self.dtype.as_str());
             return Err(Error::input(op, expected, x.dtype().as_str()));
         }
         let c = self.channels;
         let fail = |expected: String| Err(Error::input(op, expected, format!("{:?}", x.dims())));
         let Some((layout, norm)) = &self.tokens else {
             return match x.dims() {
-                // A class token narrowed out of a map is not contiguous, but matrix products on CUDA need contiguous rows.
+                // A class token narrowed out of a map is not contiguous, but matrix products on
+                // CUDA need contiguous rows.
                 &[b, d] if b > 0 && d == c => Ok(x.to_dtype(dtype)?.contiguous()?),
                 _ => fail(format!(
                     "embeddings (B, {c}) of at least one sample (AddonInput::Tokens reads token maps)"

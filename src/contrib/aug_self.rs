@@ -37,8 +37,8 @@ pub struct AugSelfConfig {
 }
 
 impl Default for AugSelfConfig {
-    /// The authors' values for ImageNet-100: weights of 0.5 for crop and color, 512 hidden units, jitter of 0.4, 0.4, 0.4 and
-    /// 0.1. For STL-10 their weights are 1.
+    /// The authors' values for ImageNet-100: weights of 0.5 for crop and color, 512 hidden units,
+    /// jitter of 0.4, 0.4, 0.4 and 0.1. For STL-10 their weights are 1.
     fn default() -> Self {
         Self {
             hidden: 512,
@@ -178,7 +178,8 @@ impl Target {
             }
             Self::Classes(classes) => {
                 let logits = match outputs.dim(1)? {
-                    // The cross-entropy of (0, logit) is the binary cross-entropy; it does not overflow.
+                    // The cross-entropy of (0, logit) is the binary cross-entropy; it does not
+                    // overflow.
                     1 => Tensor::cat(&[&outputs.zeros_like()?, outputs], 1)?,
                     _ => outputs.clone(),
                 };
@@ -203,9 +204,10 @@ impl Target {
 /// | flip | 1 if the flips of both views agree, else 0 | binary cross-entropy |
 /// | rotation | `(k₁ − k₂) mod 4` | cross-entropy |
 ///
-/// If view 1 is flipped, the crop task mirrors the centers of both views. Each task has its own MLP, 2D → 512 → 512 →
-/// outputs, with batch normalization and ReLU. Both orders form one batch. Both features get a gradient, unless one comes
-/// from a momentum encoder. The metrics are the losses of the tasks before their weights.
+/// If view 1 is flipped, the crop task mirrors the centers of both views. Each task has its own
+/// MLP, 2D → 512 → 512 → outputs, with batch normalization and ReLU. Both orders form one batch.
+/// Both features get a gradient, unless one comes from a momentum encoder. The metrics are the
+/// losses of the tasks before their weights.
 ///
 /// Source: arXiv 2111.09613.
 ///
@@ -235,7 +237,8 @@ impl AugSelf {
 
     /// An add-on for features of `channels` channels.
     ///
-    /// Variables: `norm.*` (tokens only), and a head for each task with a weight: `crop.*`, `color.*`, ….
+    /// Variables: `norm.*` (tokens only), and a head for each task with a weight: `crop.*`,
+    /// `color.*`, ….
     ///
     /// # Errors
     /// If a setting is out of range, no task has a weight, or `vb` fails to return a variable.
@@ -270,8 +273,8 @@ impl AugSelf {
     /// `parameters` has the augmentation parameters of each sample and view.
     ///
     /// # Errors
-    /// If the batches differ or have fewer than two samples, shapes or types do not fit the input, or a parameter of a task
-    /// is `None`.
+    /// If the batches differ or have fewer than two samples. If shapes or types do not fit the
+    /// input, or a parameter of a task is `None`.
     pub fn forward(
         &self,
         views: [&Tensor; 2],

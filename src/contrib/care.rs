@@ -12,7 +12,8 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum GramMean {
-    /// `2 · mean_i Σ_{j≠i}`, as in the authors' code. It grows with the chunk. The authors' weight of 0.01 belongs to it.
+    /// `2 · mean_i Σ_{j≠i}`, as in the authors' code. It grows with the chunk. The authors' weight
+    /// of 0.01 belongs to it.
     #[default]
     Code,
     /// The mean over all pairs `i ≠ j`, as in the paper.
@@ -79,13 +80,14 @@ impl CareConfig {
 /// L = λ · 2/B Σ_i Σ_{j≠i, same chunk} ( ⟨z(a₁x_i), z(a₁x_j)⟩ − ⟨z(a₂x_i), z(a₂x_j)⟩ )²,   |z| = 1
 /// ```
 ///
-/// [`GramMean::Paper`] takes the mean over these pairs instead. All images of a chunk have the same augmentation `a₁` in
-/// view 1 and the same `a₂` in view 2; [`CareConfig::ranges`] returns the chunks. CARE has no head. The LayerNorm of
-/// [`AddonInput::Tokens`] holds its only variables.
+/// [`GramMean::Paper`] takes the mean over these pairs instead. All images of a chunk have the same
+/// augmentation `a₁` in view 1 and the same `a₂` in view 2; [`CareConfig::ranges`] returns the
+/// chunks. CARE has no head. The LayerNorm of [`AddonInput::Tokens`] holds its only variables.
 ///
-/// The loss vanishes for every orthogonal action. This includes the trivial action, so invariant features satisfy it. The
-/// authors apply it to the output of the projector, which goes in as [`AddonInput::Embedding`]. The metric `gram` is the
-/// root mean square of the differences of inner products.
+/// The loss vanishes for every orthogonal action. This includes the trivial action, so invariant
+/// features satisfy it. The authors apply it to the output of the projector, which goes in as
+/// [`AddonInput::Embedding`]. The metric `gram` is the root mean square of the differences of inner
+/// products.
 ///
 /// [`AddonInput`] has an example. Source: arXiv 2306.13924.
 #[derive(Clone, Debug)]
@@ -120,7 +122,8 @@ impl Care {
     /// The loss of the features of two views, `(B, D)` or token maps as [`AddonInput`] says.
     ///
     /// # Errors
-    /// If a chunk has fewer than two samples, the batches differ, or shapes or types do not fit the input.
+    /// If a chunk has fewer than two samples, the batches differ, or shapes or types do not fit the
+    /// input.
     pub fn forward(&self, views: [&Tensor; 2]) -> Result<AddonOutput> {
         let [h1, h2] = self.reader.pair(Self::OP, views)?;
         let batch = h1.dim(0)?;

@@ -19,11 +19,15 @@ pub(super) fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
 
 /// `a` and `b` have one shape, type and device, and at least one element.
 pub(super) fn pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.elem_count() == 0 || a.dims() != b.dims() {
-        let expected = format!(
-            "two nonempty tensors of one shape, the first {:?}",
-            a.dims()
-        );
+    if a.elem_count() == 0 {
+        return Err(Error::input(
+            op,
+            "at least one element",
+            format!("{:?}", a.dims()),
+        ));
+    }
+    if a.dims() != b.dims() {
+        let expected = format!("tensors of one shape, the first {:?}", a.dims());
         return Err(Error::input(op, expected, format!("{:?}", b.dims())));
     }
     if a.dtype() != b.dtype() {
@@ -64,7 +68,8 @@ pub(super) fn grid(op: &'static str, group: Subgroup, grid: TokenGrid) -> Result
         return Ok(());
     }
     let expected = format!(
-        "a square grid, because {group:?} exchanges rows and columns (C2, HFlip, VFlip and Flips accept every grid)"
+        "a square grid for {group:?}, which exchanges rows and columns (C2, HFlip, VFlip and Flips \
+         accept every grid)"
     );
     Err(Error::input(op, expected, grid))
 }

@@ -5,7 +5,8 @@ use candle_core::{D, DType, Device, Tensor};
 use super::{autograd::with_gradient_of, check, orbit::sum};
 use crate::{Error, Result};
 
-/// The divergence of the predictions `p_1 … p_K` of one sample; `l_k = log p_k`, and bars are means over views.
+/// The divergence of the predictions `p_1 … p_K` of one sample; `l_k = log p_k`, and bars are means
+/// over views.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Divergence {
@@ -21,15 +22,17 @@ pub enum Divergence {
 
 /// A consistency penalty on the predictions of several views of one input, for supervised training.
 ///
-/// `p_k = softmax(z_k/τ)`. The loss is the divergence of the K predictions of a sample, averaged over samples. No pair is
-/// formed: each kind costs O(K·B·C). All views get a gradient; for a fixed target, detach the logits of its view.
+/// `p_k = softmax(z_k/τ)`. The loss is the divergence of the K predictions of a sample, averaged
+/// over samples. No pair is formed: each kind costs O(K·B·C). All views get a gradient; for a fixed
+/// target, detach the logits of its view.
 ///
-/// Logits of ±10⁴ have finite losses and gradients in f32 and f16. A class that all views mask (logit −∞) adds nothing and
-/// gets no gradient. A class that some views mask has an infinite symmetric KL divergence; it counts with `log p = −10³⁰`.
-/// NaN and other infinite logits give NaN.
+/// Logits of ±10⁴ have finite losses and gradients in f32 and f16. A class that all views mask
+/// (logit −∞) adds nothing and gets no gradient. A class that some views mask has an infinite
+/// symmetric KL divergence; it counts with `log p = −10³⁰`. NaN and other infinite logits give NaN.
 ///
-/// Source: arXiv 2203.03304. It adds a divergence between the predictions of different augmentations to the mean of their
-/// cross-entropies. The paper does not state the direction of its KL divergence.
+/// Source: arXiv 2203.03304. It adds a divergence between the predictions of different
+/// augmentations to the mean of their cross-entropies. The paper does not state the direction of
+/// its KL divergence.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -64,14 +67,16 @@ impl Default for PredictionConsistency {
 
 const OP: &str = "PredictionConsistency";
 
-/// Replaces the logits and log-probabilities of masked classes: it is finite, and its exponential is 0 in every type.
+/// Replaces the logits and log-probabilities of masked classes: it is finite, and its exponential
+/// is 0 in every type.
 const FLOOR: f64 = -1e30;
 
 impl PredictionConsistency {
     /// The mean divergence of logits `(K, B, C)`: K ≥ 2 views of B samples, C ≥ 2 classes.
     ///
     /// # Errors
-    /// If the shape differs, the type is not a floating-point type, or the temperature is not finite and above 0.
+    /// If the shape differs, the type is not a floating-point type, or the temperature is not
+    /// finite and above 0.
     pub fn forward(&self, logits: &Tensor) -> Result<Tensor> {
         let (tau, dtype) = (self.temperature, check::work_dtype(OP, logits)?);
         check::positive("PredictionConsistency::temperature", tau)?;
@@ -90,7 +95,8 @@ impl PredictionConsistency {
         Ok(with_gradient_of(&value, &carrier)?)
     }
 
-    /// The value and its derivative with respect to the logits. This takes fewer passes than autograd.
+    /// The value and its derivative with respect to the logits. This takes fewer passes than
+    /// autograd.
     ///
     /// With `G_k = ∂L/∂l_k`, where `p_k = exp l_k`, the derivative is `(G_k − p_k Σ_c G_k)/τ`.
     fn evaluate(&self, z: &Tensor, views: f64) -> Result<(Tensor, Tensor)> {
@@ -171,8 +177,8 @@ impl PredictionConsistency {
     }
 }
 
-/// `log softmax(z/τ)` over the last axis. `candle_nn::ops::log_softmax` of `z/τ` rounds large logits before it subtracts
-/// their maximum.
+/// `log softmax(z/τ)` over the last axis. `candle_nn::ops::log_softmax` of `z/τ` rounds large
+/// logits before it subtracts their maximum.
 fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
     let top = z.max_keepdim(D::Minus1)?;
     let z = (z.broadcast_sub(&top)? / tau)?;
@@ -181,10 +187,12 @@ fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
     Ok(z.broadcast_sub(&log_sum)?.maximum(FLOOR)?)
 }
 
-/// An invariance score of predictions: the mean symmetric KL divergence over samples and pairs of views.
+/// An invariance score of predictions: the mean symmetric KL divergence over samples and pairs of
+/// views.
 ///
-/// `½ KL(p_k‖p_l) + ½ KL(p_l‖p_k)` for logits `(K, B, C)`, computed in f64 on the host. It is 0 if all views have the same
-/// prediction. A model with one prediction for all images also has 0, so report the score with the accuracy.
+/// `½ KL(p_k‖p_l) + ½ KL(p_l‖p_k)` for logits `(K, B, C)`, computed in f64 on the host. It is 0 if
+/// all views have the same prediction. A model with one prediction for all images also has 0, so
+/// report the score with the accuracy.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -194,7 +202,8 @@ fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
 /// ```
 ///
 /// # Errors
-/// As [`PredictionConsistency::forward`], and if a logit is not finite. A class may be −∞ in all views.
+/// As [`PredictionConsistency::forward`], and if a logit is not finite. A class may be −∞ in all
+/// views.
 pub fn mean_pairwise_symmetric_kl(logits: &Tensor) -> Result<f64> {
     check::work_dtype("mean_pairwise_symmetric_kl", logits)?;
     let logits = logits

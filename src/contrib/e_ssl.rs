@@ -41,10 +41,13 @@ impl Default for ESslConfig {
 /// L = λ · CE( r(h(rot90^k x_small)), k ),   k = 0, 1, 2, 3
 /// ```
 ///
-/// `x_small` is one extra crop of each image in all four rotations; [`four_rotations`] makes them. The crop has few pixels:
-/// for CIFAR-10 the authors take 16 of 32 pixels and 0.2 to 1 of the area, for ImageNet 96 of 224 pixels and 0.05 to 0.14.
-/// The head has two hidden layers with layer normalization and ReLU, a third linear map with layer normalization, and a
-/// linear map to four classes. The metric `accuracy` is the fraction of correctly classified crops; 1/4 is chance.
+/// `x_small` is one extra crop of each image in all four rotations; [`four_rotations`] makes them.
+/// The crop has few pixels. For CIFAR-10 the authors take 16 of 32 pixels with 0.2 to 1 of the
+/// area. For ImageNet they take 96 of 224 pixels with 0.05 to 0.14 of the area.
+///
+/// The head has two hidden layers with layer normalization and ReLU, a third linear map with layer
+/// normalization, and a linear map to four classes. The metric `accuracy` is the fraction of
+/// correctly classified crops; 1/4 is chance.
 ///
 /// Source: arXiv 2111.00899.
 ///
@@ -127,8 +130,8 @@ impl ESsl {
 
 /// Square images `(B, C, S, S)` in four rotations, `(4B, C, S, S)`, and the quarter turns of each.
 ///
-/// The first `B` are the images themselves, the next `B` are turned once counterclockwise. The values are those of
-/// `torch.rot90(x, k, [2, 3])`, exactly.
+/// The first `B` are the images themselves, the next `B` are turned once counterclockwise. The
+/// values are those of `torch.rot90(x, k, [2, 3])`, exactly.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

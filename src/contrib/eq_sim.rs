@@ -14,11 +14,13 @@ pub enum Margin {
     None,
     /// The authors' first form: each of the two means over pairs, minus this margin, clamped at 0.
     Mean(f64),
-    /// The authors' second form: the squares of each pair, minus this margin, clamped at 0, then the mean.
+    /// The authors' second form: the squares of each pair, minus this margin, clamped at 0, then
+    /// the mean.
     Pair(f64),
 }
 
-/// A penalty on a matrix of scores `S`; `s_ij` is the score of item `i` of one side and item `j` of the other.
+/// A penalty on a matrix of scores `S`; `s_ij` is the score of item `i` of one side and item `j` of
+/// the other.
 ///
 /// For two matched pairs, swapping either side should change the score by the same amount:
 ///
@@ -27,20 +29,23 @@ pub enum Margin {
 /// side 2   ((s_ii − s_ji) − (s_jj − s_ij))² = (a + b)²
 /// ```
 ///
-/// Both vanish exactly if `s_ij = s_ji` and `s_ii = s_jj`, and their sum is `2a² + 2b²`. So the default is
+/// Both vanish exactly if `s_ij = s_ji` and `s_ii = s_jj`, and their sum is `2a² + 2b²`. So the
+/// default is
 ///
 /// ```text
 /// L = mean_{i≠j} (s_ij − s_ji)² + w · Var(diag S)             Var over B − 1
 /// ```
 ///
-/// The mean over pairs of both sides is twice this value at `w = 2`. With a margin the sides are formed separately, as in
-/// the authors' code: `L = [mean (a−b)² − m]₊ + [mean (a+b)² − m]₊`, or the same within the mean. Their weight is 0.5, their
-/// margin 0.1.
+/// The mean over pairs of both sides is twice this value at `w = 2`. With a margin the sides are
+/// formed separately, as in the authors' code: `L = [mean (a−b)² − m]₊ + [mean (a+b)² − m]₊`, or
+/// the same within the mean. Their weight is 0.5, their margin 0.1.
 ///
-/// A clamped term has no gradient. In contrastive losses such clamping has multiplied the variance between seeds
-/// (arXiv 2603.00951). Log [`EqSimOutput::clamped`], and prefer no margin and a small weight.
+/// A clamped term has no gradient. In contrastive losses such clamping has multiplied the variance
+/// between seeds (arXiv 2603.00951). Log [`EqSimOutput::clamped`], and prefer no margin and a small
+/// weight.
 ///
-/// The diagonal term asks for equal scores of all matched pairs. Cosines can satisfy it; raw logits need not.
+/// The diagonal term asks for equal scores of all matched pairs. Cosines can satisfy it; raw logits
+/// need not.
 ///
 /// Source: arXiv 2303.14465.
 ///
@@ -93,8 +98,8 @@ impl EqSim {
     /// The penalty of scores `(B, B)` with at least two rows.
     ///
     /// # Errors
-    /// If the matrix is not square, has fewer than two rows, or is not of a floating-point type. If the weight or the margin
-    /// is negative or not finite.
+    /// If the matrix is not square, has fewer than two rows, or is not of a floating-point type. If
+    /// the weight or the margin is negative or not finite.
     pub fn forward(&self, scores: &Tensor) -> Result<EqSimOutput> {
         let dtype = check::work_dtype(OP, scores)?;
         let (margin, field) = match self.margin {

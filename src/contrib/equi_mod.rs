@@ -24,19 +24,23 @@ pub struct EquiModConfig {
     pub temperature: f64,
     /// Weight `λ` of the loss; finite and at least 0.
     pub lambda: f64,
-    /// Whether the parameter vector has an 18th number, which is 1 for solarized views. The authors have 17 numbers.
+    /// Whether the parameter vector has an 18th number, which is 1 for solarized views. The authors
+    /// have 17 numbers.
     pub solarize: bool,
-    /// Means and deviations that standardize the parameter vector; `None` leaves the vector unscaled.
+    /// Means and deviations that standardize the parameter vector; `None` leaves the vector
+    /// unscaled.
     ///
-    /// The authors standardize: pass [`ParameterStatistics::of`] for many draws of your augmentation. Without it, the
-    /// small numbers (hue, crop) count little beside the order of the jitter.
+    /// The authors standardize: pass [`ParameterStatistics::of`] for many draws of your
+    /// augmentation. Without it, the small numbers (hue, crop) count little beside the order of the
+    /// jitter.
     pub statistics: Option<ParameterStatistics>,
 }
 
 impl Default for EquiModConfig {
     /// The authors' values for ResNet-50: 2048-2048-128, `τ' = 0.2`, `λ = 1`, 17 parameters.
     ///
-    /// The SER paper takes 384-384-128 for ViT-S. The statistics depend on the augmentation, so the default has none.
+    /// The SER paper takes 384-384-128 for ViT-S. The statistics depend on the augmentation, so the
+    /// default has none.
     fn default() -> Self {
         Self {
             hidden: 2048,
@@ -55,14 +59,16 @@ impl Default for EquiModConfig {
 /// y = g(h(x)),   ŷ_t = u([y₀; φ(p_t)]),   L = λ · NT-Xent_{τ'}({y_t} ∪ {ŷ_t}),   views t = 1, 2
 /// ```
 ///
-/// Each of the 4B embeddings must find its partner among the 4B − 1 others. `x₀` is the image without augmentation, `p_t` the
-/// [parameter vector](AugmentationParameters::vector) of view t. `g` has three linear maps with batch normalization and ReLU
-/// between them, and a batch normalization without scale and shift at its end. `φ` is a linear map with a batch
+/// Each of the 4B embeddings must find its partner among the 4B − 1 others. `x₀` is the image
+/// without augmentation, `p_t` the [parameter vector](AugmentationParameters::vector) of view t.
+/// `g` has three linear maps with batch normalization and ReLU between them, and a batch
+/// normalization without scale and shift at its end. `φ` is a linear map with a batch
 /// normalization, `u` a linear map with one without scale and shift. All branches get a gradient.
 ///
-/// The prediction may learn to ignore `p`; the features then become invariant. The metrics show it: `absolute` is the mean
-/// `cos(y_t, ŷ_t)`, `invariance` the mean `cos(y_t, y₀)`, and `relative` their difference. `relative` is 0 for a prediction
-/// that ignores `p`. `matched` is the fraction of embeddings that find their partner.
+/// The prediction may learn to ignore `p`; the features then become invariant. The metrics show it:
+/// `absolute` is the mean `cos(y_t, ŷ_t)`, `invariance` the mean `cos(y_t, y₀)`, and `relative`
+/// their difference. `relative` is 0 for a prediction that ignores `p`. `matched` is the fraction
+/// of embeddings that find their partner.
 ///
 /// Source: arXiv 2211.01244.
 ///
@@ -140,13 +146,15 @@ impl EquiMod {
         })
     }
 
-    /// The loss of two views, given the unaugmented images `plain` and the augmentation parameters of each view.
+    /// The loss of two views, given the unaugmented images `plain` and the augmentation parameters
+    /// of each view.
     ///
-    /// Features are `(B, D)` or token maps, as [`AddonInput`] says. `parameters` has one entry per sample and view.
+    /// Features are `(B, D)` or token maps, as [`AddonInput`] says. `parameters` has one entry per
+    /// sample and view.
     ///
     /// # Errors
-    /// If the batches differ or have fewer than two samples, shapes or types do not fit the input, or a parameter is
-    /// `None`.
+    /// If the batches differ or have fewer than two samples, shapes or types do not fit the input,
+    /// or a parameter is `None`.
     pub fn forward(
         &self,
         plain: &Tensor,

@@ -1,4 +1,5 @@
-//! Invariant integration (arXiv 2202.03967): monomials of tokens, averaged over a group and over positions.
+//! Invariant integration (arXiv 2202.03967): monomials of tokens, averaged over a group and over
+//! positions.
 
 use candle_core::Tensor;
 
@@ -8,7 +9,8 @@ use super::{
 };
 use crate::{Error, Result, TokenGrid, group::Subgroup};
 
-/// `Π_i F(t + d_i)^{b_i}`: a product of powers of the tokens at offsets `d_i = (rows, cols)` from a position `t`.
+/// `Π_i F(t + d_i)^{b_i}`: a product of powers of the tokens at offsets `d_i = (rows, cols)` from a
+/// position `t`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Monomial {
@@ -32,17 +34,19 @@ impl Monomial {
     }
 }
 
-/// Invariants of a token map: the monomials of each channel, averaged over a group and over all positions where they fit.
+/// Invariants of a token map: the monomials of each channel, averaged over a group and over all
+/// positions where they fit.
 ///
 /// ```text
 /// A[φ](F) = 1/|G| Σ_g mean_t φ_t(ρ(g)F),   φ_t(F) = Π_i F(t + d_i)^{b_i}      A[φ](ρ(h)F) = A[φ](F) for every h in G
 /// ```
 ///
-/// The power 1 is the mean over tokens. A product of two neighbors is a symmetrized correlation. The result is
-/// differentiable. Exponents are integers, so features may be negative or zero.
+/// The power 1 is the mean over tokens. A product of two neighbors is a symmetrized correlation.
+/// The result is differentiable. Exponents are integers, so features may be negative or zero.
 ///
-/// The source also learns real exponents for positive features, and replaces the monomials by weighted sums, networks and
-/// attention. For learned weights see [`Pool::Attention`](super::Pool::Attention), or put a linear layer on the invariants.
+/// The source also learns real exponents for positive features, and replaces the monomials by
+/// weighted sums, networks and attention. For learned weights see
+/// [`Pool::Attention`](super::Pool::Attention), or put a linear layer on the invariants.
 ///
 /// Source: Rath and Condurache, arXiv 2202.03967.
 ///
@@ -91,8 +95,9 @@ impl InvariantIntegration {
     /// The invariants `(B, M, C)` of tokens `(B, N, C)` on `grid`, for `M` monomials.
     ///
     /// # Errors
-    /// If the tokens do not fit the grid, are empty, or are not of a floating-point type. If the grid is not square and the
-    /// group exchanges rows and columns. If a monomial spans more rows or columns than the grid has.
+    /// If the tokens do not fit the grid, are empty, or are not of a floating-point type. If the
+    /// grid is not square and the group exchanges rows and columns. If a monomial spans more rows
+    /// or columns than the grid has.
     pub fn forward(&self, tokens: &Tensor, grid: TokenGrid) -> Result<Tensor> {
         check::tokens(OP, tokens, grid)?;
         check::grid(OP, self.group, grid)?;

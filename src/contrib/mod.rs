@@ -1,4 +1,5 @@
-//! Published methods beside SER. This module is **exempt from the semver promise**: it may change in any release.
+//! Published methods beside SER. This module is **exempt from the semver promise**: it may change
+//! in any release.
 //!
 //! Add-ons train features with one more loss on a layer. Each returns an [`AddonOutput`].
 //!
@@ -23,20 +24,21 @@
 //!
 //! The authors of the add-ons use the final embedding. The SER paper
 //! ([2603.06693](https://arxiv.org/abs/2603.06693)) moves their losses to an intermediate layer:
-//! [`AddonInput::Tokens`] instead of [`AddonInput::Embedding`]. Its code is not published. The pooled input
-//! `h = mean over tokens of LayerNorm(T)` is the reading of this crate.
+//! [`AddonInput::Tokens`] instead of [`AddonInput::Embedding`]. Its code is not published. The
+//! pooled input `h = mean over tokens of LayerNorm(T)` is the reading of this crate.
 //!
-//! The heads of the add-ons are needed in training only. They normalize with the statistics of the current batch.
-//! Linear weights start uniform within `1/√inputs`. Weights are f32 or f64; features in half precision are computed
-//! in f32.
+//! The heads of the add-ons are needed in training only. They normalize with the statistics of the
+//! current batch. Linear weights start uniform within `1/√inputs`. Weights are f32 or f64; features
+//! in half precision are computed in f32.
 //!
-//! The groups of the companions are subgroups of D4, so each action is an exact permutation. Input in half precision
-//! is computed in f32: a loss is f32, and a result with the shape of the input has the type of the input.
+//! The groups of the companions are subgroups of D4, so each action is an exact permutation. Input
+//! in half precision is computed in f32: a loss is f32, and a result with the shape of the input
+//! has the type of the input.
 //!
 //! All losses are means over the local batch. Nothing is reduced over processes.
 //!
-//! This module imports public paths of the crate only, so it shows what can be built on them. The guides
-//! `docs/addons.md` and `docs/companions.md` of the repository say when to use which method.
+//! This module imports public paths of the crate only, so it shows what can be built on them. The
+//! guides `docs/addons.md` and `docs/companions.md` of the repository say when to use which method.
 
 mod addon;
 mod aug_self;

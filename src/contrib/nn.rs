@@ -34,7 +34,8 @@ fn affine(width: usize, vb: &VarBuilder) -> Result<(Tensor, Tensor)> {
     ))
 }
 
-/// Layer normalization over the last axis. (`candle_nn::LayerNorm` has no gradient on contiguous input.)
+/// Layer normalization over the last axis. (`candle_nn::LayerNorm` has no gradient on contiguous
+/// input.)
 #[derive(Clone, Debug)]
 pub(super) struct LayerNorm {
     weight: Tensor,
@@ -56,8 +57,8 @@ impl Module for LayerNorm {
 
 /// Batch normalization of `(B, C)` by the statistics of the current batch.
 ///
-/// Heads are needed in training only, so there are no running averages. `candle_nn::BatchNorm` registers them as variables,
-/// which an optimizer would train.
+/// Heads are needed in training only, so there are no running averages. `candle_nn::BatchNorm`
+/// registers them as variables, which an optimizer would train.
 #[derive(Clone, Debug)]
 pub(super) struct BatchNorm {
     affine: Option<(Tensor, Tensor)>,
@@ -89,7 +90,8 @@ impl Module for BatchNorm {
     }
 }
 
-/// Mean over the batch, `(1, C)`. It is a matrix product, because candle sums slowly along the first axis.
+/// Mean over the batch, `(1, C)`. It is a matrix product, because candle sums slowly along the
+/// first axis.
 fn batch_mean(x: &Tensor) -> candle_core::Result<Tensor> {
     let batch = x.dim(0)?;
     let ones = Tensor::ones((1, batch), x.dtype(), x.device())?;
@@ -129,7 +131,8 @@ pub(super) struct MlpConfig<'a> {
     pub output: Output,
 }
 
-/// Linear maps; each but the last is followed by a norm and a ReLU. Variables: `layer1.weight`, `layer1.norm.weight`, ….
+/// Linear maps; each but the last is followed by a norm and a ReLU. Variables: `layer1.weight`,
+/// `layer1.norm.weight`, ….
 #[derive(Clone, Debug)]
 pub(super) struct Mlp {
     hidden: Vec<Normalized>,
@@ -202,7 +205,8 @@ impl Module for Mlp {
     }
 }
 
-/// NT-Xent of rows `(M, D)`: each row must find its partner in the other set among all other rows of both sets.
+/// NT-Xent of rows `(M, D)`: each row must find its partner in the other set among all other rows
+/// of both sets.
 pub(super) fn contrast(a: &Tensor, b: &Tensor, temperature: f64) -> Result<ContrastiveOutput> {
     let config = Contrastive {
         negatives: Negatives::BothViews,
@@ -230,7 +234,8 @@ pub(super) fn cross_entropy(logits: &Tensor, classes: &[u32]) -> candle_core::Re
     candle_nn::loss::cross_entropy(logits, &classes)
 }
 
-/// The fraction of rows whose largest logit belongs to their class; a scalar of the type of the logits.
+/// The fraction of rows whose largest logit belongs to their class; a scalar of the type of the
+/// logits.
 pub(super) fn accuracy(logits: &Tensor, classes: &[u32]) -> candle_core::Result<Tensor> {
     let classes = Tensor::new(classes, logits.device())?;
     let hits = logits.detach().argmax(D::Minus1)?.eq(&classes)?;

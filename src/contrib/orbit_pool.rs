@@ -19,13 +19,14 @@ pub enum Pool {
     Max,
     /// `Σ_g a_g y_g` with `a = softmax_g ⟨v, y_g⟩`, for a learned template `v`.
     ///
-    /// The template has the shape of one member without the batch. The weights depend on the members; weights that depend on
-    /// the group elements would break the invariance.
+    /// The template has the shape of one member without the batch. The weights depend on the
+    /// members; weights that depend on the group elements would break the invariance.
     Attention(Tensor),
 }
 
 impl Pool {
-    /// Attention whose template is the variable `template` of `vb`. It starts at zero, which is the mean.
+    /// Attention whose template is the variable `template` of `vb`. It starts at zero, which is the
+    /// mean.
     ///
     /// # Errors
     /// If the shape has no element, or `vb` fails to return the variable.
@@ -51,14 +52,16 @@ impl Pool {
 /// images     A(x) = pool_g f(g·x)         for any f, whether equivariant or not
 /// ```
 ///
-/// `ρ(h)F` has the same orbit as `F`, in another order. So the maximum is invariant exactly, the mean and attention up to
-/// the rounding of a sum of `|G|` terms.
+/// `ρ(h)F` has the same orbit as `F`, in another order. So the maximum is invariant exactly, the
+/// mean and attention up to the rounding of a sum of `|G|` terms.
 ///
-/// A pooled map is constant on the orbits of cells. The mean over tokens of a mean-pooled map is the mean over tokens of
-/// `F`. So use it as a map, or take the maximum, attention or [`InvariantIntegration`](super::InvariantIntegration). Pooling
-/// over images is averaging at test time; it also works in training.
+/// A pooled map is constant on the orbits of cells. The mean over tokens of a mean-pooled map is
+/// the mean over tokens of `F`. So use it as a map, or take the maximum, attention or
+/// [`InvariantIntegration`](super::InvariantIntegration). Pooling over images is averaging at test
+/// time; it also works in training.
 ///
-/// Source: arXiv 2202.03967 (group averages; its weights are learned too, and act on neighboring cells).
+/// Source: arXiv 2202.03967 (group averages; its weights are learned too, and act on neighboring
+/// cells).
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -86,11 +89,13 @@ impl OrbitPool {
         Self { group, pool }
     }
 
-    /// The pooled map `(B, N, C)` of tokens `(B, N, C)` on `grid`, without prefix tokens; differentiable.
+    /// The pooled map `(B, N, C)` of tokens `(B, N, C)` on `grid`, without prefix tokens;
+    /// differentiable.
     ///
     /// # Errors
-    /// If the tokens do not fit the grid, are empty, or are not of a floating-point type. If the grid is not square and the
-    /// group exchanges rows and columns. If the template of attention is not `(N, C)`.
+    /// If the tokens do not fit the grid, are empty, or are not of a floating-point type. If the
+    /// grid is not square and the group exchanges rows and columns. If the template of attention is
+    /// not `(N, C)`.
     pub fn tokens(&self, tokens: &Tensor, grid: TokenGrid) -> Result<Tensor> {
         let op = "OrbitPool::tokens";
         check::tokens(op, tokens, grid)?;
@@ -106,12 +111,13 @@ impl OrbitPool {
 
     /// The pooled outputs of `f` on images `(B, C, H, W)`; differentiable if `f` is.
     ///
-    /// `f` runs once for each group element, on all images. It returns vectors or logits `(B, D)`, or `(B, D, …)`. A
-    /// returned map is not transformed back.
+    /// `f` runs once for each group element, on all images. It returns vectors or logits `(B, D)`,
+    /// or `(B, D, …)`. A returned map is not transformed back.
     ///
     /// # Errors
-    /// Those of `f`. If `images` has another shape, or is not square and the group exchanges rows and columns. If the
-    /// outputs are not floats `(B, D, …)` of one shape, or the template of attention does not fit them.
+    /// The errors of `f`. If `images` has another shape, or is not square and the group exchanges
+    /// rows and columns. If the outputs are not floats `(B, D, …)` of one shape, or the template of
+    /// attention does not fit them.
     pub fn images<E: From<Error>>(
         &self,
         images: &Tensor,
@@ -162,10 +168,8 @@ impl OrbitPool {
                 let all = Tensor::stack(orbit, 0)?;
                 let (order, batch) = (all.dim(0)?, all.dim(1)?);
                 if all.dims().get(2..) != Some(template.dims()) {
-                    let expected = format!(
-                        "a template of the shape of one member, {:?}",
-                        &all.dims()[2..]
-                    );
+                    let expected =
+                        format!("a template {:?}, the shape of one member", &all.dims()[2..]);
                     return Err(Error::input(op, expected, format!("{:?}", template.dims())));
                 }
                 check::work_dtype(op, template)?;
@@ -184,8 +188,9 @@ impl OrbitPool {
 
 /// The element-wise maximum of an orbit.
 ///
-/// A cell that a group element maps to itself occurs several times. candle's maximum would pass the full gradient to each
-/// copy; here the copies share it. Infinite values are allowed; a NaN gives NaN.
+/// A cell that a group element maps to itself occurs several times. candle's maximum would pass the
+/// full gradient to each copy; here the copies share it. Infinite values are allowed; a NaN gives
+/// NaN.
 fn max(orbit: &[Tensor]) -> candle_core::Result<Tensor> {
     let fixed: Vec<Tensor> = orbit.iter().map(Tensor::detach).collect();
     debug_assert!(!fixed.is_empty(), "an orbit has at least one member");
@@ -205,11 +210,13 @@ fn max(orbit: &[Tensor]) -> candle_core::Result<Tensor> {
     let zero = top.zeros_like()?;
     let mut carried = Vec::with_capacity(orbit.len());
     for (y, largest) in orbit.iter().zip(&largest) {
-        // Selected: a product of an infinite value with 0 would be NaN. Divided before the sum, which could overflow.
+        // Selected: a product of an infinite value with 0 would be NaN. Divided before the sum,
+        // which could overflow.
         carried.push((largest.where_cond(y, &zero)? * &share)?);
     }
     let carrier = sum(&carried)?;
-    // At infinite maxima the difference of the carrier to itself is NaN, but the carrier has the right value.
+    // At infinite maxima the difference of the carrier to itself is NaN, but the carrier has the
+    // right value.
     let finite = top.abs()?.lt(f64::INFINITY)?;
     finite.where_cond(&with_gradient_of(&top, &carrier)?, &carrier)
 }

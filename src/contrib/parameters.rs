@@ -39,7 +39,8 @@ impl CropParameters {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct JitterParameters {
-    /// Whether the jitter was applied; if not, the other fields are those of [`JitterParameters::NONE`].
+    /// Whether the jitter was applied; if not, the other fields equal
+    /// [`JitterParameters::NONE`].
     pub applied: bool,
     /// The order of the changes: 0 brightness, 1 contrast, 2 saturation, 3 hue.
     pub order: [u8; 4],
@@ -67,8 +68,8 @@ impl JitterParameters {
 
 /// The augmentation parameters of one view of one image.
 ///
-/// `None` is an unknown parameter; an add-on that needs it returns an error. A known parameter of an augmentation that was
-/// not applied has its value in [`AugmentationParameters::untouched`].
+/// `None` is an unknown parameter; an add-on that needs it returns an error. A known parameter of
+/// an augmentation that was not applied has its value in [`AugmentationParameters::untouched`].
 ///
 /// ```
 /// use ser_reg::contrib::{AugmentationParameters, CropParameters};
@@ -153,7 +154,8 @@ impl AugmentationParameters {
         finite("EquiMod", vector)
     }
 
-    /// AugSelf's differences of center y, center x, height and width. Both centers are mirrored if this view is flipped.
+    /// AugSelf's differences of center y, center x, height and width. Both centers are mirrored if
+    /// this view is flipped.
     pub(super) fn crop_difference(&self, other: &Self) -> Result<Vec<f64>> {
         let (a, b) = (
             self.known("crop", self.crop)?,
@@ -166,7 +168,8 @@ impl AugmentationParameters {
         finite("AugSelf", vec![y1 - y2, x1 - x2, h1 - h2, w1 - w2])
     }
 
-    /// AugSelf's differences of the four jitter parameters in units of their ranges; 0 for a range of no width.
+    /// AugSelf's differences of the four jitter parameters in units of their ranges; 0 for a range
+    /// of no width.
     pub(super) fn color_difference(&self, other: &Self, widths: &[f64; 4]) -> Result<Vec<f64>> {
         let strengths = |jitter: JitterParameters| {
             let JitterParameters {
@@ -240,7 +243,8 @@ fn finite(op: &'static str, values: Vec<f64>) -> Result<Vec<f64>> {
     }
 }
 
-/// Mean and standard deviation of each number of [`AugmentationParameters::vector`] over many draws.
+/// Mean and standard deviation of each number of [`AugmentationParameters::vector`] over many
+/// draws.
 ///
 /// ```
 /// use ser_reg::contrib::{AugmentationParameters, ParameterStatistics};

@@ -25,17 +25,19 @@ pub enum Distance {
 
 /// Copies of the regular representation of `group` on vectors of `D = m·|G|` channels.
 ///
-/// The channels are `m` blocks of `|G|`, with one channel for each element `h` in the order of [`Subgroup::elements`].
-/// Channel `(i, h)` has the index `i·|G| + h`. An element permutes each block as it permutes the group:
+/// The channels are `m` blocks of `|G|`, with one channel for each element `h` in the order of
+/// [`Subgroup::elements`]. Channel `(i, h)` has the index `i·|G| + h`. An element permutes each
+/// block as it permutes the group:
 ///
 /// ```text
 /// (ρ(g)z)[i, h] = z[i, g⁻¹h]          ρ(a)ρ(b) = ρ(a∘b),  ρ(g)ᵀ = ρ(g⁻¹)
 /// L = mean_b d(ρ(g_b) z1_b, z2_b)      g_b = g₂∘g₁⁻¹ carries view 1 into view 2
 /// ```
 ///
-/// The loss has no parameters. It asks of the last embedding what SER asks of a map: a motion of the image is a known
-/// permutation. Channels that are equal within each block (invariant channels) also have zero loss. So combine it with a
-/// loss that rewards information. The mean of each block is an invariant vector, which an invariance loss may read.
+/// The loss has no parameters. It asks of the last embedding what SER asks of a map: a motion of
+/// the image is a known permutation. Channels that are equal within each block (invariant channels)
+/// also have zero loss. So combine it with a loss that rewards information. The mean of each block
+/// is an invariant vector, which an invariance loss may read.
 ///
 /// Source: arXiv 2506.08244. Its loss is the sum over channels; [`Distance::Mse`] is the mean.
 ///
@@ -72,8 +74,8 @@ impl RegularRep {
     /// It permutes channels, so it is exact in every floating-point type. It is differentiable.
     ///
     /// # Errors
-    /// If `z` is not `(B, D)` of a floating-point type, or the order of the group does not divide `D`. If there is neither one
-    /// element nor one per vector, or an element is not in the group.
+    /// If `z` is not `(B, D)` of a floating-point type, or the order of the group does not divide
+    /// `D`. If there is neither one element nor one per vector, or an element is not in the group.
     pub fn apply(&self, elements: &[D4], z: &Tensor) -> Result<Tensor> {
         let op = "RegularRep::apply";
         check::work_dtype(op, z)?;
@@ -106,7 +108,8 @@ impl RegularRep {
     /// `ρ` is orthogonal, so `g` on `z1` has the same loss as `g⁻¹` on `z2`.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply). If `z1` and `z2` differ in shape, type or device. If `eps` is negative or not finite.
+    /// As [`apply`](Self::apply). If `z1` and `z2` differ in shape, type or device. If `eps` is
+    /// negative or not finite.
     pub fn loss(
         &self,
         elements: &[D4],

@@ -25,7 +25,8 @@ pub enum WeightSpace {
     Table {
         /// The grid of the `N` tokens.
         grid: TokenGrid,
-        /// Leading rows that are not cells of the grid (CLS, registers). They are neither moved nor penalized.
+        /// Leading rows that are not cells of the grid (CLS, registers). They are neither moved nor
+        /// penalized.
         prefix: usize,
     },
 }
@@ -46,18 +47,21 @@ impl Default for WeightSpace {
 /// (g·W)(p) = ρ_out(g) W(g⁻¹p) ρ_in(g)⁻¹      P W = 1/|G| Σ_g g·W      L = ‖W − P W‖²  [ / (‖W‖² + eps) ]
 /// ```
 ///
-/// `P` is the orthogonal projection on the weights that are invariant to `G`: it is idempotent and self-adjoint. Hence
-/// `‖W‖² = ‖PW‖² + ‖W − PW‖²`, and the gradient of `‖W − PW‖²` is `2(W − PW)`.
+/// `P` is the orthogonal projection on the weights that are invariant to `G`: it is idempotent and
+/// self-adjoint. Hence `‖W‖² = ‖PW‖² + ‖W − PW‖²`, and the gradient of `‖W − PW‖²` is `2(W − PW)`.
 ///
-/// A convolution commutes with `G` exactly if `W = PW`. With trivial representations a rotated image then has the rotated
-/// map. With a regular output the channels of a block permute as well: a lifting layer, or a group convolution if the
-/// input is also regular. The penalty needs no data and costs a few passes over the weights.
+/// A convolution commutes with `G` exactly if `W = PW`. With trivial representations a rotated
+/// image then has the rotated map. With a regular output the channels of a block permute as well: a
+/// lifting layer, or a group convolution if the input is also regular. The penalty needs no data
+/// and costs a few passes over the weights.
 ///
-/// The relative loss is the asymmetric fraction of the squared norm, between 0 and 1 for weights of any scale. Its
-/// gradient does not shrink the weight as a whole. With trivial representations the penalty asks every filter to be
-/// symmetric. Give it a small weight, or take a regular output, which asks for rotated copies of filters.
+/// The relative loss is the asymmetric fraction of the squared norm, between 0 and 1 for weights of
+/// any scale. Its gradient does not shrink the weight as a whole. With trivial representations the
+/// penalty asks every filter to be symmetric. Give it a small weight, or take a regular output,
+/// which asks for rotated copies of filters.
 ///
-/// Source: arXiv 2601.05028 (regularization by projection with the Reynolds operator). The projection is classical.
+/// Source: arXiv 2601.05028 (regularization by projection with the Reynolds operator). The
+/// projection is classical.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -76,7 +80,8 @@ pub struct ReynoldsPenalty {
     pub space: WeightSpace,
     /// Whether the penalty is divided by `‖W‖² + eps`.
     pub relative: bool,
-    /// Added to `‖W‖²` in the denominator; finite and at least 0. Above 0, a zero weight has penalty 0 and gradient 0.
+    /// Added to `‖W‖²` in the denominator; finite and at least 0. Above 0, a zero weight has
+    /// penalty 0 and gradient 0.
     pub eps: f64,
 }
 
@@ -98,9 +103,9 @@ impl ReynoldsPenalty {
     /// `P W`, with the shape and type of `weight`; differentiable.
     ///
     /// # Errors
-    /// If the shape does not fit the space, or the type is not a floating-point type. If the kernel or grid is not square
-    /// and the group exchanges rows and columns. If the group of a regular representation does not contain `group`, or its
-    /// order does not divide the channels.
+    /// If the shape does not fit the space, or the type is not a floating-point type. If the kernel
+    /// or grid is not square and the group exchanges rows and columns. If the group of a regular
+    /// representation does not contain `group`, or its order does not divide the channels.
     pub fn project(&self, weight: &Tensor) -> Result<Tensor> {
         let parts = self.parts(weight)?;
         let projected = self.average(&parts)?;

@@ -22,8 +22,8 @@ pub enum WeightScope {
 /// p(v) = 1 − (1 − p_min)(1 − v)^k
 /// ```
 ///
-/// `v` is the visibility of a pair or of a token, 0 to 1. Turns, flips and zooms onto the same content keep `v = 1`; then all
-/// weights are 1. The loss of SER divides by the sum of the weights, so only their ratios matter.
+/// `v` is the visibility of a pair or of a token, 0 to 1. Quarter turns and flips have `v = 1`, and so
+/// weights of 1. The loss of SER divides by the sum of the weights, so only their ratios matter.
 ///
 /// Source: arXiv 2211.04625. The paper scales the loss of a sample by `p`.
 ///
@@ -44,9 +44,11 @@ pub enum WeightScope {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SoftWeight {
-    /// The weight at visibility 0; within `[0, 1]`. The paper takes the chance level, 1 over the number of classes.
+    /// The weight at visibility 0; within `[0, 1]`. The paper takes the chance level, 1 over the
+    /// number of classes.
     pub p_min: f64,
-    /// The exponent; finite and above 0. With a larger `k` a partial view costs less. The paper takes 2 to 4.
+    /// The exponent; finite and above 0. With a larger `k` a partial view costs less. The paper
+    /// takes 2 to 4.
     pub k: f64,
     /// The unit whose visibility counts.
     pub scope: WeightScope,
@@ -74,12 +76,12 @@ impl SoftWeight {
 
     /// The token weights of both views for a batch of `images`, `B·N` each, sample after sample.
     ///
-    /// Pass them to SER as `ser::Weights { tokens: [Some(&first), Some(&second)], .. }`. A relative element for the whole
-    /// batch has the same weights for each image.
+    /// Pass them to SER as `ser::Weights { tokens: [Some(&first), Some(&second)], .. }`. A relative
+    /// element for the whole batch has the same weights for each image.
     ///
     /// # Errors
-    /// If a setting is out of range, or `relative` has neither one element nor one per image. Also the errors of
-    /// [`Relative::visibility`].
+    /// If a setting is out of range, or `relative` has neither one element nor one per image. Also
+    /// the errors of [`Relative::visibility`].
     pub fn weights<G: GroupAction>(
         &self,
         relative: &Relative<G>,

@@ -1,4 +1,5 @@
-//! STL (arXiv 2501.08712): read a transformation from a pair of views and apply it to another image.
+//! STL (arXiv 2501.08712): read a transformation from a pair of views and apply it to another
+//! image.
 
 use candle_core::{Module, Tensor};
 use candle_nn::{Linear, VarBuilder};
@@ -34,7 +35,8 @@ pub struct StlConfig {
 }
 
 impl Default for StlConfig {
-    /// The authors' values: projectors 512-128, transformations 128-128, `g_t` 128-128, weights 1, 1 and 0.1, `τ = 0.2`.
+    /// The authors' values: projectors 512-128, transformations 128-128, `g_t` 128-128, weights 1,
+    /// 1 and 0.1, `τ = 0.2`.
     fn default() -> Self {
         Self {
             hidden: 512,
@@ -77,20 +79,21 @@ impl StlConfig {
 
 /// The heads and the loss of STL.
 ///
-/// The images 2i and 2i+1 of a batch share their augmentations: one for view 1 of both, another for view 2 of both. They
-/// are partners.
+/// The images 2i and 2i+1 of a batch share their augmentations: one for view 1 of both, another for
+/// view 2 of both. They are partners.
 ///
 /// ```text
 /// t₁₂ = φ([h₁; h₂]),   W(t) = reshape(H t),   ĥ₁ = W(t₂₁ of the partner) h₂,   ĥ₂ = W(t₁₂ of the partner) h₁
 /// L = λ ( w_inv NT-Xent(g(h₁), g(h₂)) + w_equi NT-Xent(g_e(h), g_e(ĥ)) + w_trans NT-Xent(g_t(t of 2i), g_t(t of 2i+1)) )
 /// ```
 ///
-/// The second term runs over both views, the third over both `t₁₂` and `t₂₁`. In each term all other embeddings are
-/// negatives. Each MLP has two linear maps without bias, with batch normalization and ReLU between them. `H` has
-/// `transformation_width · D²` weights: 18.9 million for D = 384.
+/// The second term runs over both views, the third over both `t₁₂` and `t₂₁`. In each term all
+/// other embeddings are negatives. Each MLP has two linear maps without bias, with batch
+/// normalization and ReLU between them. `H` has `transformation_width · D²` weights: 18.9 million
+/// for D = 384.
 ///
-/// A term of weight 0 has no head and is not computed. If the base loss contrasts the views already, as MoCo does, set the
-/// invariance to 0. The metrics are the terms before their weights.
+/// A term of weight 0 has no head and is not computed. If the base loss contrasts the views
+/// already, as MoCo does, set the invariance to 0. The metrics are the terms before their weights.
 ///
 /// Source: arXiv 2501.08712.
 ///
@@ -133,8 +136,8 @@ impl Stl {
 
     /// An add-on for features of `channels` channels.
     ///
-    /// Variables: `norm.*` (tokens only), `transformation.*`, `hypernetwork.weight`, and the projectors `invariant.*`,
-    /// `equivariant.*`, `projected.*`.
+    /// Variables: `norm.*` (tokens only), `transformation.*`, `hypernetwork.weight`, and the
+    /// projectors `invariant.*`, `equivariant.*`, `projected.*`.
     ///
     /// # Errors
     /// If a setting is out of range, or `vb` fails to return a variable.

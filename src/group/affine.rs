@@ -61,8 +61,8 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// `p ↦ c + A·(p − c) + b` with `c` the center of the image. Rows and columns of `A` and `b` are
-    /// in the order `(y, x)`; `b` is in units of the image's side.
+    /// `p ↦ c + A·(p − c) + b` with `c` the center of the image. Rows and columns of `A` and `b`
+    /// are in the order `(y, x)`; `b` is in units of the image's side.
     ///
     /// # Errors
     /// If a value is not finite or `A` is singular (its determinant below `1e-12·‖A‖²`).
@@ -94,7 +94,8 @@ impl Affine {
         Ok(Self { forward, backward })
     }
 
-    /// A rotation about the center by `degrees`, counter-clockwise as displayed; multiples of 90° are exact.
+    /// A rotation about the center by `degrees`, counter-clockwise as displayed; multiples of 90°
+    /// are exact.
     ///
     /// # Errors
     /// If the angle is not finite.
@@ -109,8 +110,8 @@ impl Affine {
         Self::new([[c, -s], [s, c]], [0.0; 2])
     }
 
-    /// A rotation about the center that is rigid in cells, counter-clockwise, in degrees. Cells keep
-    /// their size from `from` to `to`, so a grid with `H ≠ W` is turned and not sheared.
+    /// A rotation about the center that is rigid in cells, counter-clockwise, in degrees. Cells
+    /// keep their size from `from` to `to`, so a grid with `H ≠ W` is turned and not sheared.
     ///
     /// # Errors
     /// If the angle is not finite.
@@ -151,7 +152,8 @@ impl Affine {
         Self::new([[zy, 0.0], [0.0, zx]], [0.0; 2])
     }
 
-    /// From PyTorch's `affine_grid` matrix: rows `(x, y)`, coordinates in `[−1, 1]`, output to input.
+    /// From PyTorch's `affine_grid` matrix: rows `(x, y)`, coordinates in `[−1, 1]`, output to
+    /// input.
     ///
     /// # Errors
     /// If the matrix is singular or not finite.
@@ -170,7 +172,8 @@ impl Affine {
         }
     }
 
-    /// `g⁻¹` on points relative to the center: the matrix (rows and columns `(y, x)`) and the shift.
+    /// `g⁻¹` on points relative to the center: the matrix (rows and columns `(y, x)`) and the
+    /// shift.
     pub(crate) fn source_map(&self) -> (Matrix, Point) {
         (self.backward.a, self.backward.b)
     }

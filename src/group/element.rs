@@ -5,8 +5,9 @@ use crate::{Result, TokenGrid};
 
 /// An element of the group that turns, flips, scales, crops and affine maps generate together.
 ///
-/// It consists of an affine map of the plane and its effect on the grid: rows and columns are swapped
-/// or not, then multiplied by a zoom. A chain of D4 elements stays exact; other chains round in `f64`.
+/// It consists of an affine map of the plane and its effect on the grid: rows and columns are
+/// swapped or not, then multiplied by a zoom. A chain of D4 elements stays exact; other chains
+/// round in `f64`.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{D4, Element, GroupAction, Scale, Window}};

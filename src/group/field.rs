@@ -9,8 +9,8 @@ pub enum Representation {
     /// One channel that does not change.
     #[default]
     Trivial,
-    /// One channel per element of the group, in the order of [`Subgroup::elements`]. The element `g`
-    /// moves channel `h` to channel `g∘h`. Group convolutions produce such blocks.
+    /// One channel per element of the group, in the order of [`Subgroup::elements`]. The element
+    /// `g` moves channel `h` to channel `g∘h`. Group convolutions produce such blocks.
     Regular(Subgroup),
 }
 

@@ -121,8 +121,8 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug {
         D4::part_of(&self.affine()?)
     }
 
-    /// The grid on which the result of acting on `grid` is sampled. The default is `grid`. A quarter
-    /// turn swaps rows and columns; a scale changes their number.
+    /// The grid on which the result of acting on `grid` is sampled. The default is `grid`. A
+    /// quarter turn swaps rows and columns; a scale changes their number.
     ///
     /// # Errors
     /// If the result would have no cell, or too many.
@@ -130,8 +130,8 @@ pub trait GroupAction: Clone + PartialEq + std::fmt::Debug {
         Ok(grid)
     }
 
-    /// The affine map by which this element moves points, if it is one. Operators of affine elements
-    /// are permutations or separable where the map allows; others are sparse.
+    /// The affine map by which this element moves points, if it is one. Operators of affine
+    /// elements are permutations or separable where the map allows; others are sparse.
     fn affine(&self) -> Option<Affine> {
         None
     }

@@ -7,9 +7,9 @@ use crate::{Error, Result, TokenGrid};
 /// other.
 ///
 /// The plane is a torus, so every cell has a preimage. A shift by whole cells is a permutation. A
-/// shift by fractions is a resampling and needs [`Padding::Periodic`](crate::Padding::Periodic). With
-/// [`Filter::Fourier`](crate::Filter::Fourier) translations compose exactly on band-limited maps. The
-/// translation without wrapping is [`Affine::translation`](super::Affine::translation).
+/// shift by fractions is a resampling and needs [`Padding::Periodic`](crate::Padding::Periodic).
+/// With [`Filter::Fourier`](crate::Filter::Fourier) translations compose exactly on band-limited
+/// maps. The translation without wrapping is [`Affine::translation`](super::Affine::translation).
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -4,8 +4,8 @@ use super::D4;
 
 /// The ten subgroups of [`D4`].
 ///
-/// `Dn` is the dihedral group of order `2n`, `Cn` the cyclic group of order `n`. [`Subgroup::Flips`]
-/// is the group that is usually called D2.
+/// `Dn` is the dihedral group of order `2n`, `Cn` the cyclic group of order `n`.
+/// [`Subgroup::Flips`] is the group that is usually called D2.
 ///
 /// ```
 /// use ser_reg::group::{D4, Subgroup};

@@ -3,11 +3,12 @@
 use super::{Affine, GroupAction, Point};
 use crate::{Error, Result, TokenGrid};
 
-/// A crop: the view is the window `[top, top + height] × [left, left + width]` of the source, in units of its side.
+/// A crop: the view is the window `[top, top + height] × [left, left + width]` of the source, in
+/// units of its side.
 ///
 /// The grid shrinks with the window, so a crop of whole cells resamples nothing. Compose with
-/// [`Scale`](super::Scale) to resize the crop. A window may reach beyond the source. Its inverse puts
-/// the window back; cells outside of it are lost, and the operator's mask marks them.
+/// [`Scale`](super::Scale) to resize the crop. A window may reach beyond the source. Its inverse
+/// puts the window back; cells outside of it are lost, and the operator's mask marks them.
 ///
 /// ```
 /// use ser_reg::{TokenGrid, group::{GroupAction, Window}};

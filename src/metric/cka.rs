@@ -12,10 +12,11 @@ pub enum Hsic {
     /// Debiased below 1,000 rows, biased from there on.
     #[default]
     Auto,
-    /// `‖YᵀX‖²_F` of centered columns. Of few rows and many features it is near 1, whatever they are.
+    /// `‖YᵀX‖²_F` of centered columns. It is near 1 for few rows and many features, whatever the
+    /// values.
     Biased,
-    /// The unbiased U-statistic of Song et al. (JMLR 2012): about 0 for unrelated rows, which may make it negative. At
-    /// least 4 rows.
+    /// The unbiased U-statistic of Song et al. (JMLR 2012): about 0 for unrelated rows, so that it
+    /// may be negative. At least 4 rows.
     Debiased,
 }
 
@@ -24,22 +25,25 @@ const MANY: usize = 1000;
 
 const OP: &str = "cka";
 
-/// Linear CKA of the rows of `x` and `y`, each `(n, d)` or tokens `(B, N, d)` whose rows are images times positions;
-/// the widths may differ.
+/// Linear CKA of the rows of `x` and `y`, each `(n, d)` or tokens `(B, N, d)` whose rows are images
+/// times positions; the widths may differ.
 ///
 /// ```text
 /// CKA = HSIC(X, Y) / √(HSIC(X, X)·HSIC(Y, Y)),   biased: ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F), columns centered
 /// ```
 ///
-/// Source: Kornblith et al., arXiv 1905.00414. It is 1 for equal rows and does not change under an orthogonal map, an
-/// isotropic scale or an offset of either side. So CKA of `F(x)` and `F(g·x)` measures invariance up to a linear
-/// re-encoding of the channels; of `ρ(g)F(x)` and `F(g·x)`, equivariance up to one
-/// ([`MapPair::matched`](super::MapPair::matched)). The debiased form takes rows as independent draws, which tokens of
-/// one image are not: compare like with like.
+/// Source: Kornblith et al., arXiv 1905.00414. It is 1 for equal rows; chance is 0 debiased and
+/// above 0 biased. It does not change under an orthogonal map, an isotropic scale or an offset of
+/// either side. So CKA of `F(x)` and `F(g·x)` measures invariance up to a linear re-encoding of the
+/// channels; of `ρ(g)F(x)` and `F(g·x)`, equivariance up to one
+/// ([`MatchedMaps::matched`](super::MatchedMaps::matched)). The debiased form takes rows as
+/// independent draws. Tokens of one image are not independent: compare scores of the same number of
+/// images and positions.
 ///
-/// With centered columns, `a_i = ‖x_i‖²` and `b_i = ‖y_i‖²`, the debiased HSIC is, but for a factor that cancels,
-/// `‖YᵀX‖²_F − n/(n−2) Σ a_i b_i + Σ a_i Σ b_i / ((n−1)(n−2))`: no `n×n` matrix is formed unless the rows are fewer
-/// than the features. Constant channels drop out. A side with no variance at all makes the result NaN.
+/// With centered columns, `a_i = ‖x_i‖²` and `b_i = ‖y_i‖²`, the debiased HSIC is, but for a factor
+/// that cancels, `‖YᵀX‖²_F − n/(n−2) Σ a_i b_i + Σ a_i Σ b_i / ((n−1)(n−2))`: no `n×n` matrix is
+/// formed unless the rows are fewer than the features. Constant channels drop out. A side with no
+/// variance at all makes the result NaN.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -52,8 +56,8 @@ const OP: &str = "cka";
 /// ```
 ///
 /// # Errors
-/// If a side is no matrix of rows or holds a NaN or infinity, their numbers of rows differ, or there are fewer than 2
-/// (debiased: 4).
+/// If a side is no matrix of rows or holds a NaN or infinity, their numbers of rows differ, or
+/// there are fewer than 2 (debiased: 4).
 pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
     let (mut x, mut y) = (Observations::rows(OP, x)?, Observations::rows(OP, y)?);
     let n = x.len();
@@ -71,6 +75,8 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
         let expected = format!("at least {least} rows");
         return Err(Error::input(OP, expected, n));
     }
+    x.normalize();
+    y.normalize();
     x.center();
     y.center();
     let [xy, xx, yy] = if n < x.variables().max(y.variables()) {

@@ -1,10 +1,13 @@
-//! Matrices of observations, their cross products and factors. Factorisations are nalgebra's; products run on one
-//! thread, so that no result depends on how many there are.
+//! Matrices of observations, their cross products and factors. Factorizations are nalgebra's;
+//! products run on one thread, so that no result depends on how many there are.
 
 use candle_core::Tensor;
 use nalgebra::{DMatrix, SVD, SymmetricEigen};
 
-use super::run::{finite_host, values};
+use super::{
+    harness::{finite_host, values},
+    unit::unit,
+};
 use crate::{Error, Result};
 
 /// Observations per partial product: a block of them stays in the cache.
@@ -42,7 +45,13 @@ impl Observations {
         self.0.nrows()
     }
 
-    /// Takes the mean observation away and returns it; a variable that is constant but for rounding becomes zero.
+    /// Multiplies by a power of two, so that products stay within range.
+    pub fn normalize(&mut self) {
+        self.0 *= unit(self.0.iter());
+    }
+
+    /// Takes the mean observation away and returns it; a variable that is constant but for rounding
+    /// becomes zero.
     pub fn center(&mut self) -> Vec<f64> {
         let (d, n) = self.0.shape();
         let mut mean = vec![0.; d];
@@ -80,7 +89,8 @@ impl Observations {
         sum
     }
 
-    /// [`cross`](Self::cross) with observation `order[n]` of this side beside observation `n` of the other.
+    /// [`cross`](Self::cross) with observation `order[n]` of this side beside observation `n` of
+    /// the other side.
     pub fn cross_shuffled(&self, other: &Self, order: &[usize]) -> DMatrix<f64> {
         let mut sum = DMatrix::zeros(self.variables(), other.variables());
         for (i, order) in order.chunks(BLOCK).enumerate() {

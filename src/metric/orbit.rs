@@ -2,21 +2,25 @@
 
 use candle_core::Tensor;
 
-use super::run::{Run, values};
+use super::{
+    harness::{Harness, values},
+    unit::unit,
+};
 use crate::{Error, GroupAction, Resample, Result, TokenGrid};
 
-/// How to measure the invariance of a closure from images to vectors over orbits.
+/// The invariance of a closure from images to vectors, measured over orbits.
 ///
-/// The orbit of an image is the image and what `elements` make of it.
+/// The orbit of an image is the image and its transforms by `elements`.
 ///
 /// ```text
-/// variance     Σ_d E_x Var_g f_d(g·x) / Σ_d Var_x f_d(x)      0: invariant; about 1: a motion changes as much as another image
+/// variance     Σ_d E_x Var_g f_d(g·x) / Σ_d Var_x f_d(x)      0: invariant; about 1: a transform changes as much as another image
 /// consistency  P(argmax f(g·x) = argmax f(x))                 of class scores
 /// ```
 ///
-/// Both variances are those of the population (divided by the number of elements, of images). Source of the variance:
-/// the group averages of Rath and Condurache, arXiv 2202.03967; a constant (collapsed) representation has none to
-/// compare with, and gets NaN. Consistency says nothing of being right.
+/// Both are population variances (divided by the number of elements, of images). Source: the group
+/// averages of Rath and Condurache, arXiv 2202.03967. A constant (collapsed) representation has no
+/// variance to compare with, and scores NaN. Consistency is 1 at best and about 1 / classes by
+/// chance; it does not say whether a class is right.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -33,7 +37,8 @@ use crate::{Error, GroupAction, Resample, Result, TokenGrid};
 /// ```
 #[derive(Clone, Debug)]
 pub struct Orbit {
-    /// The token grid of an image as it comes; an element moves an image onto its own grid times the patch.
+    /// The token grid of the images; an element that scales takes it to another grid of whole
+    /// tokens.
     pub grid: TokenGrid,
     /// How images are resampled where an element needs it.
     pub resample: Resample,
@@ -47,10 +52,10 @@ pub struct Orbit {
 pub struct OrbitReport<G> {
     /// Variance within orbits over variance between images; NaN if the images do not differ.
     pub variance: f64,
-    /// Mean over the elements of the part of images whose largest entry stays where it is (the first, if there are
-    /// several).
+    /// Mean over the elements of the share of images whose largest entry keeps its index (the
+    /// first, if there are several).
     pub consistency: f64,
-    /// The part of images whose largest entry stays where it is under every element.
+    /// The share of images whose largest entry keeps its index under every element.
     pub worst: f64,
     /// The consistency of each element, in the order they were handed in.
     pub elements: Vec<(G, f64)>,
@@ -68,46 +73,51 @@ impl Orbit {
         }
     }
 
-    /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It runs `1 +
-    /// elements.len()` times on each.
+    /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It
+    /// runs `1 + elements.len()` times on each.
     ///
     /// # Errors
-    /// Those of `map`. If there are fewer than two images or no element, the grid does not divide the images, or the
-    /// closure returns something other than finite vectors.
-    pub fn measure<G: GroupAction, E: From<Error>>(
+    /// Those of `map`. If there are fewer than two images or no element, an element scales images
+    /// that the grid does not divide, or the closure returns something other than finite vectors.
+    pub fn measure<G: GroupAction>(
         &self,
         images: &Tensor,
         elements: &[G],
-        mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
-    ) -> Result<OrbitReport<G>, E> {
-        let run = Run {
+        mut map: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<OrbitReport<G>> {
+        let harness = Harness {
             op: OP,
             grid: self.grid,
             resample: &self.resample,
             chunk: self.chunk,
-            field: None,
         };
-        run.check(images, elements.len())?;
+        harness.check(images, elements.len())?;
         let batch = images.dims()[0];
         if batch < 2 {
-            return Err(Error::input(OP, "at least two images", batch).into());
+            return Err(Error::input(OP, "at least two images", batch));
         }
-        let upright = run.vectors(images, None, &mut map)?;
+        let upright = harness.vectors(images, None, &mut map)?;
         let width = upright.dims()[1];
-        let still = values(&upright)?;
+        let unit = unit(&values(&upright)?);
+        let scaled = |x: &Tensor| -> Result<Vec<f64>> { values(&x.affine(unit, 0.)?) };
+        let still = scaled(&upright)?;
         let classes = argmax(&still, width);
         let mut steady = vec![true; batch];
         let mut scored = Vec::with_capacity(elements.len());
-        // The differences from the upright vector, which is in the orbit too: no digits are lost to a common offset.
+        // Differences from the upright vector, which is in the orbit too: a common offset costs no
+        // digits.
         let (mut sum, mut squares) = (vec![0.; still.len()], vec![0.; still.len()]);
         for g in elements {
-            let mover = run.mover(images, g)?;
-            let moved = run.vectors(images, Some(&mover), &mut map)?;
+            let mover = harness.mover(images, g)?;
+            let moved = harness.vectors(images, Some(&mover), &mut map)?;
             if moved.dims() != upright.dims() {
-                let expected = format!("vectors {:?} for the moved images too", upright.dims());
-                return Err(Error::input(OP, expected, format!("{:?}", moved.dims())).into());
+                let expected = format!(
+                    "vectors {:?} for the transformed images too",
+                    upright.dims()
+                );
+                return Err(Error::input(OP, expected, format!("{:?}", moved.dims())));
             }
-            let moved = values(&moved)?;
+            let moved = scaled(&moved)?;
             for (i, (x, x0)) in moved.iter().zip(&still).enumerate() {
                 sum[i] += x - x0;
                 squares[i] += (x - x0) * (x - x0);

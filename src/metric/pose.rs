@@ -1,26 +1,29 @@
-//! The pose probe: does a representation still know how the image was turned?
+//! The pose probe: can the orientation of an image be read from a representation?
 
 use candle_core::{Device, Tensor};
 
 use super::{
-    Ridge,
-    run::{Run, values},
+    harness::{Harness, values},
+    ridge::Ridge,
 };
 use crate::{
     Error, Resample, Result, TokenGrid,
     group::{D4, Subgroup},
 };
 
-/// A linear classifier of the pose of an image from a closure's vectors.
+/// A linear classifier of the orientation of an image (its pose, an element of a subgroup of D4)
+/// from a closure's vectors.
 ///
-/// Every image is shown in every pose of the group: C4 makes the four-way rotation task of E-SSL (Dangovski et al.,
-/// arXiv 2111.00899), D4 the eight-way one. The classifier is [`Ridge`] regression onto the one-hot pose, the largest
-/// entry winning: a closed form, so that two runs agree, in place of the usual logistic regression.
+/// Every image is shown in every orientation: C4 makes the four-way rotation task of E-SSL
+/// (Dangovski et al., arXiv 2111.00899), D4 an eight-way task. The classifier is [`Ridge`]
+/// regression onto the one-hot orientation; the largest entry is its answer. A closed form replaces
+/// the usual logistic regression, so that two runs agree.
 ///
-/// High: the representation tells the poses apart. At chance (1/order): it is invariant, or collapsed; read
-/// [`Orbit`](super::Orbit) beside it. Traps: images without an upright pose (textures, symmetric objects) are at chance
-/// for any model, so compare with raw pixels; with few images and many features the accuracy on the training images is
-/// 1 and means nothing.
+/// A high accuracy says that the representation distinguishes orientations. Chance is 1 / order:
+/// the representation is invariant, or collapsed; read [`Orbit`](super::Orbit) beside it. Images
+/// without an upright orientation (textures, symmetric objects) are at chance for any model, so
+/// compare with raw pixels. With few images and many features the accuracy on the training images
+/// is 1 and says nothing.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -28,8 +31,8 @@ use crate::{
 ///
 /// // brighter towards the top
 /// let sky = Tensor::arange(0f64, 8., &Device::Cpu)?.neg()?.reshape((1, 1, 8, 1))?;
-/// let picture = |n| Tensor::randn(0f64, 0.3, (n, 1, 8, 8), &Device::Cpu)?.broadcast_add(&sky);
-/// let (train, test) = (picture(400)?, picture(50)?);
+/// let sample = |n| Tensor::randn(0f64, 0.3, (n, 1, 8, 8), &Device::Cpu)?.broadcast_add(&sky);
+/// let (train, test) = (sample(400)?, sample(50)?);
 /// let probe = PoseProbe::new(Subgroup::C4, TokenGrid::square(4)?);
 /// let pixels = probe.measure(&train, &test, |x| x.flatten_from(1))?;
 /// assert!(pixels.accuracy > 0.9, "{pixels:?}");
@@ -39,9 +42,9 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct PoseProbe {
-    /// The poses.
+    /// The orientations.
     pub group: Subgroup,
-    /// The token grid of an image as it comes.
+    /// The token grid of the images.
     pub grid: TokenGrid,
     /// The penalty of the regression, in units of a feature's variance.
     pub lambda: f64,
@@ -49,17 +52,17 @@ pub struct PoseProbe {
     pub chunk: usize,
 }
 
-/// How well the pose is told.
+/// How well the orientation is recognized.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PoseReport {
-    /// The part of the test images, over all poses, whose pose is told.
+    /// The share of the test images, over all orientations, that are recognized.
     pub accuracy: f64,
-    /// What guessing would score: 1 over the number of poses.
+    /// The accuracy of guessing: 1 over the number of orientations.
     pub chance: f64,
     /// The accuracy on the training images.
     pub train_accuracy: f64,
-    /// The accuracy among the test images of each pose.
+    /// The accuracy among the test images of each orientation.
     pub poses: Vec<(D4, f64)>,
 }
 
@@ -76,43 +79,42 @@ impl PoseProbe {
         }
     }
 
-    /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C, H, W)`; `map` takes
-    /// images to vectors `(B, D)` and runs once per image and pose. A closure that cannot take turned images of another
-    /// shape wants square ones.
+    /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C,
+    /// H, W)`; `map` takes images to vectors `(B, D)` and runs once per image and orientation. A
+    /// closure that accepts one shape only needs square images.
     ///
     /// # Errors
-    /// Those of `map`. If the group has one element only, there is no image, the grid does not divide the images, the
-    /// closure returns something other than finite vectors of one width, or [`Ridge::fit`] fails.
-    pub fn measure<E: From<Error>>(
+    /// Those of `map`. If the group has one element only, there is no image, the closure returns
+    /// something other than finite vectors of one width, or [`Ridge::fit`] fails.
+    pub fn measure(
         &self,
         train: &Tensor,
         test: &Tensor,
-        mut map: impl FnMut(&Tensor) -> Result<Tensor, E>,
-    ) -> Result<PoseReport, E> {
+        mut map: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<PoseReport> {
         let poses = self.group.elements();
         if poses.len() < 2 {
-            let expected = "a group of at least two poses to tell apart";
-            return Err(Error::config("PoseProbe::group", expected, poses.len()).into());
+            let expected = "a group of at least two poses";
+            return Err(Error::config("PoseProbe::group", expected, poses.len()));
         }
         let resample = Resample::default();
-        let run = Run {
+        let harness = Harness {
             op: OP,
             grid: self.grid,
             resample: &resample,
             chunk: self.chunk,
-            field: None,
         };
-        let mut features = |images: &Tensor| -> Result<Tensor, E> {
-            run.check(images, poses.len())?;
+        let mut features = |images: &Tensor| -> Result<Tensor> {
+            harness.check(images, poses.len())?;
             let mut all = Vec::with_capacity(poses.len());
             for g in poses {
-                all.push(run.vectors(images, Some(&run.mover(images, g)?), &mut map)?);
+                all.push(harness.vectors(images, Some(&harness.mover(images, g)?), &mut map)?);
             }
             if let Some(other) = all.iter().find(|x| x.dims() != all[0].dims()) {
                 let expected = format!("vectors {:?} in every pose", all[0].dims());
-                return Err(Error::input(OP, expected, format!("{:?}", other.dims())).into());
+                return Err(Error::input(OP, expected, format!("{:?}", other.dims())));
             }
-            Ok(Tensor::cat(&all, 0).map_err(Error::from)?)
+            Ok(Tensor::cat(&all, 0)?)
         };
         let (x, x_test) = (features(train)?, features(test)?);
         let one_hot: Vec<f64> = (0..poses.len())
@@ -122,22 +124,23 @@ impl PoseProbe {
             })
             .collect();
         let shape = (one_hot.len() / poses.len(), poses.len());
-        let y = Tensor::from_vec(one_hot, shape, &Device::Cpu).map_err(Error::from)?;
+        let y = Tensor::from_vec(one_hot, shape, &Device::Cpu)?;
         let ridge = Ridge::fit(&x, &y, self.lambda)?;
-        let seen = told(&ridge, &x, poses.len())?;
-        let told = told(&ridge, &x_test, poses.len())?;
+        let seen = recognized(&ridge, &x, poses.len())?;
+        let recognized = recognized(&ridge, &x_test, poses.len())?;
         let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
         Ok(PoseReport {
-            accuracy: mean(&told),
+            accuracy: mean(&recognized),
             chance: 1. / poses.len() as f64,
             train_accuracy: mean(&seen),
-            poses: poses.iter().copied().zip(told).collect(),
+            poses: poses.iter().copied().zip(recognized).collect(),
         })
     }
 }
 
-/// The part of the rows of each pose, which come pose by pose, that the regression tells.
-fn told(ridge: &Ridge, x: &Tensor, poses: usize) -> Result<Vec<f64>> {
+/// The share of each orientation's rows whose orientation the regression recognizes. Rows come
+/// orientation by orientation.
+fn recognized(ridge: &Ridge, x: &Tensor, poses: usize) -> Result<Vec<f64>> {
     let scores = values(&ridge.predict(x)?)?;
     let images = x.dims()[0] / poses;
     let right = |(pose, rows): (usize, &[f64])| {

@@ -3,14 +3,14 @@
 use candle_core::{Device, Tensor};
 use nalgebra::{Cholesky, DMatrix};
 
-use super::linalg::Observations;
+use super::{linalg::Observations, unit::norm};
 use crate::{Error, Result};
 
 /// A linear map fitted by ridge regression, on features brought to mean 0 and variance 1.
 ///
-/// With the standardised features `X` `(n, d)` and the centered targets `Y` `(n, k)`, `W = (XᵀX + λ n I)⁻¹ XᵀY`: `λ` is
-/// in units of a feature's variance, whatever the number of rows. With fewer rows than features the same solution comes
-/// from the `n×n` side. Constant features weigh nothing.
+/// With the standardized features `X` `(n, d)` and the centered targets `Y` `(n, k)`, `W = (XᵀX + λ
+/// n I)⁻¹ XᵀY`: `λ` is in units of a feature's variance, whatever the number of rows. With fewer
+/// rows than features the same solution comes from the `n×n` side. Constant features weigh nothing.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -32,11 +32,12 @@ pub struct Ridge {
 }
 
 impl Ridge {
-    /// Fits targets `y` `(n, k)` by features `x` `(n, d)`; `lambda` is the penalty, in units of a feature's variance.
+    /// Fits targets `y` `(n, k)` by features `x` `(n, d)`; `lambda` is the penalty, in units of a
+    /// feature's variance.
     ///
     /// # Errors
-    /// If the rows differ in number, there are fewer than two, a value is not finite, `lambda` is negative or not
-    /// finite, or it is so small that the features determine no unique solution.
+    /// If the rows differ in number, there are fewer than two, a value is not finite, `lambda` is
+    /// negative or not finite, or it is so small that the features determine no unique solution.
     pub fn fit(x: &Tensor, y: &Tensor, lambda: f64) -> Result<Self> {
         let op = "Ridge::fit";
         if !(lambda >= 0. && lambda.is_finite()) {
@@ -54,7 +55,7 @@ impl Ridge {
         let (means, offsets) = (x.center(), y.center());
         let scales: Vec<f64> =
             x.0.row_iter()
-                .map(|r| (r.norm_squared() / n as f64).sqrt())
+                .map(|r| norm(r.iter()) / (n as f64).sqrt())
                 .collect();
         for (mut row, &s) in x.0.row_iter_mut().zip(&scales) {
             if s > 0. {
@@ -138,20 +139,22 @@ impl Ridge {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ParameterR2 {
-    /// `R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²` of each parameter: 1 if read exactly, 0 if no better than its mean, negative if
-    /// worse. NaN for a parameter that does not vary.
+    /// `R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)²` of each parameter: 1 is exact, 0 no better than the mean,
+    /// negative worse. NaN for a parameter that does not vary.
     pub parameters: Vec<f64>,
     /// Their mean, NaN ones left out; NaN if nothing is left.
     pub mean: f64,
 }
 
-/// How much of the parameters of a transformation (scale, crop, angle) survives in features: fits [`Ridge`] on `train`,
-/// a pair of features `(n, d)` and parameters `(n, k)`, and takes `R²` on `test`.
+/// How much of the parameters of a transformation (scale, crop, angle) survives in features: fits
+/// [`Ridge`] on `train`, a pair of features `(n, d)` and parameters `(n, k)`, and takes `R²` on
+/// `test`.
 ///
-/// High after a layer says that the information is there, not that it is used; near 0, that the layer is invariant to
-/// the transformation. For relative parameters of two views join the features of both. Cut train from test by image.
-/// Angles: use their sine and cosine. Source: the protocol of Garrido et al. (SIE), arXiv 2302.10283, with ridge
-/// regression for their network.
+/// A high value says that the layer holds the information, not that the network uses it. A value
+/// near 0 (chance; it can be negative) says that the layer is invariant to the transformation. For
+/// relative parameters of two views join the features of both. No image may be in both the training
+/// and the test part. Angles: use their sine and cosine. Source: the protocol of Garrido et al.
+/// (SIE), arXiv 2302.10283, with ridge regression for their network.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -168,7 +171,8 @@ pub struct ParameterR2 {
 /// ```
 ///
 /// # Errors
-/// As [`Ridge::fit`] and [`Ridge::predict`], and if the test parameters are not as many or have fewer than two rows.
+/// As [`Ridge::fit`] and [`Ridge::predict`], and if the test parameters are not as many or have
+/// fewer than two rows.
 pub fn parameter_r2(
     train: (&Tensor, &Tensor),
     test: (&Tensor, &Tensor),
@@ -185,16 +189,16 @@ pub fn parameter_r2(
     }
     let predicted = matrix(op, &predicted)?;
     let truth = matrix(op, test.1)?;
-    let mut error = Observations(&truth.0 - &predicted.0);
+    let error = Observations(&truth.0 - &predicted.0);
     let mut centered = truth;
     centered.center();
     let parameters: Vec<f64> = error
         .0
-        .row_iter_mut()
+        .row_iter()
         .zip(centered.0.row_iter())
-        .map(|(e, c)| match c.norm_squared() {
+        .map(|(e, c)| match norm(c.iter()) {
             0. => f64::NAN,
-            total => 1. - e.norm_squared() / total,
+            total => 1. - (norm(e.iter()) / total).powi(2),
         })
         .collect();
     let defined: Vec<f64> = parameters.iter().copied().filter(|r| !r.is_nan()).collect();
@@ -204,7 +208,8 @@ pub fn parameter_r2(
     })
 }
 
-/// A matrix `(n, d)` of finite values; rank 2 and nothing else, so that rows are counted as the caller counts them.
+/// A matrix `(n, d)` of finite values; rank 2 and nothing else, so that rows are counted as the
+/// caller counts them.
 fn matrix(op: &'static str, x: &Tensor) -> Result<Observations> {
     if x.rank() != 2 {
         return Err(Error::input(
@@ -213,5 +218,16 @@ fn matrix(op: &'static str, x: &Tensor) -> Result<Observations> {
             format!("{:?}", x.dims()),
         ));
     }
-    Observations::rows(op, x)
+    let rows = Observations::rows(op, x)?;
+    match rows.0.iter().find(|v| v.abs() > LARGEST) {
+        None => Ok(rows),
+        Some(v) => Err(Error::input(
+            op,
+            format!("values of at most {LARGEST:e} in magnitude"),
+            format!("{v:e}"),
+        )),
+    }
 }
+
+/// Sums of larger values may overflow.
+const LARGEST: f64 = 1e290;

@@ -1,41 +1,45 @@
-//! SEIS: do the maps of images and of moved images span one subspace, and is it read along the same directions?
+//! SEIS: do the maps of images and of transformed images span one subspace, along the same
+//! directions?
 
 use candle_core::Tensor;
 use nalgebra::DMatrix;
 use rand::Rng;
 
 use super::{
+    harness::finite_host,
     linalg::{Observations, eigen, svd},
-    run::finite_host,
-    score::cycle,
+    scores::cycle,
 };
 use crate::{Error, Result};
 
-/// SEIS of two maps, of images and of moved images, without being told how they were moved.
+/// SEIS of two maps, of images and of transformed images. The transform need not be known.
 ///
-/// Source: Lin, Farrahi, Cai, arXiv 2602.04054. Each channel of each image is an observation of its `d = H·W`
-/// positions: a map is a matrix `A ∈ R^{n×d}`, `n = B·C`, its columns centered. With `A = U S Vᵀ` cut to the fewest
-/// directions that hold [`energy`](Self::energy) of `Σ S²` (`k_A` of them), the same for `A'`, and
-/// `U_Aᵀ U_A' = M diag(ρ) Nᵀ`, `r = min(k_A, k_A')`:
+/// Source: Lin, Farrahi, Cai, arXiv 2602.04054. Each channel of each image is an observation of its
+/// `d = H·W` positions: a map is a matrix `A ∈ R^{n×d}`, `n = B·C`, its columns centered. With `A =
+/// U S Vᵀ` cut to the fewest directions that hold [`energy`](Self::energy) of `Σ S²` (`k_A` of
+/// them), the same for `A'`, and `U_Aᵀ U_A' = M diag(ρ) Nᵀ`, `r = min(k_A, k_A')`:
 ///
 /// ```text
 /// equivariance  S_equiv = 1/r Σ_i ρ_i                          the mean canonical correlation
 /// invariance    S_inv   = 1/r Σ_i ρ_i |cos(w_i, v_i)|,         W = V_A S_A⁻¹ M,  V = V_A' S_A'⁻¹ N
 /// ```
 ///
-/// Both lie within `[0, 1]`. High and high: invariant. High and low: re-encoded, the positions hold the same content in
-/// another order. Low and low: destroyed. "Low" is what [`shuffled`](SeisReport::shuffled) says, never zero.
+/// Both lie within `[0, 1]`. High and high: invariant. High and low: re-encoded, the positions hold
+/// the same content in another order. Low and low: destroyed. Chance is
+/// [`shuffled`](SeisReport::shuffled), never zero.
 ///
-/// - *Channels are observations*: a map that re-encodes its channels without loss (a rotated fibre, shuffled channels)
-///   counts as destroyed. For actions on positions only, as [`GridOperator`](crate::GridOperator)'s, this does no harm.
-/// - *`n` must be well above `d`*: two unrelated maps have correlations of about `0.85·√(k/n)`. Fewer observations than
-///   positions are an error, since any two maps of full rank then agree.
-/// - *Ties*: where correlations are equal (an exact map: all of them are 1), `M` and `N` are not unique, and `S_inv`
-///   depends on rounding. On a map that is equivariant to the bit trust no more than its first digit.
+/// - *Channels are observations*: a map that re-encodes its channels without loss (a rotated fibre,
+///   shuffled channels) counts as destroyed. Actions on positions only, such as a
+///   [`GridOperator`](crate::GridOperator), are not affected.
+/// - *`n` must be well above `d`*: two unrelated maps have correlations of about `0.85·√(k/n)`.
+///   Fewer observations than positions are an error, since any two maps of full rank then agree.
+/// - *Ties*: where correlations are equal (an exact map: all of them are 1), `M` and `N` are not
+///   unique, and `S_inv` depends on rounding. If a map is exactly equivariant, only the first digit
+///   of `S_inv` is reliable.
 ///
-/// The thin factors come from the `d×d` matrices `AᵀA`, `A'ᵀA'` and `AᵀA'`. That squares the condition number, which
-/// the cut makes harmless: the smallest direction kept has more than `(1 − energy)/d` of the sum of squares, so its
-/// eigenvalue is good to about `d/(1 − energy)` roundings.
+/// The thin factors come from the `d×d` matrices `AᵀA`, `A'ᵀA'` and `AᵀA'`. That squares the
+/// condition number, which the cut makes harmless: the smallest direction kept has more than `(1 −
+/// energy)/d` of the sum of squares, so its eigenvalue is good to about `d/(1 − energy)` roundings.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -81,7 +85,8 @@ pub struct SeisScore {
 pub struct SeisReport {
     /// The score; NaN if a map is constant.
     pub score: SeisScore,
-    /// The same with the observations of one map shuffled: what unrelated maps of these spectra score.
+    /// The chance level: the observations of one map are shuffled, as if maps of these spectra were
+    /// unrelated.
     pub shuffled: SeisScore,
     /// The canonical correlations `ρ`, falling; `r` of them.
     pub correlations: Vec<f64>,
@@ -99,12 +104,12 @@ struct Whitened {
 const OP: &str = "Seis::measure";
 
 impl Seis {
-    /// Scores the map `a` of images against the map `b` of the same images, moved; each `(B, C, H, W)` or tokens `(B,
-    /// N, C)` without prefix tokens. `rng` shuffles the null.
+    /// Scores the map `a` of images against the map `b` of the same images, transformed; each `(B,
+    /// C, H, W)` or tokens `(B, N, C)` without prefix tokens. `rng` shuffles the null.
     ///
     /// # Errors
-    /// If the energy is not within `(0, 1)`, the maps differ in shape or hold a NaN or infinity, or there are no more
-    /// observations `B·C` than positions.
+    /// If the energy is not within `(0, 1)`, the maps differ in shape or hold a NaN or infinity, or
+    /// there are no more observations `B·C` than positions.
     pub fn measure(
         &self,
         a: &Tensor,
@@ -220,5 +225,7 @@ fn positions(map: &Tensor) -> Result<Observations> {
             format!("{:?}", map.dims()),
         )),
     }?;
-    Observations::rows(OP, &finite_host(OP, &by_channel)?)
+    let mut observations = Observations::rows(OP, &finite_host(OP, &by_channel)?)?;
+    observations.normalize();
+    Ok(observations)
 }

@@ -117,7 +117,8 @@ fn keeps_period(axis: &[f64]) -> bool {
     })
 }
 
-/// A map that is not affine but sends rows to rows and columns to columns, for example a cyclic shift.
+/// A map that is not affine but sends rows to rows and columns to columns, for example a cyclic
+/// shift.
 fn separable(axes: [Vec<f64>; 2], from: TokenGrid, resample: &Resample) -> Built {
     let footprints = |axis: &[f64], n: usize| {
         let width = match resample.filter {
@@ -164,7 +165,8 @@ struct AxisAligned {
 fn axis_aligned(map: &Affine) -> Option<AxisAligned> {
     let turn = map.d4_part()?;
     let (a, b) = map.source_map();
-    // The turned source is turn(source): the forward map of `turn` acts on the columns of `a` and on `b`.
+    // The turned source is turn(source): the forward map of `turn` acts on the columns of `a` and
+    // on `b`.
     let forward = |v| turn.inverse().source_centered(v);
     let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
     Some(AxisAligned {

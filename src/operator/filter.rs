@@ -18,20 +18,22 @@ pub enum Filter {
     /// Four taps per axis, Keys' cubic with `a = −0.75`, like PyTorch and the authors of SER.
     #[default]
     Bicubic,
-    /// A triangle widened by the reduction, weights normalized to one: PyTorch's `antialias = true`, PIL.
+    /// A triangle widened by the reduction, weights normalized to one: PyTorch's `antialias =
+    /// true`, PIL.
     BilinearAntialias,
-    /// Keys' cubic with `a = −0.5` widened by the reduction, weights normalized to one: PyTorch's `antialias = true`.
+    /// Keys' cubic with `a = −0.5` widened by the reduction, weights normalized to one: PyTorch's
+    /// `antialias = true`.
     BicubicAntialias,
-    /// The mean of all cells that the target cell touches, like PyTorch's `area` and adaptive average
-    /// pooling.
+    /// The mean of all cells that the target cell touches, like PyTorch's `area` and adaptive
+    /// average pooling.
     Area,
     /// Fourier interpolation of the periodic map: its spectrum is cut or padded with zeros, and
-    /// evaluated at the centers of the target cells. On maps that are band-limited below the smallest
-    /// grid of a chain, scales and cyclic shifts compose exactly.
+    /// evaluated at the centers of the target cells. On maps that are band-limited below the
+    /// smallest grid of a chain, scales and cyclic shifts compose exactly.
     ///
-    /// It reads every cell of a line and is defined for elements that keep the period: turns, flips,
-    /// scales of the whole image and shifts. Crops, zooms, rotations and shears are errors, and so is
-    /// any padding but [`Padding::Periodic`].
+    /// It reads every cell of a line and is defined for elements that keep the period: turns,
+    /// flips, scales of the whole image and shifts. Crops, zooms, rotations and shears are errors,
+    /// and so is any padding but [`Padding::Periodic`].
     ///
     /// An axis has `n` cells `x_j` at `(j+½)/n`, the target has `m` cells, and `b = min(n, m)`. The
     /// value at `p` is
@@ -40,13 +42,13 @@ pub enum Filter {
     /// y(p) = 1/n Σ_j x_j D(p − (j+½)/n),    D(d) = Σ_{|k| < b/2} cos(2πkd) + c·cos(πbd)
     /// ```
     ///
-    /// The last term is the Nyquist frequency and exists for even `b` only. If the target has at least
-    /// as many cells, `c = 1`: the coefficient is split between `+b/2` and `−b/2`. If it has fewer,
-    /// `c = 2`: both coefficients are kept. So enlarging and shrinking back is the identity on all
-    /// maps, for even sizes too. A shift by a fraction of a cell damps the Nyquist frequency of an
-    /// even size; all lower frequencies keep their amplitude. The kernel is even and measured between
-    /// centers, so flips and turns commute with it. Scaling with an ideal band limit is described in
-    /// [arXiv 2311.02922](https://arxiv.org/abs/2311.02922).
+    /// The last term is the Nyquist frequency and exists for even `b` only. If the target has at
+    /// least as many cells, `c = 1`: the coefficient is split between `+b/2` and `−b/2`. If it has
+    /// fewer, `c = 2`: both coefficients are kept. So enlarging and shrinking back is the identity
+    /// on all maps, for even sizes too. A shift by a fraction of a cell damps the Nyquist frequency
+    /// of an even size; all lower frequencies keep their amplitude. The kernel is even and measured
+    /// between centers, so flips and turns commute with it. Scaling with an ideal band limit is
+    /// described in [arXiv 2311.02922](https://arxiv.org/abs/2311.02922).
     Fourier,
 }
 
@@ -81,8 +83,8 @@ pub enum Padding {
 
 /// Filter and padding of operators that resample. Permutations ignore both.
 ///
-/// The default is bicubic with a repeated border, like the authors' code. `Resample::from(filter)` has
-/// [`Padding::Border`], and [`Padding::Periodic`] for [`Filter::Fourier`], which needs it.
+/// The default is bicubic with a repeated border, like the authors' code. `Resample::from(filter)`
+/// has [`Padding::Border`], and [`Padding::Periodic`] for [`Filter::Fourier`], which needs it.
 ///
 /// Views resample pixels and losses resample tokens: each has its setting, and the two may differ.
 ///

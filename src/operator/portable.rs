@@ -1,7 +1,7 @@
 //! The operator made of plain candle ops. It runs on any device, and candle's autograd
 //! differentiates it. On the CPU it is the reference that tests compare the fused op with.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 
 use super::{chain::Chains, step::Step, taps::Taps};
 
@@ -70,6 +70,9 @@ fn step(steps: &[&Step], x: &Tensor) -> Result<Tensor> {
 fn gather(taps: &[&Taps], x: &Tensor) -> Result<Tensor> {
     let (batch, n_in, width) = x.dims3()?;
     let n_out = taps[0].n_out();
+    if batch * n_in >= u32::MAX as usize {
+        bail!("grid-operator: expected fewer than 2^32 cells in a batch, got {batch} x {n_in}");
+    }
     let lengths = || taps.iter().flat_map(|t| t.rows().map(<[_]>::len));
     let depth = lengths().max().unwrap_or(0).max(1);
     let mut flat = x.contiguous()?.reshape((batch * n_in, width))?;

@@ -29,7 +29,7 @@ impl Real for f64 {
 pub(super) struct Taps {
     n_in: usize,
     /// Row `i` is `entries[ends[i]..ends[i + 1]]`.
-    ends: Vec<u32>,
+    ends: Vec<usize>,
     entries: Vec<(u32, f64)>,
 }
 
@@ -51,7 +51,7 @@ impl Taps {
 
     /// Closes the row under construction.
     pub fn end_row(&mut self) {
-        let start = self.ends[self.n_out()] as usize;
+        let start = self.ends[self.n_out()];
         self.entries[start..].sort_unstable_by_key(|e| e.0);
         let mut kept = start;
         for i in start..self.entries.len() {
@@ -63,7 +63,7 @@ impl Taps {
             }
         }
         self.entries.truncate(kept);
-        self.ends.push(kept as u32);
+        self.ends.push(kept);
     }
 
     pub fn n_in(&self) -> usize {
@@ -76,7 +76,7 @@ impl Taps {
 
     /// The taps `(index, weight)` of output cell `i`.
     pub fn row(&self, i: usize) -> &[(u32, f64)] {
-        &self.entries[self.ends[i] as usize..self.ends[i + 1] as usize]
+        &self.entries[self.ends[i]..self.ends[i + 1]]
     }
 
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[(u32, f64)]> {
@@ -86,7 +86,7 @@ impl Taps {
     /// The adjoint.
     pub fn transpose(&self) -> Self {
         // A counting sort by column. Rows are read in order, so each column is sorted.
-        let mut ends = vec![0u32; self.n_in + 1];
+        let mut ends = vec![0; self.n_in + 1];
         for &(j, _) in &self.entries {
             ends[j as usize + 1] += 1;
         }
@@ -98,7 +98,7 @@ impl Taps {
         for (i, row) in self.rows().enumerate() {
             for &(j, w) in row {
                 let at = &mut next[j as usize];
-                entries[*at as usize] = (i as u32, w);
+                entries[*at] = (i as u32, w);
                 *at += 1;
             }
         }
@@ -118,8 +118,8 @@ impl Taps {
                 .all(|(i, row)| row == [(i as u32, 1.0)])
     }
 
-    /// The source of each output cell, if the matrix moves cells without mixing them: at most one tap
-    /// a row, of weight one, and no input cell read twice.
+    /// The source of each output cell, if the matrix moves cells without mixing them: at most one
+    /// tap a row, of weight one, and no input cell read twice.
     pub fn as_moves(&self) -> Option<Vec<u32>> {
         let mut seen = vec![false; self.n_in];
         self.rows()
@@ -131,7 +131,8 @@ impl Taps {
             .collect()
     }
 
-    /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of `width` values.
+    /// `out[i, :] = Σ_j w_ij · x[j, :]` for `x` of `n_in` and `out` of `n_out` contiguous rows of
+    /// `width` values.
     ///
     /// The vector width is chosen at run time for the machine.
     pub fn apply<T: Real>(&self, x: &[T], out: &mut [T], width: usize) {

@@ -6,9 +6,10 @@ use crate::{GridOperator, Result, check};
 
 /// Weights of samples, of tokens, or both. `None` is one each.
 ///
-/// The weight of a token is the product of both. It applies to the token as an anchor, in the frame of its own view. Each
-/// direction divides by the sum of its weights. A token of weight 0 is dropped like a masked token: it is no anchor, no
-/// positive and no negative.
+/// The weight of a token is the product of both. It applies to the token as an anchor, in the frame
+/// of its own view. Each direction divides by the sum of its weights. An anchor of weight 0 is
+/// dropped together with its key, as if it were masked. In the other direction the token is still a
+/// key, unless the anchors that read it have weight 0 too.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -8,12 +8,12 @@ use crate::{Error, Filter, Resample, Result, TokenGrid, group::Subgroup};
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Pairing {
     /// Each view of each sample draws uniformly from the subgroup. The relative element is then
-    /// uniform over the subgroup too. On a non-square grid all samples of a view share the parity of
-    /// their quarter turns.
+    /// uniform over the subgroup too. On a non-square grid all samples of a view share the parity
+    /// of their quarter turns.
     Independent(Subgroup),
-    /// The scheme of the authors' code. Flip and half turn are drawn per sample, and the second view
-    /// takes the complement of the first. Quarter turns are shared by the batch. The relative element
-    /// is always one of the four reflections, and the same for the whole batch.
+    /// The scheme of the authors' code. Flip and half turn are drawn per sample, and the second
+    /// view takes the complement of the first. Quarter turns are shared by the batch. The relative
+    /// element is always one of the four reflections, and the same for the whole batch.
     Complement,
 }
 
@@ -68,8 +68,8 @@ pub struct AffineRange {
 /// [`ViewConfig::paper`] also scales the views.
 ///
 /// A scaled view has another height and width than its image, and all samples of a batch share
-/// them. It needs a model that accepts any size: a convolutional network, or a ViT that interpolates
-/// its position embedding. A ViT of fixed size fails inside its own code.
+/// them. It needs a model that accepts any size: a convolutional network, or a ViT that
+/// interpolates its position embedding. A ViT of fixed size fails inside its own code.
 ///
 /// ```
 /// use ser_reg::ViewConfig;
@@ -84,8 +84,8 @@ pub struct ViewConfig {
     /// Range of the token grid's area relative to the base grid, uniform; default `(1, 1)`, which
     /// with aspect `(1, 1)` leaves scaling out.
     pub area: (f64, f64),
-    /// Range of the token grid's aspect (columns over rows, relative to the base grid), log-uniform,
-    /// within `[1e-4, 1e4]`; default `(1, 1)`.
+    /// Range of the token grid's aspect (columns over rows, relative to the base grid),
+    /// log-uniform, within `[1e-4, 1e4]`; default `(1, 1)`.
     pub aspect: (f64, f64),
     /// A random crop per sample and view; `None`, the default and the paper's choice: both views
     /// show the whole image.
@@ -93,12 +93,13 @@ pub struct ViewConfig {
     /// A random motion per sample and view, after the crop and before the turn; `None`, the default
     /// and the paper's choice: turns and flips only.
     pub affine: Option<AffineRange>,
-    /// Smallest share of each view's tokens that the other view of the sample sees too, in `[0, 1]`.
+    /// Smallest share of each view's tokens that the other view of the sample sees too, in `[0,
+    /// 1]`.
     ///
     /// A second view with a smaller share is drawn again, twenty times at most. Then it takes the
     /// crop and motion of the first view, under its own turn. With 0, the default, nothing is drawn
-    /// again; above 0 every sample has an overlap. The redraws come from a generator of their own, so
-    /// that the caller's generator advances by the same number of draws either way.
+    /// again; above 0 every sample has an overlap. The redraws come from a generator of their own,
+    /// so that the caller's generator advances by the same number of draws either way.
     pub min_overlap: f64,
     /// How images are resampled; default: bicubic with antialiasing.
     pub resample: Resample,
@@ -125,12 +126,13 @@ const ASPECT: (f64, f64) = (1e-4, 1e4);
 /// The largest shear of one axis; the matrix of two shears of 1 is singular.
 const SHEAR: f64 = 0.999_999;
 
-/// Sides of a view that rotates may differ by this factor; beyond it the rotation is singular in f64.
+/// Sides of a view that rotates may differ by this factor; beyond it the rotation is singular in
+/// f64.
 const SLENDER: f64 = 1e5;
 
 impl ViewConfig {
-    /// The scales of the SER paper (arXiv 2603.06693): area 0.7 to 1.3, aspect 3/4 to 4/3; otherwise
-    /// the default. The model must accept images of any size.
+    /// The scales of the SER paper (arXiv 2603.06693): area 0.7 to 1.3, aspect 3/4 to 4/3;
+    /// otherwise the default. The model must accept images of any size.
     pub fn paper() -> Self {
         Self {
             area: (0.7, 1.3),

@@ -32,13 +32,14 @@ impl View {
 
     /// The view of images `(B, C, H, W)`, or of token maps on the base grid.
     ///
-    /// A view that is not scaled has the pixels of its images, `(W, H)` after a quarter turn; `H` and
-    /// `W` may be any. A scaled view needs `H` and `W` that are whole multiples `P` of the base grid's
-    /// sides. It has `P·rows × P·cols` pixels, with the rows and columns of its [`grid`](Self::grid).
+    /// A view that is not scaled has the pixels of its images, `(W, H)` after a quarter turn; `H`
+    /// and `W` may be any. A scaled view needs `H` and `W` that are whole multiples `P` of the base
+    /// grid's sides. It has `P·rows × P·cols` pixels, with the rows and columns of its
+    /// [`grid`](Self::grid).
     ///
     /// # Errors
-    /// If the tensor is no image, its batch differs from the drawn one, a scaled view meets sides that
-    /// are no multiples of the base grid, or a quarter turn meets patches that are not square.
+    /// If the tensor is no image, its batch differs from the drawn one, a scaled view meets sides
+    /// that are no multiples of the base grid, or a quarter turn meets patches that are not square.
     pub fn apply(&self, images: &Tensor) -> Result<Tensor> {
         let fail = |expected: String| {
             let got = format!("{:?}", images.dims());
@@ -78,12 +79,12 @@ impl View {
                 );
             }
         }
-        let fits =
-            |(h, w)| out.rows() == self.grid.rows() * h && out.cols() == self.grid.cols() * w;
-        if !patch.is_none_or(fits) {
+        if let Some((h, w)) = patch
+            && (out.rows() != self.grid.rows() * h || out.cols() != self.grid.cols() * w)
+        {
             return fail(format!(
-                "images of square patches on the base token grid {}, since a quarter turn swaps the \
-                 sides of a patch too",
+                "images of square patches, since a quarter turn swaps the sides of a patch too \
+                 (the base token grid {} has patches of {h}x{w} pixels)",
                 self.base
             ));
         }
@@ -101,8 +102,8 @@ pub struct ViewPair {
 }
 
 impl ViewPair {
-    /// The relative elements `g₂ ∘ g₁⁻¹`, which carry token maps of the first view into the second's
-    /// frame.
+    /// The relative elements `g₂ ∘ g₁⁻¹`, which carry token maps of the first view into the
+    /// second's frame.
     pub fn relative(&self) -> Relative<Element> {
         let pairs = self.first.elements.iter().zip(&self.second.elements);
         Relative {

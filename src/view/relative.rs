@@ -94,8 +94,8 @@ impl<G: GroupAction> Relative<G> {
         GridOperator::between(&inverse, self.to, self.from, resample)
     }
 
-    /// For each element, the share of a view's tokens that the other view sees too; the smaller share
-    /// of the two views. 1 is a full overlap. At 0 the sample takes no part in a
+    /// For each element, the share of a view's tokens that the other view sees too; the smaller
+    /// share of the two views. 1 is a full overlap. At 0 the sample takes no part in a
     /// [`SerLoss`](crate::SerLoss).
     ///
     /// A token counts as seen if its center lies within the other view.

@@ -18,8 +18,8 @@ const TRIES: usize = 20;
 /// Draws pairs of views.
 ///
 /// Scales are rounded to whole tokens: with area `a ~ U(area)` and aspect `q` log-uniform the view
-/// has `round(rows·√(a/q)) × round(cols·√(a·q))` tokens, at least one along each side, shared by the
-/// batch. Source: arXiv 2603.06693 and the authors' code.
+/// has `round(rows·√(a/q)) × round(cols·√(a·q))` tokens, at least one along each side, shared by
+/// the batch. Source: arXiv 2603.06693 and the authors' code.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -1,4 +1,4 @@
-//! The add-ons as one would write them: plain candle operations on named weights, whole matrices, no thought of speed.
+//! The add-ons in plain candle operations on named weights.
 #![allow(dead_code)]
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use ser_reg::contrib::{AugmentationParameters, CropParameters, JitterParameters}
 
 pub type Weights = HashMap<String, Tensor>;
 
-/// The variables of a map as plain tensors that gradients reach.
+/// The variables of a map as tensors with gradients.
 pub fn weights(vars: &VarMap) -> Weights {
     let data = vars
         .data()
@@ -21,7 +21,7 @@ pub fn weights(vars: &VarMap) -> Weights {
     data.iter().map(tensor).collect()
 }
 
-/// Parameters of one view, all of them drawn.
+/// Random parameters of one view.
 pub fn drawn(rng: &mut StdRng) -> AugmentationParameters {
     let mut order = [0, 1, 2, 3];
     rand::seq::SliceRandom::shuffle(&mut order[..], rng);
@@ -55,7 +55,7 @@ pub fn drawn(rng: &mut StdRng) -> AugmentationParameters {
     }
 }
 
-/// Mean over the tokens after the first `prefix` of their normalized values.
+/// The mean over the normalized tokens after the first `prefix`.
 pub fn pooled(w: &Weights, x: &Tensor, prefix: usize) -> Result<Tensor> {
     let x = x.narrow(1, prefix, x.dim(1)? - prefix)?;
     layer_norm(w, "norm", &x)?.mean(1)
@@ -70,7 +70,7 @@ pub fn layer_norm(w: &Weights, name: &str, x: &Tensor) -> Result<Tensor> {
         .broadcast_add(&w[&format!("{name}.bias")])
 }
 
-/// With scale and shift if there are weights of that name.
+/// Batch normalization, with scale and shift if there are weights of that name.
 pub fn batch_norm(w: &Weights, name: &str, x: &Tensor) -> Result<Tensor> {
     let mean = x.mean_keepdim(0)?;
     let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
@@ -128,7 +128,8 @@ pub fn cross_entropy(logits: &Tensor, classes: &[u32]) -> Result<Tensor> {
     (logits.log_sum_exp(1)? - own)?.mean_all()
 }
 
-/// EquiMod on features: `views` are the picture itself, view 1, view 2; `numbers` the descriptions of views 1 and 2.
+/// EquiMod on features. `views` are the unaugmented image, view 1 and view 2; `numbers` are the
+/// parameter vectors of views 1 and 2.
 pub fn equi_mod(
     w: &Weights,
     views: [&Tensor; 3],
@@ -139,7 +140,7 @@ pub fn equi_mod(
     nt_xent(&seen, &predicted, tau)
 }
 
-/// Its embeddings of the pictures, of their views, and what it predicts for these; of both views each.
+/// The embeddings of the unaugmented images, of the views, and the predictions, for both views.
 pub fn equi_mod_embeddings(
     w: &Weights,
     views: [&Tensor; 3],
@@ -157,7 +158,7 @@ pub fn equi_mod_embeddings(
     Ok([origin, y.narrow(0, b, 2 * b)?, predicted])
 }
 
-/// What view 1 has over view 2: the four numbers of the crop, of the colors; blur; threshold.
+/// The differences of views 1 and 2: crop, color, blur, threshold.
 pub fn differences(
     a: &AugmentationParameters,
     b: &AugmentationParameters,
@@ -184,7 +185,7 @@ pub fn differences(
     ]
 }
 
-/// AugSelf on features, all tasks with the weights `weigh`: crop, color, blur, solarize, flip, rotation.
+/// AugSelf on features. `weigh` has the weights of crop, color, blur, solarize, flip and rotation.
 pub fn aug_self(
     w: &Weights,
     [h1, h2]: [&Tensor; 2],
@@ -238,7 +239,7 @@ pub fn essl(w: &Weights, h: &Tensor, turns: &[u32]) -> Result<Tensor> {
     cross_entropy(&linear(w, "head.layer4", &x)?, turns)
 }
 
-/// STL on features, picture by picture; the three terms.
+/// The three terms of STL on features, image by image.
 pub fn stl(w: &Weights, [h1, h2]: [&Tensor; 2], tau: f64) -> Result<[Tensor; 3]> {
     let (b, d) = h1.dims2()?;
     let t12 = mlp(w, "transformation", 2, &Tensor::cat(&[h1, h2], 1)?)?;
@@ -275,7 +276,7 @@ pub fn stl(w: &Weights, [h1, h2]: [&Tensor; 2], tau: f64) -> Result<[Tensor; 3]>
     ])
 }
 
-/// CARE on features, pair by pair; the sum over pairs of chunks of `n`.
+/// CARE on features: the sum over the pairs of chunks of `n`.
 pub fn care(h1: &Tensor, h2: &Tensor, n: usize) -> Result<Tensor> {
     let (z1, z2) = (unit(h1)?, unit(h2)?);
     let mut sum = Tensor::zeros((), h1.dtype(), &Device::Cpu)?;

@@ -1,27 +1,18 @@
-//! Strategies and small helpers shared by the tests.
-#![allow(dead_code)]
+//! Strategies and helpers shared by the tests.
+#![allow(dead_code, unused_imports)]
 
-use candle_core::{DType, Device, Tensor};
+mod cases;
+mod numbers;
+
+pub use cases::cases;
+pub use numbers::*;
 use proptest::prelude::*;
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
     Filter, Padding, TokenGrid,
     group::{Affine, D4, Element, Roll, Scale, Window},
 };
 
-/// Cases per property: `PROPTEST_CASES`, or few enough for every run of the suite.
-pub fn cases(default: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|v| v.parse().ok());
-    ProptestConfig {
-        cases: cases.unwrap_or(default),
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
-}
-
-/// The filters that serve any map; Fourier wants one that keeps the period.
+/// The filters that accept any element. The Fourier filter needs one that keeps the period.
 pub const LOCAL: [Filter; 6] = [
     Filter::Nearest,
     Filter::Bilinear,
@@ -37,10 +28,6 @@ pub const PADDINGS: [Padding; 4] = [
     Padding::Reflection,
     Padding::Periodic,
 ];
-
-pub fn rng(seed: u64) -> StdRng {
-    StdRng::seed_from_u64(seed)
-}
 
 pub fn grid() -> impl Strategy<Value = TokenGrid> {
     (1usize..=8, 1usize..=8).prop_map(|(r, c)| TokenGrid::new(r, c).unwrap())
@@ -95,30 +82,4 @@ pub fn element() -> impl Strategy<Value = Element> {
             .iter()
             .fold(Element::identity(), |g, next| g.then(*next))
     })
-}
-
-pub fn random(shape: &[usize], seed: u64) -> Tensor {
-    let mut rng = rng(seed);
-    let values: Vec<f64> = (0..shape.iter().product())
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-pub fn values(x: &Tensor) -> Vec<f64> {
-    x.to_dtype(DType::F64)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
-}
-
-pub fn max_gap(a: &Tensor, b: &Tensor) -> f64 {
-    assert_eq!(a.dims(), b.dims());
-    let gaps = values(a)
-        .into_iter()
-        .zip(values(b))
-        .map(|(a, b)| (a - b).abs());
-    gaps.fold(0.0, |m, g| if g > m || g.is_nan() { g } else { m })
 }

@@ -89,9 +89,9 @@ pub fn actions(case: &Case) -> Result<()> {
         "d4_tables" => {
             let cayley: Vec<Vec<i64>> = case.output("cayley")?.to_vec2()?;
             let inverse: Vec<i64> = case.output("inverse")?.to_vec1()?;
-            for b in 0..8 {
-                for a in 0..8 {
-                    let ba = D4::ALL[b].compose(&D4::ALL[a]).index();
+            for (b, second) in D4::ALL.iter().enumerate() {
+                for (a, first) in D4::ALL.iter().enumerate() {
+                    let ba = second.compose(first).index();
                     ensure!(cayley[b][a] == ba as i64, "cayley[{b}][{a}] = {ba}");
                 }
                 ensure!(

@@ -94,9 +94,12 @@ impl<'a> Evaluation<'a> {
         // Only the nulls are drawn, which are not shown: the same draw for every epoch and run.
         let rng = &mut StdRng::seed_from_u64(0);
         let others = POSES[1..].iter().map(|(_, g)| *g).collect::<Vec<_>>();
-        let reports = EqScore::new(grid).measure_layers(&images, &others, &layers, rng, |x| {
-            let (_, maps) = tap::capture_all(&names, || vit.forward(x))?;
-            Ok::<_, anyhow::Error>(maps)
+        let score = EqScore {
+            layers,
+            ..EqScore::new(grid)
+        };
+        let reports = score.measure_layers(&images, &others, rng, |x| {
+            Ok(tap::capture_all(&names, || vit.forward(x))?.1)
         })?;
         Ok(reports.iter().map(|r| r.mean.score.centered).collect())
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg::{Layout, TokenGrid, grad, group::D4, metric::EqScore, tap};
+use ser_reg::{Layout, TokenGrid, grad, group::D4, metric::{EqScore, Layer}, tap};
 use ser_reg_trainers::{
     data::Images,
     vit::{Positions, Vit, VitConfig},
@@ -124,13 +124,11 @@ fn the_short_last_block_changes_no_output() {
 fn score(config: &VitConfig, layer: usize) -> f64 {
     let (vit, _) = build(config);
     let grid = TokenGrid::square(config.grid()).unwrap();
-    let score = EqScore {
-        layout: Layout {
-            prefix: config.prefix(layer),
-            ..Default::default()
-        },
-        ..EqScore::new(grid)
+    let layout = Layout {
+        prefix: config.prefix(layer),
+        ..Default::default()
     };
+    let score = EqScore::new(Layer { grid, layout });
     let map = |x: &Tensor| -> candle_core::Result<Tensor> {
         let (_, map) = tap::capture(&format!("block{layer}"), || vit.forward(x))?;
         map.to_dtype(DType::F64)

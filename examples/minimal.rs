@@ -1,0 +1,130 @@
+//! All of SER in one file: a small network, a self-supervised base loss, and one more term.
+//!
+//! ```text
+//! cargo run --release --example minimal          # Barlow Twins + SER
+//! cargo run --release --example minimal -- 0     # lambda 0: Barlow Twins alone
+//! ```
+//!
+//! The program prints how equivariant the middle layer is before and after training: 1 is perfect. A run takes about
+//! 20 seconds on two cores.
+
+use std::io::Read;
+
+use candle_core::{D, DType, Device, Error, Module, Result, Tensor};
+use candle_nn::{AdamW, Init, Linear, Optimizer, VarBuilder, VarMap, linear, ops};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg::{Regularizer, SerConfig, TokenGrid, grad, group::D4, metric::EqScore, tap};
+
+/// A transformer with two blocks of one attention head. A 28x28 image becomes 7x7 tokens of 4x4 pixels.
+struct Net {
+    patches: Linear,
+    positions: Tensor,
+    blocks: [[Linear; 2]; 2],
+    head: Linear,
+}
+
+impl Net {
+    fn new(vb: VarBuilder) -> Result<Self> {
+        let normal = Init::Randn { mean: 0., stdev: 0.1 };
+        let [block0, block1] = ["block0", "block1"].map(|name| vb.pp(name));
+        Ok(Self {
+            patches: linear(16, 64, vb.pp("patches"))?,
+            positions: vb.get_with_hints((49, 64), "positions", normal)?,
+            blocks: [
+                [linear(64, 192, block0.pp("qkv"))?, linear(64, 64, block0.pp("mlp"))?],
+                [linear(64, 192, block1.pp("qkv"))?, linear(64, 64, block1.pp("mlp"))?],
+            ],
+            head: linear(64, 64, vb.pp("head"))?,
+        })
+    }
+
+    fn forward(&self, images: &Tensor) -> Result<Tensor> {
+        let x = images.reshape(((), 7, 4, 7, 4))?.transpose(2, 3)?.reshape(((), 49, 16))?;
+        let mut x = self.patches.forward(&x)?.broadcast_add(&self.positions)?;
+        for (i, [qkv, mlp]) in self.blocks.iter().enumerate() {
+            let qkv = qkv.forward(&x)?.chunk(3, D::Minus1)?;
+            let scores = (qkv[0].matmul(&qkv[1].t()?)? / 8.)?;
+            x = (x + ops::softmax(&scores, D::Minus1)?.matmul(&qkv[2].contiguous()?)?)?;
+            x = (&x + mlp.forward(&x.silu()?)?)?;
+            tap::record(format_args!("block{i}"), &x)?; // SER: the one line in the model
+        }
+        self.head.forward(&x.mean(1)?)
+    }
+}
+
+/// Barlow Twins (arXiv 2103.03230): the cross-correlation of two embeddings becomes the identity.
+fn base_loss(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let normalize = |z: &Tensor| {
+        let z = z.broadcast_sub(&z.mean_keepdim(0)?)?;
+        z.broadcast_div(&(z.sqr()?.mean_keepdim(0)? + 1e-5)?.sqrt()?)
+    };
+    let correlation = (normalize(a)?.t()?.matmul(&normalize(b)?)? / a.dim(0)? as f64)?;
+    let identity = Tensor::eye(a.dim(1)?, DType::F32, a.device())?;
+    let weights = ((&identity * 0.995)? + 0.005)?;
+    ((correlation - identity)?.sqr()? * weights)?.sum(0)?.mean_all()
+}
+
+/// Random contrast and brightness of each image. The group has no such changes: every view draws its own.
+fn jitter(images: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
+    let count = images.dim(0)?;
+    let mut uniform = |low: f32, high: f32| {
+        let values = (0..count).map(|_| rng.random_range(low..high)).collect();
+        Tensor::from_vec(values, (count, 1, 1, 1), images.device())
+    };
+    images.broadcast_mul(&uniform(0.4, 1.6)?)?.broadcast_add(&uniform(-0.4, 0.4)?)
+}
+
+fn main() -> ser_reg::Result<()> {
+    let lambda = std::env::args().nth(1).map_or(1., |a| a.parse().expect("a number: lambda"));
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+    let model = Net::new(vb.pp("model"))?;
+    let (images, held_out) = fashion_mnist()?;
+
+    let grid = TokenGrid::square(7)?;
+    let config = SerConfig { lambda, ..Default::default() };
+    let ser = Regularizer::new("block0", grid, 64, config, vb.pp("ser"))?; // SER
+
+    let score = |when: &str| -> ser_reg::Result<()> {
+        let map = |x: &Tensor| tap::capture_until("block0", || model.forward(x));
+        let rng = &mut StdRng::seed_from_u64(0);
+        let report = EqScore::new(grid).measure(&held_out, &D4::ALL[1..], rng, map)?;
+        println!("{when}: equivariance score {:.3}", report.mean.score.centered);
+        Ok(())
+    };
+    score("before")?;
+
+    let (mut rng, mut noise) = (StdRng::seed_from_u64(0), StdRng::seed_from_u64(1));
+    let mut adam = AdamW::new_lr(vars.all_vars(), 1e-3)?;
+    for step in 0..=300 {
+        let batch = images.narrow(0, step * 64 % 3840, 64)?;
+        let z1 = model.forward(&jitter(&batch, &mut noise)?)?;
+        let z2 = model.forward(&jitter(&batch, &mut noise)?)?;
+        let base = base_loss(&z1, &z2)?;
+
+        // SER: 16 images, each in two views that are turned and flipped; the model runs up to the tap.
+        let own = batch.narrow(0, 0, 16)?;
+        let out = ser.forward(&own, &mut rng, |view| model.forward(&jitter(view, &mut noise)?))?;
+        if step == 0 {
+            let parts = ["model.patches", "model.positions", "model.block0", "ser"].iter();
+            let vars = parts.flat_map(|name| grad::named(&vars, name));
+            grad::assert_reaches(&out.unweighted, vars)?; // does its gradient arrive?
+        }
+        if step % 50 == 0 {
+            let (base, ser) = (base.to_vec0::<f32>()?, out.unweighted.to_vec0::<f32>()?);
+            println!("step {step:3}: base loss {base:.2}, SER loss {ser:.2}");
+        }
+        adam.backward_step(&(base + &out.loss)?)?; // SER: one more term
+    }
+    score("after")
+}
+
+/// 3,840 embedded images of Fashion-MNIST to train on, and 256 others. Values are in `[0, 1]`.
+fn fashion_mnist() -> Result<(Tensor, Tensor)> {
+    let file: &[u8] = include_bytes!("data/fashion-mnist/t10k-images-idx3-ubyte.gz");
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).map_err(Error::wrap)?;
+    let pixels: Vec<f32> = bytes[16..].iter().map(|&p| f32::from(p) / 255.).collect();
+    let all = Tensor::from_vec(pixels, (10_000, 1, 28, 28), &Device::Cpu)?;
+    Ok((all.narrow(0, 0, 3840)?, all.narrow(0, 4000, 256)?))
+}
