@@ -159,7 +159,7 @@ pub struct Args {
     /// At the end, measure the trained encoder alone: no untrained encoder, no raw pixels.
     #[arg(long, help_heading = "Run")]
     pub brief: bool,
-    /// Also train the baseline and lambda = 0, in folders below the run's, and compare the three on one page.
+    /// Train the baseline and lambda = 0 too, in folders below the run's, and compare the three on one page.
     #[arg(long, help_heading = "Run")]
     pub compare: bool,
     /// Threads that decode and augment images [default: 1, of imagenet-vit-s16: one for each core].

@@ -141,14 +141,9 @@ impl Folder {
                 continue;
             }
             let variant = Self::read(&path)?;
-            let same = Settings {
-                baseline: self.settings.baseline,
-                ser: variant
-                    .settings
-                    .ser
-                    .with_lambda(self.settings.ser.loss.lambda),
-                ..variant.settings.clone()
-            };
+            let mut same = variant.settings.clone();
+            same.baseline = self.settings.baseline;
+            same.ser.loss.lambda = self.settings.ser.loss.lambda;
             if same == self.settings {
                 let title = if name == "lambda0" {
                     "lambda = 0"

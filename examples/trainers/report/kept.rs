@@ -165,12 +165,8 @@ fn is_preset(settings: &Settings) -> bool {
     let Ok(preset) = Settings::new(settings.method, &args) else {
         return false;
     };
-    let same = Settings {
-        seed: preset.seed,
-        baseline: preset.baseline,
-        epochs: preset.epochs,
-        ser: settings.ser.with_lambda(preset.ser.loss.lambda),
-        ..settings.clone()
-    };
+    let mut same = settings.clone();
+    (same.seed, same.epochs, same.baseline) = (preset.seed, preset.epochs, preset.baseline);
+    same.ser.loss.lambda = preset.ser.loss.lambda;
     same == preset
 }

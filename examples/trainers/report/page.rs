@@ -222,7 +222,8 @@ tbody th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
 .panel { min-width: 720px; max-width: 1000px; margin: 0 auto; table-layout: fixed; }
 .panel th, .panel td { border: 0; padding: 3px 4px; text-align: center; vertical-align: middle; }
-.panel th:first-child { text-align: left; width: 104px; white-space: normal; line-height: 1.25; font-size: 13px; }
+.panel th:first-child { text-align: left; width: 104px; white-space: normal; overflow-wrap: anywhere;
+  line-height: 1.25; font-size: 13px; }
 .panel thead th { padding-bottom: 6px; }
 .panel th:nth-child(2), .panel td:nth-child(2) { background: #eef3f9; }
 .panel tbody tr:first-child > * { padding-top: 14px; border-top: 1px solid var(--line); }

@@ -8,7 +8,7 @@
 //!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors
 //!   result.json             the last measurements
 //!   report.html             curves and figures
-//!   compare.html            with --compare: this run beside lambda0/ and baseline/
+//!   compare.html            with --compare, this run beside lambda0/ and baseline/
 //! ```
 
 pub mod checkpoint;
@@ -32,6 +32,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use ser_reg::Partition;
 
+pub(crate) use open::images;
 pub use step::{Batch, Losses, Term};
 
 use self::{checkpoint::State, epoch::scores, interrupt::Interrupt, log::Log, saved::Saved};

@@ -208,7 +208,7 @@ impl Run {
 }
 
 /// The images of a run, and how its crops are made from them.
-pub fn images(settings: &Settings) -> Result<(Data, Augment)> {
+pub(crate) fn images(settings: &Settings) -> Result<(Data, Augment)> {
     let wanted = match settings.preset {
         Preset::FashionTiny => Wanted::default(),
         Preset::ImagenetVitS16 => Wanted::streamed(224),

@@ -100,18 +100,6 @@ pub struct Ser {
 }
 
 impl Ser {
-    /// The same settings with another λ.
-    pub fn with_lambda(&self, lambda: f64) -> Self {
-        let loss = SerConfig {
-            lambda,
-            ..self.loss
-        };
-        Self {
-            loss,
-            ..self.clone()
-        }
-    }
-
     /// The regularizer of an encoder: views, tap, head and loss.
     pub fn regularizer(&self, vit: &VitConfig, vb: VarBuilder) -> Result<Regularizer> {
         let layout = Layout {

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use candle_core::{Device, Tensor};
@@ -834,7 +835,7 @@ fn three_runs_stand_side_by_side() {
         "71.3",
         "44.4",
         "1.080x",
-        "ser.lambda",
+        "ser.loss.lambda",
         "Settings that differ",
     ] {
         assert!(html.contains(text), "{text} is missing");
@@ -1090,5 +1091,113 @@ fn a_table_is_aligned_and_has_no_empty_columns() {
     assert!(
         lines[1].ends_with("71.2") && lines[2].ends_with('–'),
         "{text}"
+    );
+}
+
+/// The program of an example; `cargo test` builds them all.
+fn program(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("examples").join(name);
+    assert!(
+        program.exists(),
+        "{} is missing: run `cargo build --examples` in the profile of the test",
+        program.display()
+    );
+    Command::new(program)
+}
+
+/// 48 images of noise in two classes, as IDX files.
+fn data_in(folder: &Path) -> PathBuf {
+    let mut rng = StdRng::seed_from_u64(1);
+    let (count, side) = (48u32, SIDE as u32);
+    let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|w| w.to_be_bytes()).collect() };
+    let mut pixels = words(&[0x803, count, side, side]);
+    pixels.extend((0..count * side * side).map(|_| rng.random::<u8>()));
+    let mut labels = words(&[0x801, count]);
+    labels.extend((0..count).map(|i| (i % 2) as u8));
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("train-images-idx3-ubyte"), pixels).unwrap();
+    fs::write(data.join("train-labels-idx1-ubyte"), labels).unwrap();
+    data
+}
+
+#[test]
+fn compare_trains_the_variants_and_shows_all_three() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (data, out) = (data_in(folder.path()), folder.path().join("run"));
+    let train = |more: &[&str]| {
+        let mut command = program("moco_v3");
+        command.args(["--epochs", "1", "--batch-size", "8", "--ratio", "0.25"]);
+        command.arg("--compare").arg("--data").arg(&data);
+        command.arg("--out").arg(&out).args(more);
+        command.env("RAYON_NUM_THREADS", "1").output().unwrap()
+    };
+    for (options, part) in [
+        (&["--baseline"] as &[&str], "expected a SER run"),
+        (&["--lambda", "0"], "expected a SER run"),
+        (
+            &["--balance-target", "0.2"],
+            "do not fit the variant lambda0",
+        ),
+    ] {
+        let output = train(options);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(part), "{said}");
+        assert!(
+            !out.exists(),
+            "nothing is trained for options that do not fit"
+        );
+    }
+    for more in [&[] as &[&str], &["--resume"]] {
+        let output = train(more);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        for part in ["--compare trains lambda0", "--compare trains baseline"] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        let table = said.rfind("What SER changed").unwrap();
+        for row in [
+            "SER, lambda 1 (this run, seed 0)",
+            "lambda = 0 (--compare)",
+            "baseline (--compare)",
+            "untrained encoder",
+            "raw pixels",
+        ] {
+            assert!(said[table..].contains(row), "{row} in {said}");
+        }
+        assert_eq!(said.matches("resumed after").count(), 3 * more.len());
+        let html = fs::read_to_string(out.join("compare.html")).unwrap();
+        assert_well_formed(&html);
+        for name in [
+            "baseline, mapped back",
+            "lambda0, mapped back",
+            "ser, mapped back",
+        ] {
+            assert!(html.contains(name), "{name}");
+        }
+        let html = fs::read_to_string(out.join("report.html")).unwrap();
+        assert!(html.contains("baseline (--compare)") && !html.contains("no kept scores"));
+    }
+    // The report program reads the same folders, and refuses others.
+    let report = |args: &[&Path]| {
+        let mut command = program("report");
+        command.arg("--compare").args(args);
+        command.arg("--out").arg(folder.path().join("page.html"));
+        command.output().unwrap()
+    };
+    let output = report(&[&out, &out.join("lambda0"), &out.join("baseline")]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(folder.path().join("page.html").exists());
+    let output = report(&[&out, folder.path()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains("without config.json"),
+        "{said}"
     );
 }
