@@ -1,6 +1,5 @@
 //! InfoNCE and NT-Xent against loops over tokens, and the properties that hold for any tokens.
 
-mod common;
 mod loss_common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
