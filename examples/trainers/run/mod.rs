@@ -22,7 +22,6 @@ mod saved;
 mod step;
 pub mod variants;
 
-pub(crate) use open::images;
 use std::{
     collections::HashMap,
     path::PathBuf,
