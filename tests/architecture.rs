@@ -7,8 +7,9 @@ use std::{fs, path::Path};
 use sources::Sources;
 
 /// The rooms, lowest layer first. Rooms of one layer do not import each other.
-const LAYERS: [&[&str]; 10] = [
-    &["error", "check", "storage"],
+const LAYERS: [&[&str]; 11] = [
+    &["error", "guide"],
+    &["check", "storage"],
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "ema"],

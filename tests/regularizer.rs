@@ -182,7 +182,7 @@ fn a_step_is_the_step_out_of_its_parts() -> Done {
                 let alone = net.forward(&view.apply(&x)?)?;
                 assert_eq!(flat(output), flat(&alone));
             }
-            let both = (&out.outputs[0] - &out.outputs[1])?.sqr()?.mean_all()?;
+            let both = (out.outputs[0].sqr()? + out.outputs[1].sqr()?)?.mean_all()?;
             let total = (both + &out.loss)?;
             grad::assert_reaches(&total, grad::named(&setup.vars, ""))?;
             net.calls();

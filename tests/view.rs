@@ -207,7 +207,7 @@ fn a_bad_configuration_is_refused_when_built() {
         ..config
     };
     let ratio = (0.75, 4.0 / 3.0);
-    let cases: [(ViewConfig, [&str; 3]); 21] = [
+    let cases: [(ViewConfig, [&str; 3]); 20] = [
         (area((0.0, 1.0)), ["ViewConfig::area", "0 < low", "(0, 1)"]),
         (area((1.3, 0.7)), ["ViewConfig::area", "low <= high", "1.3"]),
         (
@@ -270,14 +270,6 @@ fn a_bad_configuration_is_refused_when_built() {
             fourier(crop((0.5, 1.0), ratio)),
             ["ViewConfig::resample", "Fourier", "whole"],
         ),
-        (
-            ViewConfig {
-                area: (1.0, 4.0),
-                aspect: (1e-4, 1e4),
-                ..rotation((0.0, 9.0))
-            },
-            ["ViewConfig::area", "rotated views", "factor of 1e5"],
-        ),
     ];
     let base = TokenGrid::square(400).unwrap();
     for (config, parts) in cases {
@@ -287,6 +279,16 @@ fn a_bad_configuration_is_refused_when_built() {
         }
     }
     assert!(ViewSampler::new(base, fourier(default)).is_ok());
+
+    // Rotated views of a slender grid.
+    let slender = ViewConfig {
+        aspect: (1e-4, 1e4),
+        ..rotation((0.0, 9.0))
+    };
+    let message = error(ViewSampler::new(TokenGrid::new(1, 400).unwrap(), slender));
+    for part in ["ViewConfig::area", "rotated views", "factor of 1e5"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
 }
 
 #[test]
@@ -348,12 +350,10 @@ fn bad_input_is_named() {
         }
     }
     for (batch, ratio, part) in [
-        (64, 0.01, "leaves 1"),
         (64, -0.1, "[0, 1]"),
         (64, f64::NAN, "NaN"),
-        (64, 0.01, "0.0312 does"),
-        (1, 1.0, "at least 2 images, got 1"),
-        (0, 0.5, "at least 2 images, got 0"),
+        (1, 1.0, "2 to 2^32 - 1 images, got 1"),
+        (0, 0.5, "2 to 2^32 - 1 images, got 0"),
     ] {
         let message = error(Partition::new(batch, ratio));
         assert!(message.contains(part), "{message:?} lacks {part:?}");

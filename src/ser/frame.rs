@@ -17,6 +17,11 @@ pub(super) struct Frame {
 }
 
 impl Frame {
+    /// Whether keys come into this frame with their channels unchanged.
+    pub fn keeps_channels(&self) -> bool {
+        self.fibre.is_none()
+    }
+
     /// The frame of `view`, 0 or 1; tokens that are compared transform as `field`.
     pub fn new<G: GroupAction>(
         pair: &MapPair<G>,

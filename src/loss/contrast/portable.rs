@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Contrastive, ContrastiveOutput, Roles, Sets, Task, margin};
+use super::task::{Roles, Sets, Task, margin};
+use crate::loss::contrastive::{Contrastive, ContrastiveOutput};
 
 pub(super) fn run(
     sets: Sets,

@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use super::super::Sets;
 use super::real::Real;
+use crate::loss::contrast::task::Sets;
 
 /// One gradient: what collects with respect to the unit tokens, or nothing if none is wanted.
 pub(super) type Gradient<T> = Option<Vec<T>>;

@@ -6,12 +6,14 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::super::{Contrastive, Roles, margin};
+use crate::loss::contrast::task::{Roles, margin};
+use crate::loss::contrastive::Contrastive;
+
 use super::bank::{Bank, dot};
+use super::block::{Value, block_rows};
 use super::product::{PANEL, add_product, add_transposed_product, gram};
 use super::real::Real;
 use super::tile::{self, Labels, larger};
-use super::{Value, block_rows};
 
 /// What a row needs for its gradient.
 struct Row<T> {

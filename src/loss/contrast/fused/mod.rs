@@ -2,6 +2,7 @@
 //! cosines. The gradient is found together with the value.
 
 mod bank;
+mod block;
 mod directed;
 mod product;
 mod real;
@@ -10,15 +11,9 @@ mod tile;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use self::{bank::Bank, real::Real};
-use super::{Contrastive, ContrastiveOutput, Sets, Task};
-
-/// What a pass over the anchors finds.
-#[derive(Default)]
-struct Value {
-    loss: f64,
-    accuracy: f64,
-}
+use self::{bank::Bank, block::Value, real::Real};
+use super::task::{Sets, Task};
+use crate::loss::contrastive::{Contrastive, ContrastiveOutput};
 
 /// In `dtype`, f32 or f64.
 pub(super) fn run(
@@ -65,9 +60,4 @@ fn typed<T: Real>(
         loss: bank.inject(value.loss)?,
         accuracy: Tensor::new(T::from_f64(value.accuracy), &Device::Cpu)?,
     })
-}
-
-/// Anchors to a block that may see `width` tokens.
-fn block_rows<T>(config: &Contrastive, width: usize, anchors: usize) -> usize {
-    (config.block_bytes / (width * size_of::<T>())).clamp(1, anchors)
 }

@@ -15,12 +15,14 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::super::{Contrastive, Negatives, margin};
+use crate::loss::contrast::task::margin;
+use crate::loss::contrastive::{Contrastive, Negatives};
+
 use super::bank::{Bank, dot};
+use super::block::{Value, block_rows};
 use super::product::{PANEL, add_product, add_transposed_product, gram, panels};
 use super::real::Real;
 use super::tile::{self, Labels, Margins};
-use super::{Value, block_rows};
 
 /// Whether the fixed top leaves the least exponential, `e^(−2/τ)`, a normal number.
 pub(super) fn fits<T: Real>(config: &Contrastive) -> bool {
