@@ -122,11 +122,10 @@ impl Folder {
         };
         let name = format!("{name} (this run, seed {})", settings.seed);
         let mut rows = vec![self.scores(&name)];
-        let (others, mut notes) = self.variants()?;
+        let (others, notes) = self.variants()?;
         rows.extend(others);
         if let Some(outcome) = &self.outcome {
             rows.extend(Scores::of_references(settings, outcome));
-            notes.push(format!("Data: {}.", outcome.note));
         }
         let table = scores::table("What SER changed", Some(settings.ser.layer), &rows);
         Ok((table, notes))
@@ -168,6 +167,9 @@ impl Folder {
         println!("{}", scores::SHORT);
         for note in notes {
             println!("{note}");
+        }
+        if let Some(outcome) = &self.outcome {
+            println!("data: {}", outcome.note);
         }
         Ok(())
     }

@@ -65,10 +65,7 @@ impl Report<'_> {
                 .map(|(k, v)| vec![k.clone(), v.clone()])
                 .collect(),
         };
-        page.tables(&[
-            table("Result", &self.result),
-            table("Configuration", &self.config),
-        ]);
+        page.tables(&[table("Result", &self.result)]);
         if lines.epochs.iter().any(|e| e.is_measured()) {
             page.section(
                 "Accuracy and equivariance by epoch",
@@ -105,6 +102,11 @@ impl Report<'_> {
             page.section("Speed", "The speed of training; evaluation does not count.");
             page.figures(&quantities::figures(&SPEED, &series)?);
         }
+        page.section(
+            "Settings",
+            "All settings of the run, as config.json holds them.",
+        );
+        page.tables(&[table("Configuration", &self.config)]);
         Ok(page.html())
     }
 }

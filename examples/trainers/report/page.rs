@@ -204,7 +204,7 @@ h3 { font-size: 15px; margin: 0 0 8px; font-weight: 650; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 10px 0 16px; font-weight: 600; }
 .legend i { display: inline-block; width: 22px; height: 8px; border-radius: 4px; margin-right: 8px; vertical-align: 2px; }
 .caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 145ch; }
-.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
+.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
 .grid + .grid { margin-top: 16px; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
 .wide { grid-column: 1 / -1; }

@@ -167,6 +167,8 @@ pub fn bars(axes: &Axes, groups: &[&str], series: &[Bars]) -> Result<Option<Stri
         return Ok(None);
     };
     let air = 0.09 * (high - low).max(1e-6);
+    // Shares and scores need more digits than percentages.
+    let digits = if high.max(-low) <= 2.0 { 2 } else { 1 };
     let low = if low < 0.0 { low - air } else { low };
     let y = Scale::new((low, high + air), 6, false);
     let legend: Vec<_> = drawn.iter().map(|b| (b.name.as_str(), b.color)).collect();
@@ -188,7 +190,7 @@ pub fn bars(axes: &Axes, groups: &[&str], series: &[Bars]) -> Result<Option<Stri
                     let above = if value < 0.0 { VPos::Top } else { VPos::Bottom };
                     let style = text(FONT * 0.88, INK).pos(Pos::new(HPos::Center, above));
                     let middle = (left + width / 2.0, value);
-                    chart.draw_series([Text::new(format!("{value:.1}"), middle, style)])?;
+                    chart.draw_series([Text::new(format!("{value:.digits$}"), middle, style)])?;
                 }
             }
         }

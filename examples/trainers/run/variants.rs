@@ -1,6 +1,6 @@
 //! What `--compare` adds to a run: the baseline and lambda = 0, trained with the same options, and a page of all three.
 
-use std::process::Command;
+use std::{ffi::OsString, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -46,7 +46,8 @@ impl Run {
     /// Trains the baseline and lambda = 0 by this program with the same options, each in a folder of its own below the run's.
     pub(super) fn train_variants(&self) -> Result<()> {
         let program = std::env::current_exe()?;
-        let given = || std::env::args_os().skip(1).filter(|arg| arg != "--compare");
+        let left_out = |arg: &OsString| arg == "--compare" || arg == "--brief";
+        let given = || std::env::args_os().skip(1).filter(|arg| !left_out(arg));
         for (name, options) in VARIANTS {
             let folder = self.folder.join(name);
             let stopped = || -> ! {
@@ -62,7 +63,7 @@ impl Run {
             let status = Command::new(&program)
                 .args(given())
                 .args(options)
-                .arg("--out")
+                .args(["--brief", "--out"])
                 .arg(&folder)
                 .status()
                 .with_context(|| format!("cannot start {}", program.display()))?;
