@@ -113,16 +113,6 @@ impl FibreOperator {
         self.channels
     }
 
-    /// Number of samples with separate permutations; 1 for a permutation that serves any batch.
-    pub fn samples(&self) -> usize {
-        self.samples
-    }
-
-    /// Whether no channel moves.
-    pub fn is_identity(&self) -> bool {
-        self.identity
-    }
-
     /// The source of every channel of sample `b`.
     fn source(&self, b: usize) -> &[u32] {
         let b = if self.samples == 1 { 0 } else { b };

@@ -335,10 +335,10 @@ fn bad_elements_are_refused() -> Done {
     table
         .into_iter()
         .for_each(|(result, parts)| assert_says(result, parts));
-    let wave = FibreOperator::new(&field, &[Wave(Some(D4::ROT90))])?;
-    assert_eq!(wave.samples(), 1);
+    FibreOperator::new(&field, &[Wave(Some(D4::ROT90))])?;
     // A trivial field accepts every element.
-    assert!(FibreOperator::new(&FieldType::trivial(4), &[turn])?.is_identity());
+    FibreOperator::new(&FieldType::trivial(4), &[turn])?;
+
     Ok(())
 }
 

@@ -285,7 +285,7 @@ fn a_bad_configuration_is_refused_when_built() {
         aspect: (1e-4, 1e4),
         ..rotation((0.0, 9.0))
     };
-    let message = error(ViewSampler::new(TokenGrid::new(1, 400).unwrap(), slender));
+    let message = error(ViewSampler::new(TokenGrid::new(1, 4000).unwrap(), slender));
     for part in ["ViewConfig::area", "rotated views", "factor of 1e5"] {
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }
@@ -364,7 +364,7 @@ fn bad_input_is_named() {
             .split(&images(&[3, 3, 32, 32])),
     );
     assert!(
-        message.contains("8 samples") && message.contains("[3, 3, 32, 32]"),
+        message.contains("8 images") && message.contains("[3, 3, 32, 32]"),
         "{message}"
     );
     assert!(error(Schedule::constant(f64::NAN)).contains("finite"));
