@@ -98,10 +98,7 @@ fn run(args: &Args) -> Result<()> {
         let knn = evaluation.poses(|x| Ok(model.forward(x)?))?;
         println!("{name} SER: equivariance {score:.3}");
         let moved = pose_mean(&knn);
-        println!(
-            "  20-NN {:.1} % upright, {moved:.1} % rotated or flipped",
-            knn[0]
-        );
+        println!("  20-NN {:.1} % upright, {moved:.1} % rotated or flipped", knn[0]);
         Ok(())
     };
     measure("before")?;
@@ -112,11 +109,7 @@ fn run(args: &Args) -> Result<()> {
         prefix: config.prefix(args.layer), // the CLS token, if it has joined
         ..Layout::default()
     };
-    let ser_config = SerConfig {
-        lambda: args.lambda,
-        layout,
-        ..SerConfig::default()
-    };
+    let ser_config = SerConfig { lambda: args.lambda, layout, ..SerConfig::default() };
     let (layer, grid) = (args.layer, TokenGrid::square(config.grid())?);
     let name = format!("block{layer}");
     let ser = Regularizer::new(name, grid, config.dim, ser_config, vb.pp("ser"))?;

@@ -103,12 +103,7 @@ pub struct Args {
     pub balance_every: Option<usize>,
     /// Lambda follows these comparisons, starting from --lambda. On the weights that both losses reach, the norm of the
     /// equivariance gradient becomes this fraction of the base method's: 0.2.
-    #[arg(
-        long,
-        value_name = "RATIO",
-        allow_negative_numbers = true,
-        help_heading = "Regularizer"
-    )]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true, help_heading = "Regularizer")]
     pub balance_target: Option<f64>,
 
     /// Add the loss of another method, on the images that the regularizer does not share with the base method.
@@ -249,10 +244,7 @@ impl Args {
             ranges.translation = self.translation.unwrap_or(ranges.translation);
             ranges.shear = self.shear.unwrap_or(ranges.shear);
         }
-        let crop = |area| CropRange {
-            area,
-            ..CropRange::default()
-        };
+        let crop = |area| CropRange { area, ..CropRange::default() };
         ViewConfig {
             pairing: self.group.unwrap_or(old.pairing),
             area: self.scale.unwrap_or(old.area),

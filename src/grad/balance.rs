@@ -124,11 +124,7 @@ impl GradientBalance {
                 }
             }
         }
-        Ok(Self {
-            groups: named,
-            shared: shared.pair("shared"),
-            overall: overall.pair("overall"),
-        })
+        Ok(Self { groups: named, shared: shared.pair("shared"), overall: overall.pair("overall") })
     }
 
     /// The `λ` with `‖λ∇L_equiv‖ = target_ratio · ‖∇L_inv‖` on the shared parameters.
@@ -178,9 +174,6 @@ pub(super) fn check_positive(field: &'static str, value: f64) -> Result<()> {
 
 /// The gradient on the host.
 fn values(grad: &Tensor) -> Result<Vec<f64>> {
-    let grad = grad
-        .detach()
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F64)?;
+    let grad = grad.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     Ok(grad.flatten_all()?.to_vec1()?)
 }

@@ -47,18 +47,10 @@ impl Moments {
             v.map_or(0.0, |v| v.iter().map(|v| (v / s) * (v / s)).sum())
         };
         let product = match (x, y) {
-            (Some(x), Some(y)) => x
-                .iter()
-                .zip(y)
-                .map(|(x, y)| (x / by[0]) * (y / by[1]))
-                .sum(),
+            (Some(x), Some(y)) => x.iter().zip(y).map(|(x, y)| (x / by[0]) * (y / by[1])).sum(),
             _ => 0.0,
         };
-        Self {
-            scale,
-            squares: [squares(x, by[0]), squares(y, by[1])],
-            product,
-        }
+        Self { scale, squares: [squares(x, by[0]), squares(y, by[1])], product }
     }
 
     /// Whether both gradients are nonzero.

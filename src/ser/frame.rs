@@ -40,22 +40,12 @@ impl Frame {
             true => None,
             false => {
                 let forward = FibreOperator::new(field, relative.elements())?;
-                Some(if view == 0 {
-                    forward.inverse()
-                } else {
-                    forward
-                })
+                Some(if view == 0 { forward.inverse() } else { forward })
             }
         };
-        let weights = pair
-            .weights
-            .of_view(view, images, operator.out_grid().len());
+        let weights = pair.weights.of_view(view, images, operator.out_grid().len());
         let anchors = Anchors::choose(&operator, images, weights, config.max_tokens, rng);
-        Ok(Self {
-            operator,
-            fibre,
-            anchors,
-        })
+        Ok(Self { operator, fibre, anchors })
     }
 
     /// The anchors of this view and their aligned keys, row by row (M, D) each; `keys` are tokens of the other view.
@@ -106,9 +96,7 @@ pub(super) fn blank(tokens: Tensor, own: Option<&Frame>, reader: Option<&Frame>)
         for (image, cells) in frame.anchors.cells.iter().enumerate() {
             let reads = frame.operator.reads(image, cells);
             let used = &mut used[image * n..(image + 1) * n];
-            used.iter_mut()
-                .zip(reads)
-                .for_each(|(used, read)| *used |= u8::from(read));
+            used.iter_mut().zip(reads).for_each(|(used, read)| *used |= u8::from(read));
         }
     }
     if used.iter().all(|&used| used == 1) {

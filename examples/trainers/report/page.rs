@@ -43,10 +43,7 @@ impl Page {
         let mut body = format!("<header>\n<h1>{}</h1>\n", escape(title));
         body += &paragraph("lead", lead);
         body.push_str("</header>\n");
-        Self {
-            title: escape(title),
-            body,
-        }
+        Self { title: escape(title), body }
     }
 
     /// A heading, and a sentence or two below it.
@@ -58,9 +55,7 @@ impl Page {
 
     /// Figures side by side where the page is wide enough; those without a plot are left out.
     pub fn figures(&mut self, figures: &[Figure]) {
-        let drawn = figures
-            .iter()
-            .filter_map(|figure| Some((figure, figure.svg.as_deref()?)));
+        let drawn = figures.iter().filter_map(|figure| Some((figure, figure.svg.as_deref()?)));
         let cards: String = drawn.map(|(figure, svg)| figure.card(svg)).collect();
         if !cards.is_empty() {
             let _ = writeln!(self.body, "<div class=\"grid\">\n{cards}</div>");

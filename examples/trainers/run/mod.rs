@@ -51,13 +51,8 @@ const PROBE_EVERY: usize = 32;
 const PROBE_FIRST: usize = 8;
 
 /// The files of a run besides its configuration, its metrics and its checkpoint.
-const OUTPUTS: [&str; 5] = [
-    "encoder.safetensors",
-    "result.json",
-    "evaluation.json",
-    "report.html",
-    "compare.html",
-];
+const OUTPUTS: [&str; 5] =
+    ["encoder.safetensors", "result.json", "evaluation.json", "report.html", "compare.html"];
 
 pub struct Run {
     pub settings: Settings,

@@ -49,11 +49,7 @@ impl<'a> Task<'a> {
             Negatives::BothViews => vec![(anchors, labels), (positives, labels)],
             Negatives::OtherView => vec![(positives, labels)],
         };
-        Roles {
-            anchors: (anchors, labels),
-            positives,
-            candidates,
-        }
+        Roles { anchors: (anchors, labels), positives, candidates }
     }
 
     pub(super) fn anchors(&self) -> &'a [u32] {

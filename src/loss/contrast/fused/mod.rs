@@ -49,10 +49,7 @@ fn typed<T: Real>(
                 };
                 let [a, b] = pair;
                 let (one, two) = (direction([a, b])?, direction([b, a])?);
-                Value {
-                    loss: one.loss + two.loss,
-                    accuracy: one.accuracy + two.accuracy,
-                }
+                Value { loss: one.loss + two.loss, accuracy: one.accuracy + two.accuracy }
             }
         }
     };
