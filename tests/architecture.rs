@@ -75,7 +75,8 @@ fn hidden(sources: &Sources, room: &str) -> Vec<String> {
             let is_own = import.file.first().is_some_and(|r| r == room);
             let declared = import.name.as_ref();
             let is_declared = declared.is_none_or(|n| sources.declares_public(&import.file, n));
-            if !is_own && !(import.is_public && is_declared) {
+            let is_hidden = !import.is_public || !is_declared;
+            if !is_own && is_hidden {
                 let name = import.name.unwrap_or_default();
                 let file = import.file.join("::");
                 wrong.push(format!("{}: {file}::{name} is not public", module.join("::")));

@@ -75,13 +75,16 @@ impl Scores {
     }
 }
 
+/// A column: its title, and the text of a row, if the row has a value.
+type Column<'a> = (&'a str, fn(&Scores) -> Option<String>);
+
 /// The rows as a table, the equivariance score first. A column without a value is left out.
 pub fn table<'a>(title: &'a str, layer: Option<usize>, rows: &[Scores]) -> Table<'a> {
     let score = match layer {
         Some(layer) => format!("equivariance, block {layer}"),
         None => "equivariance".to_string(),
     };
-    let columns: [(&str, fn(&Scores) -> Option<String>); 8] = [
+    let columns: [Column; 8] = [
         (&score, |s| Some(format!("{:.3}", s.equivariance?))),
         ("20-NN upright %", |s| Some(format!("{:.1}", s.upright?))),
         ("rotated/flipped %", |s| Some(format!("{:.1}", s.moved?))),

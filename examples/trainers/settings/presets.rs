@@ -29,7 +29,7 @@ impl Settings {
             smoke: false,
             seed: 0,
             data: None,
-            epochs: 10,
+            epochs: 3,
             batch_size: 64,
             crop_min: 0.3,
             // A memory of twenty to thirty steps: a run has a thousand, not a hundred thousand.

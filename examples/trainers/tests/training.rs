@@ -73,7 +73,7 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let sampler = ViewSampler::new(grid, ViewConfig::default()).unwrap();
     let loss =
         SerLoss::new(SerConfig { lambda: lambda.unwrap_or(0.0), ..Default::default() }).unwrap();
-    let ser = Regularizer::from_parts("block2", sampler.clone(), Some(head), loss);
+    let ser = Regularizer::from_parts("block2", sampler, Some(head), loss);
     let part = Partition::new(8, 0.25).unwrap();
     let step = |step| {
         let batch = loader.next(&CPU).unwrap();
