@@ -544,7 +544,7 @@ fn errors_are_named() -> Done {
     let silent = ser.forward(&x, &mut rng(1), |view| view.sqr());
     assert_says(silent, &["layer `map`", "got no record"]);
     let loss = SerLoss::new(SerConfig::default())?;
-    let other = Regularizer::from_parts("block3", ser.sampler().clone(), None, loss);
+    let other = Regularizer::from_parts("block3", *ser.sampler(), None, loss);
     let missing = other.forward_with_outputs(&x, &mut rng(1), |view| net.forward(view));
     assert_says(missing, &["layer `block3`", "got `map`"]);
     // Inside `forward_with_outputs` a layer that is recorded twice is ambiguous.
@@ -554,7 +554,7 @@ fn errors_are_named() -> Done {
     });
     assert_says(twice, &["`map`", "more than once"]);
     let head = Projector::new(7, small_head(), VarBuilder::zeros(DType::F64, &Device::Cpu))?;
-    let wide = Regularizer::from_parts("map", ser.sampler().clone(), Some(head), loss);
+    let wide = Regularizer::from_parts("map", *ser.sampler(), Some(head), loss);
     let refused = wide.forward(&x, &mut rng(1), |view| net.forward(view));
     assert_says(refused, &["maps of 7 channels, as the head", "got 4"]);
     Ok(())
