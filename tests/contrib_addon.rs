@@ -1,12 +1,12 @@
 //! The add-ons: closed forms, plain candle operations, central differences, inputs, and errors.
 
 mod addon_common;
-mod loss_common;
+mod common;
 
 use addon_common::{self as plain, Weights, drawn};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use loss_common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
+use common::{assert_close, assert_says, differences, flat, rng, scalar, tokens};
 use ser_reg::{
     Channels, GridOperator, Layout, Resample, TokenGrid,
     contrib::{
@@ -662,7 +662,7 @@ fn zero_features_have_finite_gradients() {
         for (label, var) in inputs.chain(grad::named(&case.vars, "")) {
             let grad = grads.get(&var);
             let grad = grad.unwrap_or_else(|| panic!("{name}: no gradient at {label}"));
-            loss_common::assert_finite(grad);
+            common::assert_finite(grad);
         }
     }
 }

@@ -1,11 +1,10 @@
 //! EqSim: loops over pairs, the identity of the closed form, and the clamp.
 
 mod common;
-mod loss_common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use common::{cases, random};
-use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
 use ser_reg::contrib::{EqSim, Margin};
 

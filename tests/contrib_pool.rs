@@ -1,12 +1,11 @@
 //! Orbit pooling and invariant integration: invariance, loops, and central differences.
 
 mod common;
-mod loss_common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
+use common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use common::{cases, max_gap, random};
-use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
 use ser_reg::{
     GridOperator, Resample, TokenGrid,

@@ -1,11 +1,10 @@
 //! The regular representation on vectors: laws, an explicit matrix, and the loss.
 
 mod common;
-mod loss_common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
+use common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use common::{cases, max_gap, random};
-use loss_common::{assert_close, assert_finite, assert_says, differences, flat, scalar};
 use proptest::prelude::*;
 use ser_reg::{
     contrib::{Distance, RegularRep},

@@ -1,8 +1,8 @@
 //! Soft Augmentation weights: the curve of the paper, weights of known overlaps, and refused input.
 
-mod loss_common;
+mod common;
 
-use loss_common::{assert_close, assert_says};
+use common::{assert_close, assert_says};
 use ser_reg::{
     GroupAction, TokenGrid,
     contrib::{SoftWeight, WeightScope},

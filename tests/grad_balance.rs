@@ -2,12 +2,11 @@
 //! training.
 
 mod common;
-mod loss_common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Init, VarMap};
+use common::{assert_close, assert_says, flat};
 use common::{cases, random};
-use loss_common::{assert_close, assert_says, flat};
 use proptest::prelude::*;
 use ser_reg::{
     grad,

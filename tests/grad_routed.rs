@@ -1,12 +1,12 @@
 //! Gradients of several losses, each for its own variables: SER at several layers with blocks kept
 //! apart.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, Device, Result, Tensor, Var, backprop::GradStore};
 use candle_nn::{VarBuilder, VarMap};
-use loss_common::{assert_close, assert_says, flat, rng, scalar, tokens};
+use common::{assert_close, assert_says, flat, rng, scalar, tokens};
 use ser_common::{nt_xent_at, reseed, small_head, turns, with_objective};
 use ser_reg::grad::{self, named};
 use ser_reg::{MapPair, Projector, SerConfig, SerLoss, tap};

@@ -3,7 +3,7 @@
 // A counting allocator cannot be written without: it forwards to the system's.
 #![allow(unsafe_code)]
 
-mod loss_common;
+mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use loss_common::{rng, tokens};
+use common::{rng, tokens};
 use ser_reg::group::D4;
 use ser_reg::loss::{
     Contrastive, ContrastiveOutput, TokenSet, info_nce, nt_xent, nt_xent_ragged, nt_xent_symmetric,

@@ -1,11 +1,9 @@
 //! InfoNCE and NT-Xent against loops over tokens, and the properties that hold for any tokens.
 
-mod loss_common;
+mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use loss_common::{
-    assert_close, assert_finite, assert_says, differences, flat, rng, scalar, tokens,
-};
+use common::{assert_close, assert_finite, assert_says, differences, flat, rng, scalar, tokens};
 use proptest::prelude::*;
 use rand::Rng;
 use ser_reg::loss::{
@@ -87,7 +85,7 @@ fn symmetric_by_images(
 }
 
 proptest! {
-    #![proptest_config(loss_common::cases(48))]
+    #![proptest_config(common::cases(48))]
 
     #[test]
     fn matches_the_obvious_loops(

@@ -1,12 +1,10 @@
 //! The objectives without negatives: values by loops, derivatives by differences, and what is
 //! refused.
 
-mod loss_common;
+mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use loss_common::{
-    assert_close, assert_finite, assert_says, differences, flat, rng, scalar, tokens,
-};
+use common::{assert_close, assert_finite, assert_says, differences, flat, rng, scalar, tokens};
 use ser_reg::loss::{cosine, l1, mse, normalized_mse, smooth_l1};
 
 const EPS: f64 = 1e-6;

@@ -1,11 +1,11 @@
 //! The loss does not depend on the number of threads, in any bit.
 
-mod loss_common;
+mod common;
 
 use std::process::Command;
 
 use candle_core::DType;
-use loss_common::{rng, tokens};
+use common::{rng, tokens};
 use ser_reg::loss::{Contrastive, nt_xent, nt_xent_symmetric};
 
 const CHILD: &str = "SER_REG_PRINT_BITS";

@@ -1,11 +1,11 @@
 //! The head: its values, its start, and what it refuses.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, Device, Module, Result};
 use candle_nn::{VarBuilder, VarMap};
-use loss_common::{assert_close, assert_says, flat, rng, tokens};
+use common::{assert_close, assert_says, flat, rng, tokens};
 use ser_common::*;
 use ser_reg::group::{FieldType, Subgroup};
 use ser_reg::{Projector, ProjectorConfig, Resample};

@@ -1,6 +1,6 @@
 //! The regularizer: what it runs, what it compares, and what it leaves alone.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use std::cell::Cell;
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Module, ModuleT, Result, Tensor, Var};
 use candle_nn::{
     BatchNorm, Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, batch_norm, conv2d, conv2d_no_bias,
 };
-use loss_common::{assert_close, assert_says, flat, rng, scalar, tokens};
+use common::{assert_close, assert_says, flat, rng, scalar, tokens};
 use rand::{Rng, RngCore};
 use ser_common::{nt_xent_at, reseed, small_head, with_objective};
 use ser_reg::group::Subgroup;
@@ -462,7 +462,7 @@ fn the_generator_decides_everything() -> Done {
         let rng = &mut rng(3);
         assert_ne!(run(rng), run(rng));
         // Both forms draw alike.
-        let (a, b) = (&mut loss_common::rng(5), &mut loss_common::rng(5));
+        let (a, b) = (&mut common::rng(5), &mut common::rng(5));
         ser.forward(&x, a, |view| net.forward(view))?;
         ser.forward_with_outputs(&x, b, |view| net.forward(view))?;
         assert_eq!(a.next_u64(), b.next_u64());

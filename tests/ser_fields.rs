@@ -1,11 +1,11 @@
 //! `SerLoss` on maps whose channels turn with the grid: a group convolution made by hand, and
 //! gradients.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, Module, Tensor};
-use loss_common::{assert_close, rng, scalar, tokens};
+use common::{assert_close, rng, scalar, tokens};
 use ser_common::*;
 use ser_reg::fibre::FibreOperator;
 use ser_reg::group::{D4, Element, FieldType, Scale, Subgroup, Window};

@@ -1,10 +1,10 @@
 //! What `SerLoss` and `MapPair` refuse, and what the message says.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, IndexOp, Tensor};
-use loss_common::{assert_says, tokens};
+use common::{assert_says, tokens};
 use ser_common::*;
 use ser_reg::group::{Affine, D4, Element, FieldType, Subgroup};
 use ser_reg::loss::{Contrastive, SameImage};
@@ -171,7 +171,7 @@ fn elements_that_do_not_fit_are_named() -> Done {
     let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::C4, 8)?);
     let ser = build(with_objective(Objective::Mse));
     let side = grid(2, 2);
-    let map = tokens(&mut loss_common::rng(1), (2, 4, 10), DType::F64)?;
+    let map = tokens(&mut common::rng(1), (2, 4, 10), DType::F64)?;
     let turn = Element::from(Affine::rotation(30.0)?);
     let quarter = Element::from(D4::ROT90);
     for (elements, parts) in [

@@ -1,11 +1,11 @@
 //! `SerLoss`: values, where gradients go and where they must not.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, Device, IndexOp, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use loss_common::{assert_close, assert_says, flat, rng, scalar, tokens};
+use common::{assert_close, assert_says, flat, rng, scalar, tokens};
 use ser_common::*;
 use ser_reg::group::FieldType;
 use ser_reg::loss::{Contrastive, nt_xent, nt_xent_ragged};

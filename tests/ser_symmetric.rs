@@ -1,10 +1,10 @@
 //! NT-Xent of both directions in one pass, against two directed passes.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, Device, Module, Tensor, Var};
-use loss_common::{assert_close, flat, scalar};
+use common::{assert_close, flat, scalar};
 use ser_common::*;
 use ser_reg::fibre::FibreOperator;
 use ser_reg::group::{D4, Element, FieldType, Subgroup};

@@ -1,11 +1,11 @@
 //! Weights of samples and tokens, and tokens that do not count.
 
-mod loss_common;
+mod common;
 mod ser_common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
-use loss_common::{assert_close, assert_finite, flat, rng, scalar, tokens};
+use common::{assert_close, assert_finite, flat, rng, scalar, tokens};
 use rand::Rng;
 use ser_common::*;
 use ser_reg::group::{Affine, D4, Element, FieldType, Window};

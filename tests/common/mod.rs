@@ -5,7 +5,7 @@ mod cases;
 mod numbers;
 
 pub use cases::cases;
-pub use numbers::*;
+pub use numbers::{values as flat, *};
 use proptest::prelude::*;
 use ser_reg::{
     Filter, Padding, TokenGrid,

@@ -11,7 +11,7 @@ use ser_reg::{
     grad, ser::Objective,
 };
 
-use crate::loss_common::{assert_close, differences, flat, rng, scalar, tokens};
+use crate::common::{assert_close, differences, flat, rng, scalar, tokens};
 
 pub const CHANNELS: usize = 5;
 
