@@ -182,8 +182,9 @@ fn a_step_is_the_step_out_of_its_parts() -> Done {
                 let alone = net.forward(&view.apply(&x)?)?;
                 assert_eq!(flat(output), flat(&alone));
             }
-            let both = (&out.outputs[0] - &out.outputs[1])?.sqr()?.mean_all()?;
-            let total = (both + &out.loss)?;
+            let [first, second] = &out.outputs;
+            let base = (first * second)?.mean_all()?;
+            let total = (base + &out.loss)?;
             grad::assert_reaches(&total, grad::named(&setup.vars, ""))?;
             net.calls();
         }

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use super::weights::Anchors;
 use super::{MapPair, SerConfig};
 use crate::fibre::FibreOperator;
-use crate::group::{Affine, FieldType};
+use crate::group::{Affine, D4, FieldType};
 use crate::{GridOperator, GroupAction, Result};
 
 pub(super) struct Frame {
@@ -72,15 +72,19 @@ impl Frame {
     }
 }
 
-/// Whether every relative element is a turn or flip of the whole grid.
+/// Whether the pairs of one frame are the pairs of the other, with the rows of each image permuted.
 ///
-/// Then the pairs of one frame are the pairs of the other frame, with the rows of each image permuted.
-pub(super) fn is_permutation<G: GroupAction>(pair: &MapPair<G>) -> bool {
+/// Then every relative element is a turn or flip of the whole grid. Where channels move too, all
+/// images need the same element: different permutations of channels change cosines across images.
+pub(super) fn is_permutation<G: GroupAction>(pair: &MapPair<G>, frame: &Frame) -> bool {
     let (from, to) = (pair.relative.from_grid(), pair.relative.to_grid());
-    pair.relative.elements().iter().all(|g| {
-        let d4 = g.affine().as_ref().and_then(Affine::as_d4);
-        d4.is_some_and(|g| g.out_grid(from).is_ok_and(|grid| grid == to))
-    })
+    let of_grid = |g: &G| {
+        let g = g.affine().as_ref().and_then(Affine::as_d4)?;
+        let fits = g.out_grid(from).is_ok_and(|grid| grid == to);
+        fits.then_some(g)
+    };
+    let elements: Option<Vec<D4>> = pair.relative.elements().iter().map(of_grid).collect();
+    elements.is_some_and(|all| frame.fibre.is_none() || all.iter().all(|g| *g == all[0]))
 }
 
 /// `tokens` (B, N, C) with zeros where a token does not count.

@@ -214,7 +214,7 @@ impl SerLoss {
     ) -> Result<Compared> {
         if let (Objective::NtXent(contrastive), [Some(_), Some(second)]) =
             (&self.config.objective, frames)
-            && self.is_one_pair(pair)
+            && self.is_one_pair(pair, second)
         {
             let [a, k] = second.rows(&anchors[1], &keys[0])?;
             let (ids, weights) = (second.anchors.image_ids(), &second.anchors.weights);
@@ -262,12 +262,12 @@ impl SerLoss {
     }
 
     /// Whether both frames hold the same pairs of tokens, so that both directions are one symmetric NT-Xent.
-    fn is_one_pair<G: GroupAction>(&self, pair: &MapPair<G>) -> bool {
+    fn is_one_pair<G: GroupAction>(&self, pair: &MapPair<G>, second: &Frame) -> bool {
         self.config.stop_gradient == StopGradient::None
             && self.config.max_tokens.is_none()
             && pair.keys.is_none()
             && pair.weights.tokens == [None, None]
-            && frame::is_permutation(pair)
+            && frame::is_permutation(pair, second)
     }
 
     /// One direction: `keys` of the other view come into the frame of `anchors`.
