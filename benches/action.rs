@@ -19,9 +19,7 @@ fn d4(c: &mut Criterion) {
     let adjoint = operator.adjoint();
     let mut group = c.benchmark_group("per-sample D4 on (64, 14x14, 384)");
     group.throughput(Throughput::Bytes(2 * 4 * x.elem_count() as u64));
-    group.bench_function("ours", |b| {
-        b.iter(|| action::operator(14).apply(black_box(&x)).unwrap())
-    });
+    group.bench_function("ours", |b| b.iter(|| action::operator(14).apply(black_box(&x)).unwrap()));
     group.bench_function("candle: one index_select", |b| {
         b.iter(|| action::gather(black_box(&x), &indices).unwrap())
     });
@@ -30,9 +28,7 @@ fn d4(c: &mut Criterion) {
     });
     group.bench_function("copy", |b| b.iter(|| black_box(&x).copy().unwrap()));
     // The work of the backward pass without the bookkeeping of the graph.
-    group.bench_function("ours, backward", |b| {
-        b.iter(|| adjoint.apply(black_box(&x)).unwrap())
-    });
+    group.bench_function("ours, backward", |b| b.iter(|| adjoint.apply(black_box(&x)).unwrap()));
     group.bench_function("candle: one index_select, backward", |b| {
         b.iter(|| action::scatter(black_box(&x), &indices).unwrap())
     });
@@ -64,10 +60,9 @@ fn resample(c: &mut Criterion) {
         group.bench_function(format!("ours, {name}, forward + backward"), |b| {
             b.iter(|| resize::forward_backward(&x, |x| Ok(ours.apply(x)?)))
         });
-        group.bench_function(
-            format!("candle: two products, {name}, forward + backward"),
-            |b| b.iter(|| resize::forward_backward(&x, |x| plain.apply(x))),
-        );
+        group.bench_function(format!("candle: two products, {name}, forward + backward"), |b| {
+            b.iter(|| resize::forward_backward(&x, |x| plain.apply(x)))
+        });
     }
     group.finish();
 }

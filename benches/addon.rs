@@ -35,22 +35,12 @@ fn pair(
     ours: &dyn Fn() -> ser_reg::Result<Tensor>,
     theirs: &dyn Fn() -> Result<Tensor>,
 ) {
-    let (a, b) = (
-        step(&ours().unwrap()).unwrap(),
-        step(&theirs().unwrap()).unwrap(),
-    );
-    assert!(
-        (a - b).abs() < 1e-3 * (1.0 + b.abs()),
-        "{name}: {a}, plain {b}"
-    );
+    let (a, b) = (step(&ours().unwrap()).unwrap(), step(&theirs().unwrap()).unwrap());
+    assert!((a - b).abs() < 1e-3 * (1.0 + b.abs()), "{name}: {a}, plain {b}");
     let mut group = c.benchmark_group(format!("{name} forward + backward"));
     group.sample_size(10);
-    group.bench_function("ser-reg", |bench| {
-        bench.iter(|| step(&ours().unwrap()).unwrap())
-    });
-    group.bench_function("plain candle", |bench| {
-        bench.iter(|| step(&theirs().unwrap()).unwrap())
-    });
+    group.bench_function("ser-reg", |bench| bench.iter(|| step(&ours().unwrap()).unwrap()));
+    group.bench_function("plain candle", |bench| bench.iter(|| step(&theirs().unwrap()).unwrap()));
     group.finish();
 }
 
@@ -64,9 +54,7 @@ fn stl(w: &plain::Weights, [h1, h2]: [&Tensor; 2]) -> Result<Tensor> {
     let hyper = w["hypernetwork.weight"].t()?;
     let transform = |t: &Tensor, h: &Tensor| -> Result<Tensor> {
         let maps = t.index_select(&partners, 0)?.matmul(&hyper)?;
-        maps.reshape((b, d, d))?
-            .matmul(&h.unsqueeze(2)?)?
-            .squeeze(2)
+        maps.reshape((b, d, d))?.matmul(&h.unsqueeze(2)?)?.squeeze(2)
     };
     let all = Tensor::cat(&[&there, &back], 0)?;
     let half = |first: u32| -> Result<Tensor> {
@@ -113,31 +101,17 @@ fn addons(c: &mut Criterion) {
     let vb = |vars: &VarMap| VarBuilder::from_varmap(vars, DType::F32, &Device::Cpu);
 
     let vars = map();
-    let addon = EquiMod::new(
-        EquiModConfig::default(),
-        AddonInput::Embedding,
-        384,
-        vb(&vars),
-    )
-    .unwrap();
+    let addon =
+        EquiMod::new(EquiModConfig::default(), AddonInput::Embedding, 384, vb(&vars)).unwrap();
     let w = plain::weights(&vars);
-    let numbers: Vec<Vec<f64>> = views
-        .concat()
-        .iter()
-        .map(|p| p.vector(false).unwrap())
-        .collect();
+    let numbers: Vec<Vec<f64>> = views.concat().iter().map(|p| p.vector(false).unwrap()).collect();
     let ours = || Ok(addon.forward(&x0, [&x1, &x2], views)?.unweighted);
     let theirs = || plain::equi_mod(&w, [&x0, &x1, &x2], &numbers, 0.2);
     pair(c, "EquiMod", &ours, &theirs);
 
     let vars = map();
-    let addon = AugSelf::new(
-        AugSelfConfig::default(),
-        AddonInput::Embedding,
-        384,
-        vb(&vars),
-    )
-    .unwrap();
+    let addon =
+        AugSelf::new(AugSelfConfig::default(), AddonInput::Embedding, 384, vb(&vars)).unwrap();
     let w = plain::weights(&vars);
     let ours = || Ok(addon.forward([&x1, &x2], views)?.unweighted);
     let weigh = [0.5, 0.5, 0.0, 0.0, 0.0, 0.0];
@@ -158,13 +132,7 @@ fn addons(c: &mut Criterion) {
     let theirs = || stl(&w, [&n1, &n2]);
     pair(c, "STL", &ours, &theirs);
 
-    let addon = Care::new(
-        CareConfig::default(),
-        AddonInput::Embedding,
-        384,
-        vb(&map()),
-    )
-    .unwrap();
+    let addon = Care::new(CareConfig::default(), AddonInput::Embedding, 384, vb(&map())).unwrap();
     let ours = || Ok(addon.forward([&x1, &x2])?.unweighted);
     let theirs = || care([&x1, &x2]);
     pair(c, "CARE", &ours, &theirs);

@@ -36,14 +36,8 @@ fn race(
     plain: &dyn Fn() -> Result<Tensor>,
 ) {
     let gap = |a: f32, b: f32| (a - b).abs() / b.abs().max(1e-6);
-    let (a, b) = (
-        step(ours().unwrap()).unwrap(),
-        step(plain().unwrap()).unwrap(),
-    );
-    assert!(
-        gap(a, b) < 1e-3,
-        "{id}: the two compute one loss, {a} and {b}"
-    );
+    let (a, b) = (step(ours().unwrap()).unwrap(), step(plain().unwrap()).unwrap());
+    assert!(gap(a, b) < 1e-3, "{id}: the two compute one loss, {a} and {b}");
     let mut group = c.benchmark_group("companion forward + backward");
     group.sample_size(20);
     let mut run = |name, f: &dyn Fn() -> Result<Tensor>| {
@@ -91,10 +85,7 @@ fn companions(c: &mut Criterion) {
     let penalty = ReynoldsPenalty { space, ..penalty };
     let ours = || Ok(penalty.forward(&table)?);
     let plain = || {
-        let map = table
-            .transpose(1, 2)?
-            .contiguous()?
-            .reshape((1, 384, 14, 14))?;
+        let map = table.transpose(1, 2)?.contiguous()?.reshape((1, 384, 14, 14))?;
         let rest = (&map - mean(&copies(&map)?)?)?;
         rest.sqr()?.sum_all()? / map.sqr()?.sum_all()?
     };
@@ -107,19 +98,13 @@ fn companions(c: &mut Criterion) {
     // One permutation matrix per sample.
     let matrices: Vec<f32> = elements
         .iter()
-        .flat_map(|g| {
-            D4::ALL
-                .into_iter()
-                .flat_map(move |h| D4::ALL.map(move |to| (h, to, *g)))
-        })
+        .flat_map(|g| D4::ALL.into_iter().flat_map(move |h| D4::ALL.map(move |to| (h, to, *g))))
         .map(|(h, to, g)| (g.compose(&h) == to) as u8 as f32)
         .collect();
     let matrices = Tensor::from_vec(matrices, (256, 8, 8), &Device::Cpu).unwrap();
     let plain = || {
         let moved = z1.reshape((256, 64, 8))?.matmul(&matrices)?;
-        (moved.reshape((256, 512))? - z2.as_tensor())?
-            .sqr()?
-            .mean_all()
+        (moved.reshape((256, 512))? - z2.as_tensor())?.sqr()?.mean_all()
     };
     race(c, "regular representation 256x512", &ours, &plain);
 
@@ -129,18 +114,14 @@ fn companions(c: &mut Criterion) {
         ("Jensen-Shannon", Divergence::JensenShannon),
         ("MSE", Divergence::Mse),
     ] {
-        let consistency = PredictionConsistency {
-            kind,
-            temperature: 1.,
-        };
+        let consistency = PredictionConsistency { kind, temperature: 1. };
         let ours = || Ok(consistency.forward(&logits)?);
         // Loops over pairs, or over views.
         let plain = || {
             let l = log_softmax(&logits, D::Minus1)?;
             let p = l.exp()?;
-            let views: Vec<(Tensor, Tensor)> = (0..4)
-                .map(|k| Ok((p.get(k)?, l.get(k)?)))
-                .collect::<Result<_>>()?;
+            let views: Vec<(Tensor, Tensor)> =
+                (0..4).map(|k| Ok((p.get(k)?, l.get(k)?))).collect::<Result<_>>()?;
             let mut terms = Vec::new();
             match kind {
                 Divergence::JensenShannon => {
@@ -187,10 +168,7 @@ fn companions(c: &mut Criterion) {
         let mut means = Vec::new();
         for x in copies(&planes()?)? {
             let neighbors = (x.narrow(3, 0, 13)? * x.narrow(3, 1, 13)?)?;
-            means.push(Tensor::stack(
-                &[x.sqr()?.mean((2, 3))?, neighbors.mean((2, 3))?],
-                1,
-            )?);
+            means.push(Tensor::stack(&[x.sqr()?.mean((2, 3))?, neighbors.mean((2, 3))?], 1)?);
         }
         mean(&means)?.sqr()?.mean_all()
     };
@@ -202,12 +180,7 @@ fn companions(c: &mut Criterion) {
         let diagonal =
             (scores.as_tensor() * Tensor::eye(256, scores.dtype(), &Device::Cpu)?)?.sum(1)?;
         let asymmetry = ((scores.as_tensor() - scores.t()?)?.sqr()?.sum_all()? / (256. * 255.))?;
-        asymmetry
-            + diagonal
-                .broadcast_sub(&diagonal.mean_keepdim(0)?)?
-                .sqr()?
-                .sum_all()?
-                / 255.
+        asymmetry + diagonal.broadcast_sub(&diagonal.mean_keepdim(0)?)?.sqr()?.sum_all()? / 255.
     };
     race(c, "EqSim 256x256", &ours, &plain);
 

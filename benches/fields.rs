@@ -17,9 +17,7 @@ use ser_reg::{
 
 fn random(shape: (usize, usize, usize), rng: &mut StdRng) -> Tensor {
     let (b, n, c) = shape;
-    let values: Vec<f32> = (0..b * n * c)
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f32> = (0..b * n * c).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -50,14 +48,11 @@ fn fields(c: &mut Criterion) {
         let mut rng = StdRng::seed_from_u64(1);
         let x = Var::from_tensor(&random(shape, &mut rng)).unwrap();
         let weights = random(shape, &mut rng);
-        let elements: Vec<D4> = (0..b)
-            .map(|_| D4::from_index(rng.random_range(0..8)).unwrap())
-            .collect();
+        let elements: Vec<D4> =
+            (0..b).map(|_| D4::from_index(rng.random_range(0..8)).unwrap()).collect();
         let field = FieldType::regular(Subgroup::D4, channels).unwrap();
-        let sources: Vec<Vec<u32>> = elements
-            .iter()
-            .map(|g| field.source_indices(*g).unwrap())
-            .collect();
+        let sources: Vec<Vec<u32>> =
+            elements.iter().map(|g| field.source_indices(*g).unwrap()).collect();
 
         let ours = || {
             let operator = FibreOperator::new(&field, &elements).unwrap();

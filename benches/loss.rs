@@ -16,9 +16,8 @@ fn loss(c: &mut Criterion) {
         let id = |name| BenchmarkId::new(name, format!("{b}x{n}x{d}"));
         let pair = Pair::new(shape);
         group.bench_function(id("ser-reg"), |bench| bench.iter(|| pair.ours(false)));
-        group.bench_function(id("ser-reg, both directions"), |bench| {
-            bench.iter(|| pair.ours(true))
-        });
+        group
+            .bench_function(id("ser-reg, both directions"), |bench| bench.iter(|| pair.ours(true)));
         group.bench_function(id("plain candle"), |bench| bench.iter(|| pair.plain()));
         group.bench_function(id("three products"), |bench| bench.iter(|| pair.products()));
     }

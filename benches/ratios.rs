@@ -59,9 +59,7 @@ impl Bench {
         if self.wants(name) {
             let subject = prepare();
             let mut sides: [&mut dyn FnMut(); 2] =
-                [&mut || drop(black_box(ours(&subject))), &mut || {
-                    drop(black_box(other(&subject)))
-                }];
+                [&mut || drop(black_box(ours(&subject))), &mut || drop(black_box(other(&subject)))];
             let times = self.by_turns(&mut sides, 3);
             self.print(name, goal, &times[0], &times[1]);
         }
@@ -121,10 +119,7 @@ fn main() {
 }
 
 fn contrast(bench: &Bench) {
-    let sizes = [
-        ((16, 196, 512), 0.35, Some(1.15), Some(1.4)),
-        ((64, 49, 128), 0.12, None, None),
-    ];
+    let sizes = [((16, 196, 512), 0.35, Some(1.15), Some(1.4)), ((64, 49, 128), 0.12, None, None)];
     for (shape @ (b, n, d), plain, products, symmetric) in sizes {
         let name = |other| format!("nt_xent ({b}, {n}, {d}), {other}");
         let pair = || Pair::new(shape);
@@ -134,13 +129,7 @@ fn contrast(bench: &Bench) {
             assert!((pair.ours(false) - pair.plain()).abs() < 1e-4);
             pair
         };
-        bench.row(
-            &name("plain candle"),
-            Some(plain),
-            prepare,
-            one,
-            Pair::plain,
-        );
+        bench.row(&name("plain candle"), Some(plain), prepare, one, Pair::plain);
         bench.row(&name("three products"), products, pair, one, Pair::products);
         let both = |pair: &Pair| pair.ours(true);
         bench.row(&name("both directions / one"), symmetric, pair, both, one);
@@ -163,20 +152,8 @@ fn actions(bench: &Bench) {
     let indices = action::indices(14);
     let gather = |x: &Tensor| action::gather(x, &indices).unwrap();
     let scatter = |x: &Tensor| action::scatter(x, &indices).unwrap();
-    bench.row(
-        &name("forward / index_select"),
-        None,
-        tokens,
-        forward,
-        gather,
-    );
-    bench.row(
-        &name("backward / index_add"),
-        None,
-        tokens,
-        backward,
-        scatter,
-    );
+    bench.row(&name("forward / index_select"), None, tokens, forward, gather);
+    bench.row(&name("backward / index_add"), None, tokens, backward, scatter);
 
     bench.row(
         "D4 per sample on images (64, 3, 224, 224), forward / copy",
@@ -202,9 +179,7 @@ fn resampling(bench: &Bench) {
         bench.row(&name("two products"), None, prepare, work, |x| {
             resize::forward_backward(x, |x| plain.apply(x))
         });
-        bench.row(&name("copy"), None, prepare, work, |x| {
-            x.as_detached_tensor().copy().unwrap()
-        });
+        bench.row(&name("copy"), None, prepare, work, |x| x.as_detached_tensor().copy().unwrap());
     }
 }
 
@@ -219,11 +194,8 @@ fn step(bench: &Bench) {
     let step = |variant| {
         black_box(training.step(variant).unwrap());
     };
-    let mut sides: [&mut dyn FnMut(); 3] = [
-        &mut || step(Variant::Ser),
-        &mut || step(Variant::Control),
-        &mut || step(Variant::Plain),
-    ];
+    let mut sides: [&mut dyn FnMut(); 3] =
+        [&mut || step(Variant::Ser), &mut || step(Variant::Control), &mut || step(Variant::Plain)];
     let times = bench.by_turns(&mut sides, 1);
     for ((name, goal), other) in names.iter().zip([1.01, 1.02]).zip(&times[1..]) {
         bench.print(name, Some(goal), &times[0], other);

@@ -26,19 +26,9 @@ struct Size {
 }
 
 /// Median milliseconds of one step.
-fn step(
-    Size {
-        images,
-        side,
-        width,
-    }: Size,
-) -> f64 {
+fn step(Size { images, side, width }: Size) -> f64 {
     let grid = TokenGrid::square(side).unwrap();
-    let head = ProjectorConfig {
-        hidden: width,
-        out: width,
-        norm: true,
-    };
+    let head = ProjectorConfig { hidden: width, out: width, norm: true };
     let weights = Weights::seeded(0);
     let head = Projector::new(384, head, weights.builder(&Device::Cpu)).unwrap();
     let ser = SerLoss::new(SerConfig::default()).unwrap();
@@ -66,12 +56,9 @@ fn step(
 fn slope(points: &[(f64, f64)]) -> f64 {
     let n = points.len() as f64;
     let logs = points.iter().map(|(x, y)| (x.ln(), y.ln()));
-    let (mx, my) = logs
-        .clone()
-        .fold((0.0, 0.0), |m, (x, y)| (m.0 + x / n, m.1 + y / n));
-    let (xy, xx) = logs.fold((0.0, 0.0), |s, (x, y)| {
-        (s.0 + (x - mx) * (y - my), s.1 + (x - mx) * (x - mx))
-    });
+    let (mx, my) = logs.clone().fold((0.0, 0.0), |m, (x, y)| (m.0 + x / n, m.1 + y / n));
+    let (xy, xx) =
+        logs.fold((0.0, 0.0), |s, (x, y)| (s.0 + (x - mx) * (y - my), s.1 + (x - mx) * (x - mx)));
     xy / xx
 }
 
@@ -91,17 +78,10 @@ fn series(name: &str, sizes: &[(usize, Size)]) {
 }
 
 fn main() {
-    let base = Size {
-        images: 4,
-        side: 14,
-        width: 512,
-    };
+    let base = Size { images: 4, side: 14, width: 512 };
     // as the names of `cargo bench` filters do
     let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let wants = |name: &str| {
-        only.as_ref()
-            .is_none_or(|only| name.contains(only.as_str()))
-    };
+    let wants = |name: &str| only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     if wants("tokens") {
         let sizes = [7, 10, 14, 20, 28].map(|side| (side * side, Size { side, ..base }));
         series("tokens of an image", &sizes);

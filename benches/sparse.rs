@@ -17,9 +17,8 @@ const CHANNELS: usize = 384;
 
 fn random(shape: &[usize]) -> Tensor {
     let mut rng = StdRng::seed_from_u64(0);
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -85,14 +84,10 @@ fn plain_backward(cotangent: &Tensor, taps: &[(Tensor, Tensor)], zeros: &Tensor)
 fn rotations(c: &mut Criterion) {
     let grid = TokenGrid::square(SIDE).unwrap();
     let angle = |b: usize| -170.0 + 340.0 * b as f64 / (BATCH - 1) as f64;
-    let turns: Vec<Affine> = (0..BATCH)
-        .map(|b| Affine::rotation(angle(b)).unwrap())
-        .collect();
+    let turns: Vec<Affine> = (0..BATCH).map(|b| Affine::rotation(angle(b)).unwrap()).collect();
     let build = |filter: Filter| GridOperator::new(&turns, grid, &filter.into()).unwrap();
-    let (x, cotangent) = (
-        random(&[BATCH, grid.len(), CHANNELS]),
-        random(&[BATCH, grid.len(), CHANNELS]),
-    );
+    let (x, cotangent) =
+        (random(&[BATCH, grid.len(), CHANNELS]), random(&[BATCH, grid.len(), CHANNELS]));
     let zeros = x.zeros_like().unwrap();
     let (bilinear, four) = (build(Filter::Bilinear), taps(&turns, grid));
     let gap = |a: Tensor, b: Tensor| {
@@ -127,23 +122,18 @@ fn rotations(c: &mut Criterion) {
                 })
             },
         );
-        group.bench_function(format!("build the operator, {name}"), |b| {
-            b.iter(|| build(filter))
-        });
+        group.bench_function(format!("build the operator, {name}"), |b| b.iter(|| build(filter)));
     }
     group.bench_function("candle: index_select per tap, bilinear", |b| {
         b.iter(|| plain(black_box(&x), &four).unwrap())
     });
-    group.bench_function(
-        "candle: index_select per tap, bilinear, forward + backward",
-        |b| {
-            b.iter(|| {
-                let y = plain(black_box(&x), &four).unwrap();
-                let back = plain_backward(black_box(&cotangent), &four, &zeros).unwrap();
-                (y, back)
-            })
-        },
-    );
+    group.bench_function("candle: index_select per tap, bilinear, forward + backward", |b| {
+        b.iter(|| {
+            let y = plain(black_box(&x), &four).unwrap();
+            let back = plain_backward(black_box(&cotangent), &four, &zeros).unwrap();
+            (y, back)
+        })
+    });
     group.bench_function("copy", |b| b.iter(|| black_box(&x).copy().unwrap()));
     group.finish();
 }

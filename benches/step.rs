@@ -14,11 +14,9 @@ fn step(c: &mut Criterion) {
     let training = Training::new().unwrap();
     let mut group = c.benchmark_group("step of ViT-S/16, 32 images, 2 of them in SER");
     group.sample_size(10);
-    for (name, variant) in [
-        ("SER", Variant::Ser),
-        ("λ = 0", Variant::Control),
-        ("no partition", Variant::Plain),
-    ] {
+    for (name, variant) in
+        [("SER", Variant::Ser), ("λ = 0", Variant::Control), ("no partition", Variant::Plain)]
+    {
         group.bench_function(name, |b| b.iter(|| training.step(variant).unwrap()));
     }
     group.finish();

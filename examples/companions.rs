@@ -50,10 +50,7 @@ struct Net {
 
 impl Net {
     fn new(vb: VarBuilder) -> Result<Self> {
-        let patch = Conv2dConfig {
-            stride: PATCH,
-            ..Default::default()
-        };
+        let patch = Conv2dConfig { stride: PATCH, ..Default::default() };
         let channels = BLOCKS * GROUP.order();
         Ok(Self {
             embed: conv2d_no_bias(1, channels, PATCH, patch, vb.pp("embed"))?,
@@ -96,18 +93,12 @@ fn main() -> Result<()> {
         let hits = logits.argmax(1)?.eq(&labels)?.to_dtype(DType::F64)?;
         Ok(hits.mean_all()?.to_scalar()?)
     };
-    both("asymmetric part of kernel", &|net| {
-        number(&penalty.forward(net.embed.weight())?)
-    })?;
+    both("asymmetric part of kernel", &|net| number(&penalty.forward(net.embed.weight())?))?;
     both("accuracy, upright", &|net| accuracy(net.logits(&upright)?))?;
-    both("accuracy, a quarter turn", &|net| {
-        accuracy(net.logits(&turned)?)
-    })?;
+    both("accuracy, a quarter turn", &|net| accuracy(net.logits(&turned)?))?;
     // The mean over the orbit of the image is exactly invariant, for eight forward passes.
     let orbit = OrbitPool::new(GROUP, Pool::Mean);
-    both("  the same, orbit averaged", &|net| {
-        accuracy(orbit.images(&turned, |x| net.logits(x))?)
-    })?;
+    both("  the same, orbit averaged", &|net| accuracy(orbit.images(&turned, |x| net.logits(x))?))?;
     both("KL of predictions over turns", &|net| {
         let views = [D4::IDENTITY, D4::ROT90, D4::ROT180, D4::ROT270];
         let views = views.map(|g| Ok(net.logits(&turn(g, &upright)?)?));
@@ -147,10 +138,7 @@ fn main() -> Result<()> {
         let map = Tensor::from_slice(&map, (1, 4, 1), &Device::Cpu)?;
         let invariants = integration.forward(&map, TokenGrid::square(2)?)?;
         let invariants = invariants.flatten_all()?.to_vec1::<f32>()?;
-        println!(
-            "{name}  mean {:.2}  neighbors {:.2}",
-            invariants[0], invariants[1]
-        );
+        println!("{name}  mean {:.2}  neighbors {:.2}", invariants[0], invariants[1]);
     }
     Ok(())
 }

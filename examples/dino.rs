@@ -95,10 +95,7 @@ fn train() -> Result<()> {
         if run.epoch_ends() {
             // A collapse shows here first: both entropies are zero, or both are ln K.
             let entropies = Entropies::of(&Tensor::cat(&targets, 0)?)?;
-            losses.figures = vec![
-                ("entropy", entropies.each),
-                ("entropy of mean", entropies.mean),
-            ];
+            losses.figures = vec![("entropy", entropies.each), ("entropy of mean", entropies.mean)];
         }
         run.step(&batch, losses, &encoder, &mut ser, &mut state)?;
     }

@@ -100,32 +100,18 @@ fn run() -> Result<()> {
     }
 
     let bar = ProgressBar::new(0);
-    bar.set_style(ProgressStyle::with_template(
-        "{bar:24} {pos}/{len}  {msg}  {eta} left",
-    )?);
-    let mut report = eval::evaluate(
-        &encoder,
-        reference.as_ref(),
-        &data.bank,
-        &data.test,
-        &options,
-        &bar,
-    )?;
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")?);
+    let mut report =
+        eval::evaluate(&encoder, reference.as_ref(), &data.bank, &data.test, &options, &bar)?;
     bar.finish_and_clear();
     report.encoder = weights.display().to_string();
     report.data = data.note;
     report.print();
 
-    let json = args
-        .json
-        .unwrap_or_else(|| weights.with_file_name("evaluation.json"));
+    let json = args.json.unwrap_or_else(|| weights.with_file_name("evaluation.json"));
     let text = serde_json::to_string_pretty(&report)? + "\n";
     file::write(&json, text.as_bytes())?;
-    println!(
-        "\nwritten to {} after {:.0} s",
-        json.display(),
-        start.elapsed().as_secs_f64()
-    );
+    println!("\nwritten to {} after {:.0} s", json.display(), start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -139,10 +125,7 @@ fn options(args: &Args) -> Options {
         parts: args.only.clone().unwrap_or(default.parts),
         corrupted: images.or(default.corrupted),
         sequences: images.map_or(default.sequences, |n| n.min(default.sequences)),
-        dense: dense::Options {
-            layer: args.dense_layer,
-            ..default.dense
-        },
+        dense: dense::Options { layer: args.dense_layer, ..default.dense },
         seed: args.seed,
         ..default
     }

@@ -31,11 +31,7 @@ fn poses(group: Subgroup, kernels: &Tensor) -> Result<Tensor> {
 
 fn random(rng: &mut StdRng, shape: &[usize]) -> Result<Tensor> {
     let values = (0..shape.iter().product()).map(|_| rng.random_range(-1f32..1.));
-    Ok(Tensor::from_vec(
-        values.collect::<Vec<_>>(),
-        shape,
-        &Device::Cpu,
-    )?)
+    Ok(Tensor::from_vec(values.collect::<Vec<_>>(), shape, &Device::Cpu)?)
 }
 
 fn main() -> Result<()> {
@@ -67,28 +63,15 @@ fn main() -> Result<()> {
             ("trivial", FieldType::trivial(channels)),
             ("regular", FieldType::regular(group, channels)?),
         ] {
-            let score = EqScore {
-                field: Some(field.clone()),
-                ..EqScore::new(grid)
-            };
+            let score = EqScore { field: Some(field.clone()), ..EqScore::new(grid) };
             let others = &group.elements()[1..]; // all but the identity
-            let score = score
-                .measure(&images, others, rng, layer)?
-                .mean
-                .score
-                .centered;
-            let config = SerConfig {
-                objective: Objective::Mse,
-                ..Default::default()
-            };
+            let score = score.measure(&images, others, rng, layer)?.mean.score.centered;
+            let config = SerConfig { objective: Objective::Mse, ..Default::default() };
             let relative = views.relative();
             let pair = MapPair::new([&map1, &map2], &relative).field(&field);
             let loss = SerLoss::new(config)?.forward(&pair)?.loss;
             let loss = loss.to_scalar::<f32>()?;
-            println!(
-                "{:<6} {name:<31} {loss:<10.2e} {score:.4}",
-                format!("{group:?}")
-            );
+            println!("{:<6} {name:<31} {loss:<10.2e} {score:.4}", format!("{group:?}"));
             losses.push(loss);
         }
         anyhow::ensure!(losses[1] < 1e-10 && losses[0] > 0.1, "not as it should be");

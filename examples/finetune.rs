@@ -1,8 +1,8 @@
 //! Adds soft equivariance regularization (SER) to an encoder that is already trained, in one epoch.
 //!
 //! ```text
-//! cargo run --release -p ser-reg-trainers --example finetune    # trains an encoder on labels first
-//! cargo run --release -p ser-reg-trainers --example finetune -- --init runs/my-run/encoder.safetensors
+//! cargo run --release --example finetune    # trains an encoder on labels first
+//! cargo run --release --example finetune -- --init runs/my-run/encoder.safetensors
 //! ```
 //!
 //! A frozen copy of the encoder holds the features in place: their cosine distance is the base loss. SER has images of its
@@ -98,10 +98,7 @@ fn run(args: &Args) -> Result<()> {
         let knn = evaluation.poses(|x| Ok(model.forward(x)?))?;
         println!("{name} SER: equivariance {score:.3}");
         let moved = pose_mean(&knn);
-        println!(
-            "  20-NN {:.1} % upright, {moved:.1} % rotated or flipped",
-            knn[0]
-        );
+        println!("  20-NN {:.1} % upright, {moved:.1} % rotated or flipped", knn[0]);
         Ok(())
     };
     measure("before")?;
@@ -112,11 +109,7 @@ fn run(args: &Args) -> Result<()> {
         prefix: config.prefix(args.layer), // the CLS token, if it has joined
         ..Layout::default()
     };
-    let ser_config = SerConfig {
-        lambda: args.lambda,
-        layout,
-        ..SerConfig::default()
-    };
+    let ser_config = SerConfig { lambda: args.lambda, layout, ..SerConfig::default() };
     let (layer, grid) = (args.layer, TokenGrid::square(config.grid())?);
     let name = format!("block{layer}");
     let ser = Regularizer::new(name, grid, config.dim, ser_config, vb.pp("ser"))?;

@@ -25,33 +25,21 @@ struct Net {
 
 impl Net {
     fn new(vb: VarBuilder) -> Result<Self> {
-        let normal = Init::Randn {
-            mean: 0.,
-            stdev: 0.1,
-        };
+        let normal = Init::Randn { mean: 0., stdev: 0.1 };
         let [block0, block1] = ["block0", "block1"].map(|name| vb.pp(name));
         Ok(Self {
             patches: linear(16, 64, vb.pp("patches"))?,
             positions: vb.get_with_hints((49, 64), "positions", normal)?,
             blocks: [
-                [
-                    linear(64, 192, block0.pp("qkv"))?,
-                    linear(64, 64, block0.pp("mlp"))?,
-                ],
-                [
-                    linear(64, 192, block1.pp("qkv"))?,
-                    linear(64, 64, block1.pp("mlp"))?,
-                ],
+                [linear(64, 192, block0.pp("qkv"))?, linear(64, 64, block0.pp("mlp"))?],
+                [linear(64, 192, block1.pp("qkv"))?, linear(64, 64, block1.pp("mlp"))?],
             ],
             head: linear(64, 64, vb.pp("head"))?,
         })
     }
 
     fn forward(&self, images: &Tensor) -> Result<Tensor> {
-        let x = images
-            .reshape(((), 7, 4, 7, 4))?
-            .transpose(2, 3)?
-            .reshape(((), 49, 16))?;
+        let x = images.reshape(((), 7, 4, 7, 4))?.transpose(2, 3)?.reshape(((), 49, 16))?;
         let mut x = self.patches.forward(&x)?.broadcast_add(&self.positions)?;
         for (i, [qkv, mlp]) in self.blocks.iter().enumerate() {
             let qkv = qkv.forward(&x)?.chunk(3, D::Minus1)?;
@@ -73,9 +61,7 @@ fn base_loss(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let correlation = (normalize(a)?.t()?.matmul(&normalize(b)?)? / a.dim(0)? as f64)?;
     let identity = Tensor::eye(a.dim(1)?, DType::F32, a.device())?;
     let weights = ((&identity * 0.995)? + 0.005)?;
-    ((correlation - identity)?.sqr()? * weights)?
-        .sum(0)?
-        .mean_all()
+    ((correlation - identity)?.sqr()? * weights)?.sum(0)?.mean_all()
 }
 
 /// Random contrast and brightness of each image. The group has no such changes: every view draws its own.
@@ -85,35 +71,25 @@ fn jitter(images: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
         let values = (0..count).map(|_| rng.random_range(low..high)).collect();
         Tensor::from_vec(values, (count, 1, 1, 1), images.device())
     };
-    images
-        .broadcast_mul(&uniform(0.4, 1.6)?)?
-        .broadcast_add(&uniform(-0.4, 0.4)?)
+    images.broadcast_mul(&uniform(0.4, 1.6)?)?.broadcast_add(&uniform(-0.4, 0.4)?)
 }
 
 fn main() -> ser_reg::Result<()> {
-    let lambda = std::env::args()
-        .nth(1)
-        .map_or(1., |a| a.parse().expect("a number: lambda"));
+    let lambda = std::env::args().nth(1).map_or(1., |a| a.parse().expect("a number: lambda"));
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let model = Net::new(vb.pp("model"))?;
     let (images, held_out) = fashion_mnist()?;
 
     let grid = TokenGrid::square(7)?;
-    let config = SerConfig {
-        lambda,
-        ..Default::default()
-    };
+    let config = SerConfig { lambda, ..Default::default() };
     let ser = Regularizer::new("block0", grid, 64, config, vb.pp("ser"))?; // SER
 
     let score = |when: &str| -> ser_reg::Result<()> {
         let map = |x: &Tensor| tap::capture_until("block0", || model.forward(x));
         let rng = &mut StdRng::seed_from_u64(0);
         let report = EqScore::new(grid).measure(&held_out, &D4::ALL[1..], rng, map)?;
-        println!(
-            "{when}: equivariance score {:.3}",
-            report.mean.score.centered
-        );
+        println!("{when}: equivariance score {:.3}", report.mean.score.centered);
         Ok(())
     };
     score("before")?;
@@ -128,9 +104,7 @@ fn main() -> ser_reg::Result<()> {
 
         // SER: 16 images, each in two views that are turned and flipped; the model runs up to the tap.
         let own = batch.narrow(0, 0, 16)?;
-        let out = ser.forward(&own, &mut rng, |view| {
-            model.forward(&jitter(view, &mut noise)?)
-        })?;
+        let out = ser.forward(&own, &mut rng, |view| model.forward(&jitter(view, &mut noise)?))?;
         if step == 0 {
             let parts = ["model.patches", "model.positions", "model.block0", "ser"].iter();
             let vars = parts.flat_map(|name| grad::named(&vars, name));
@@ -149,9 +123,7 @@ fn main() -> ser_reg::Result<()> {
 fn fashion_mnist() -> Result<(Tensor, Tensor)> {
     let file: &[u8] = include_bytes!("data/fashion-mnist/t10k-images-idx3-ubyte.gz");
     let mut bytes = Vec::new();
-    flate2::read::GzDecoder::new(file)
-        .read_to_end(&mut bytes)
-        .map_err(Error::wrap)?;
+    flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).map_err(Error::wrap)?;
     let pixels: Vec<f32> = bytes[16..].iter().map(|&p| f32::from(p) / 255.).collect();
     let all = Tensor::from_vec(pixels, (10_000, 1, 28, 28), &Device::Cpu)?;
     Ok((all.narrow(0, 0, 3840)?, all.narrow(0, 4000, 256)?))

@@ -1,10 +1,10 @@
 //! MoCo-v3 (arXiv 2104.02057) with soft equivariance regularization, on 8,000 images, in minutes on two CPU cores.
 //!
 //! ```text
-//! cargo run --release -p ser-reg-trainers --example moco_v3                  # MoCo-v3 + SER
-//! cargo run --release -p ser-reg-trainers --example moco_v3 -- --lambda 0    # control: same batches, no SER loss
-//! cargo run --release -p ser-reg-trainers --example moco_v3 -- --baseline    # MoCo-v3 alone, CLS from the start
-//! cargo run --release -p ser-reg-trainers --example moco_v3 -- --ser-images own  # SER on images of its own
+//! cargo run --release --example moco_v3                  # MoCo-v3 + SER
+//! cargo run --release --example moco_v3 -- --lambda 0    # control: same batches, no SER loss
+//! cargo run --release --example moco_v3 -- --baseline    # MoCo-v3 alone, CLS from the start
+//! cargo run --release --example moco_v3 -- --ser-images own  # SER on images of its own
 //! ```
 //!
 //! Lines marked `SER` are what the regularizer adds. The model has one more, its tap (`trainers/vit.rs`).

@@ -113,11 +113,8 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
     let commit = commit();
     let threads = thread::available_parallelism().map_or(1, |n| n.get());
     let at_once = args.jobs.unwrap_or(threads).clamp(1, threads);
-    let known: Vec<f64> = done
-        .iter()
-        .filter(|e| e.epochs == args.epochs)
-        .map(|e| e.seconds)
-        .collect();
+    let known: Vec<f64> =
+        done.iter().filter(|e| e.epochs == args.epochs).map(|e| e.seconds).collect();
     let each = match known.is_empty() {
         true => GUESS,
         false => known.iter().sum::<f64>() / known.len() as f64,
@@ -130,14 +127,9 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
         if known.is_empty() { " (a guess)" } else { "" }
     );
     let bar = ProgressBar::new(jobs.len() as u64);
-    bar.set_style(ProgressStyle::with_template(
-        "{bar:24} {pos}/{len} runs  {msg}  {eta} left",
-    )?);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} runs  {msg}  {eta} left")?);
     let start = Instant::now();
-    let late = || {
-        args.minutes
-            .is_some_and(|m| start.elapsed().as_secs_f64() > 60.0 * m)
-    };
+    let late = || args.minutes.is_some_and(|m| start.elapsed().as_secs_f64() > 60.0 * m);
     let queue: Mutex<VecDeque<Job>> = Mutex::new(jobs.drain(..).collect());
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -199,15 +191,9 @@ fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
         cells.truncate(2);
         cells.iter_mut().for_each(|c| c.seeds = 1);
     }
-    let job = |cell: &Cell, seed| Job {
-        id: cell.id(seed, args.epochs),
-        cell: cell.clone(),
-        seed,
-    };
-    let mut jobs: Vec<Job> = cells
-        .iter()
-        .flat_map(|cell| (0..cell.seeds).map(move |seed| job(cell, seed)))
-        .collect();
+    let job = |cell: &Cell, seed| Job { id: cell.id(seed, args.epochs), cell: cell.clone(), seed };
+    let mut jobs: Vec<Job> =
+        cells.iter().flat_map(|cell| (0..cell.seeds).map(move |seed| job(cell, seed))).collect();
     jobs.retain(|job| !done.iter().any(|e| e.id == job.id));
     Ok(jobs)
 }
@@ -312,10 +298,7 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
         let name = &orbit.name;
         put(&format!("{name}_moved"), Some(orbit.probe.moved));
         put(&format!("{name}_worst"), Some(orbit.probe.worst_element));
-        put(
-            &format!("{name}_consistency"),
-            Some(orbit.probe.consistency),
-        );
+        put(&format!("{name}_consistency"), Some(orbit.probe.consistency));
         put(&format!("{name}_averaged"), Some(orbit.averaged));
     }
     let corruptions = evaluation.corruptions.as_ref();
@@ -339,37 +322,23 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
 
 /// The figures of a finished run in one line.
 fn line(entry: &Entry) -> String {
-    let shown = [
-        "probe",
-        "knn",
-        "knn_poses",
-        "equivariance",
-        "corrupted",
-        "box_iou",
-        "pck",
-    ];
+    let shown = ["probe", "knn", "knn_poses", "equivariance", "corrupted", "box_iou", "pck"];
     let show = |name: &&str| Some(format!("{name} {:.3}", entry.figures.get(*name)?));
     shown.iter().filter_map(show).collect::<Vec<_>>().join("  ")
 }
 
 /// The commit that is checked out, if this is a clone.
 fn commit() -> String {
-    let output = Command::new("git")
-        .args(["rev-parse", "--short", "HEAD"])
-        .output();
+    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
     let text = output.ok().filter(|o| o.status.success()).map(|o| o.stdout);
-    text.map_or("unknown".to_string(), |t| {
-        String::from_utf8_lossy(&t).trim().to_string()
-    })
+    text.map_or("unknown".to_string(), |t| String::from_utf8_lossy(&t).trim().to_string())
 }
 
 /// The processor's name and the number of its threads.
 fn machine() -> String {
     let cores = thread::available_parallelism().map_or(1, |n| n.get());
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info
-        .lines()
-        .find_map(|l| l.strip_prefix("model name")?.split_once(':'));
+    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
     let name = name.map_or("unknown processor", |(_, n)| n.trim());
     format!("{name}, {cores} threads")
 }

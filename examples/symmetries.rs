@@ -20,12 +20,8 @@ use ser_reg::{
 };
 
 /// Filters that serve any map, and the one that is exact where it serves.
-const LOCAL: [Filter; 4] = [
-    Filter::Nearest,
-    Filter::Bilinear,
-    Filter::Bicubic,
-    Filter::BicubicAntialias,
-];
+const LOCAL: [Filter; 4] =
+    [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::BicubicAntialias];
 const ALL: [Filter; 5] = [LOCAL[0], LOCAL[1], LOCAL[2], LOCAL[3], Filter::Fourier];
 
 struct Table {
@@ -74,20 +70,14 @@ fn shown(error: f64) -> String {
 fn main() -> Result<()> {
     let numbers: Vec<usize> = std::env::args()
         .skip(1)
-        .map(|a| {
-            a.parse()
-                .with_context(|| format!("expected ROWS COLUMNS WAVES, got {a}"))
-        })
+        .map(|a| a.parse().with_context(|| format!("expected ROWS COLUMNS WAVES, got {a}")))
         .collect::<Result<_>>()?;
     let (rows, cols, waves) = match numbers[..] {
         [] => (16, 16, 1),
         [rows, cols, waves] => (rows, cols, waves),
         _ => anyhow::bail!("expected three numbers, ROWS COLUMNS WAVES, got {numbers:?}"),
     };
-    ensure!(
-        rows.min(cols) > 1,
-        "expected two rows and two columns at least"
-    );
+    ensure!(rows.min(cols) > 1, "expected two rows and two columns at least");
     let grid = TokenGrid::new(rows, cols)?;
     let map = testing::band_limited(grid, [waves, waves], &mut StdRng::seed_from_u64(0))?;
     println!("{grid} tokens, at most {waves} waves across them\n");
@@ -103,47 +93,24 @@ fn main() -> Result<()> {
     let cells = [(1, 0), (0, 1), (3, -5)];
     let cells = cells.map(|(y, x)| Roll::from_cells(y, x, grid)).into_iter();
     let cells: Vec<Roll> = cells.collect::<ser_reg::Result<_>>()?;
-    table.rows(
-        "cyclic shifts, whole cells",
-        &cells,
-        &ALL,
-        Padding::Periodic,
-    )?;
+    table.rows("cyclic shifts, whole cells", &cells, &ALL, Padding::Periodic)?;
     let parts = [Roll::new(0.1, 0.0)?, Roll::new(0.03, -0.3)?];
     table.rows("cyclic shifts, any", &parts, &ALL, Padding::Periodic)?;
 
-    let scales = [
-        Scale::new(1.25, 0.75)?,
-        Scale::new(0.8, 1.0)?,
-        Scale::new(1.0, 1.5)?,
-    ];
+    let scales = [Scale::new(1.25, 0.75)?, Scale::new(0.8, 1.0)?, Scale::new(1.0, 1.5)?];
     table.rows("scales of the whole map", &scales, &ALL, border)?;
 
-    let crops = [
-        Window::new(0.1, 0.2, 0.7, 0.75)?,
-        Window::new(0.0, 0.0, 1.0, 0.6)?,
-    ];
+    let crops = [Window::new(0.1, 0.2, 0.7, 0.75)?, Window::new(0.0, 0.0, 1.0, 0.6)?];
     table.rows("crops", &crops, &LOCAL, border)?;
 
     let turn = |degrees| Affine::rotation_on(degrees, grid, grid);
-    table.rows(
-        "rotations by any angle",
-        &[turn(10.0)?, turn(-37.0)?],
-        &LOCAL,
-        border,
-    )?;
-    let shifts = [
-        Affine::translation(0.1, -0.07)?,
-        Affine::translation(0.0, 0.2)?,
-    ];
+    table.rows("rotations by any angle", &[turn(10.0)?, turn(-37.0)?], &LOCAL, border)?;
+    let shifts = [Affine::translation(0.1, -0.07)?, Affine::translation(0.0, 0.2)?];
     table.rows("translations with a border", &shifts, &LOCAL, border)?;
     let shears = [Affine::shear(0.2, 0.0)?, Affine::shear(0.0, -0.3)?];
     table.rows("shears", &shears, &LOCAL, border)?;
     let chain = [
-        Element::from(crops[0])
-            .then(turn(15.0)?)
-            .then(D4::HFLIP)
-            .then(Scale::new(1.4, 1.3)?),
+        Element::from(crops[0]).then(turn(15.0)?).then(D4::HFLIP).then(Scale::new(1.4, 1.3)?),
         Element::from(shears[0]).then(Affine::zoom(1.2, 1.1)?),
     ];
     table.rows("crop, turn, flip, resize; zoom", &chain, &LOCAL, border)?;

@@ -53,16 +53,7 @@ mod tests {
 
     #[test]
     fn numbers_are_checked_in_f32() {
-        for bad in [
-            0.0,
-            -1.0,
-            1e-39,
-            1e-46,
-            1e39,
-            1e300,
-            f64::NAN,
-            f64::INFINITY,
-        ] {
+        for bad in [0.0, -1.0, 1e-39, 1e-46, 1e39, 1e300, f64::NAN, f64::INFINITY] {
             assert!(positive("x", bad).is_err(), "{bad:e}");
         }
         for bad in [-1e-9, 1e-46, 1e-40, 1e300, f64::NAN, f64::INFINITY] {

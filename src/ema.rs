@@ -36,11 +36,7 @@ pub fn update(target: &VarMap, online: &VarMap, momentum: f64) -> Result<()> {
         return Err(Error::config("momentum", "a value within [0, 1]", momentum));
     }
     if std::ptr::eq(target.data(), online.data()) {
-        return Err(Error::input(
-            op,
-            "two maps of variables",
-            "the same map twice",
-        ));
+        return Err(Error::input(op, "two maps of variables", "the same map twice"));
     }
     let targets = target.data().lock().unwrap_or_else(PoisonError::into_inner);
     let onlines = online.data().lock().unwrap_or_else(PoisonError::into_inner);

@@ -69,20 +69,12 @@ pub enum Error {
 impl Error {
     /// A setting outside its range: `{field}: expected {expected}, got {got}`.
     pub fn config(field: &'static str, expected: impl Display, got: impl Display) -> Self {
-        Self::Config {
-            field,
-            expected: expected.to_string(),
-            got: got.to_string(),
-        }
+        Self::Config { field, expected: expected.to_string(), got: got.to_string() }
     }
 
     /// An input that does not fit the call: `{op}: expected {expected}, got {got}`.
     pub fn input(op: &'static str, expected: impl Display, got: impl Display) -> Self {
-        Self::Input {
-            op,
-            expected: expected.to_string(),
-            got: got.to_string(),
-        }
+        Self::Input { op, expected: expected.to_string(), got: got.to_string() }
     }
 }
 

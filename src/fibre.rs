@@ -113,16 +113,6 @@ impl FibreOperator {
         self.channels
     }
 
-    /// Number of samples with separate permutations; 1 for a permutation that serves any batch.
-    pub fn samples(&self) -> usize {
-        self.samples
-    }
-
-    /// Whether no channel moves.
-    pub fn is_identity(&self) -> bool {
-        self.identity
-    }
-
     /// The source of every channel of sample `b`.
     fn source(&self, b: usize) -> &[u32] {
         let b = if self.samples == 1 { 0 } else { b };
@@ -150,10 +140,7 @@ impl FibreOperator {
         if self.channels != first.channels || (a != b && a != 1 && b != 1) {
             return Err(Error::input(
                 "FibreOperator::compose",
-                format!(
-                    "a first operator on {} channels, for 1 or {a} samples",
-                    self.channels
-                ),
+                format!("a first operator on {} channels, for 1 or {a} samples", self.channels),
                 format!("one on {} channels, for {b}", first.channels),
             ));
         }
@@ -243,10 +230,8 @@ impl Moves for Apply {
         let sample: usize = dims[1..].iter().product();
         let fibre = self.operator.channels * inner;
         let mut out = vec![T::default(); x.len()];
-        out.par_chunks_exact_mut(sample)
-            .zip(x.par_chunks_exact(sample))
-            .enumerate()
-            .for_each(|(b, (out, x))| {
+        out.par_chunks_exact_mut(sample).zip(x.par_chunks_exact(sample)).enumerate().for_each(
+            |(b, (out, x))| {
                 let source = self.operator.source(b);
                 for (out, x) in out.chunks_exact_mut(fibre).zip(x.chunks_exact(fibre)) {
                     if inner == 1 {
@@ -259,7 +244,8 @@ impl Moves for Apply {
                         }
                     }
                 }
-            });
+            },
+        );
         out
     }
 }

@@ -71,10 +71,7 @@ impl TokenGrid {
 
     /// The center `(y, x)` of the cell `(row, col)`, in units of the image's sides.
     pub fn center(&self, row: usize, col: usize) -> [f64; 2] {
-        [
-            (row as f64 + 0.5) / self.rows as f64,
-            (col as f64 + 0.5) / self.cols as f64,
-        ]
+        [(row as f64 + 0.5) / self.rows as f64, (col as f64 + 0.5) / self.cols as f64]
     }
 
     /// Whether `rows == cols`.
@@ -98,10 +95,7 @@ impl TokenGrid {
 
     /// The grid after a quarter turn: rows and columns change places.
     pub fn transposed(&self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-        }
+        Self { rows: self.cols, cols: self.rows }
     }
 }
 

@@ -40,10 +40,7 @@ impl Partition {
             return Err(Error::config("batch", "2 to 2^32 - 1 images", batch));
         }
         let regularized = (ratio * batch as f64).round() as usize;
-        Ok(Self {
-            batch,
-            regularized: regularized.clamp(2, batch),
-        })
+        Ok(Self { batch, regularized: regularized.clamp(2, batch) })
     }
 
     /// The images with the usual views of the base method; may be empty.
@@ -66,16 +63,9 @@ impl Partition {
                 "a first axis of {} images (make a Partition for a short last batch, or drop it)",
                 self.batch
             );
-            return Err(Error::input(
-                "Partition::split",
-                expected,
-                format!("{:?}", x.dims()),
-            ));
+            return Err(Error::input("Partition::split", expected, format!("{:?}", x.dims())));
         }
         let first = self.batch - self.regularized;
-        Ok((
-            x.narrow(0, 0, first)?,
-            x.narrow(0, first, self.regularized)?,
-        ))
+        Ok((x.narrow(0, 0, first)?, x.narrow(0, first, self.regularized)?))
     }
 }

@@ -22,11 +22,7 @@ pub struct ProjectorConfig {
 impl Default for ProjectorConfig {
     /// 512 and 512 after a LayerNorm, as in the authors' code.
     fn default() -> Self {
-        Self {
-            hidden: 512,
-            out: 512,
-            norm: true,
-        }
+        Self { hidden: 512, out: 512, norm: true }
     }
 }
 
@@ -175,10 +171,7 @@ impl Module for Projector {
             return self.rows(x);
         }
         // One row per group element: the same head for all of them commutes with their permutation.
-        let (leading, blocks) = (
-            &x.dims()[..x.rank() - 1],
-            x.dims()[x.rank() - 1] / self.order,
-        );
+        let (leading, blocks) = (&x.dims()[..x.rank() - 1], x.dims()[x.rank() - 1] / self.order);
         let rows = x.reshape([leading, &[blocks, self.order]].concat())?;
         let rows = rows.transpose(x.rank() - 1, x.rank())?.contiguous()?;
         let rows = self.rows(&rows)?.transpose(x.rank() - 1, x.rank())?;
@@ -188,10 +181,7 @@ impl Module for Projector {
 
 fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
     let bound = (6.0 / (inputs + outputs) as f64).sqrt();
-    let xavier = Init::Uniform {
-        lo: -bound,
-        up: bound,
-    };
+    let xavier = Init::Uniform { lo: -bound, up: bound };
     let weight = vb.get_with_hints((outputs, inputs), "weight", xavier)?;
     Ok(Linear::new(weight, None))
 }

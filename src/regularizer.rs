@@ -101,12 +101,7 @@ impl Regularizer {
         head: Option<Projector>,
         loss: SerLoss,
     ) -> Self {
-        Self {
-            layer: layer.into(),
-            sampler,
-            head,
-            loss,
-        }
+        Self { layer: layer.into(), sampler, head, loss }
     }
 
     /// Draws views from `config`.
@@ -297,10 +292,7 @@ impl Regularizer {
         };
         let (output1, map1) = both(&views.first)?;
         let (output2, map2) = both(&views.second)?;
-        Ok(Encoded {
-            outputs: [output1, output2],
-            maps: [map1, map2],
-        })
+        Ok(Encoded { outputs: [output1, output2], maps: [map1, map2] })
     }
 }
 

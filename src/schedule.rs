@@ -48,15 +48,7 @@ impl Schedule {
         if steps == 0 {
             return Err(Error::config("Schedule", "at least one step", steps));
         }
-        Ok(Self {
-            delay: 0,
-            warm_up: 0,
-            rise: 0,
-            course,
-            from,
-            to,
-            steps,
-        })
+        Ok(Self { delay: 0, warm_up: 0, rise: 0, course, from, to, steps })
     }
 
     /// The same value at every step.

@@ -149,11 +149,8 @@ fn run<T>(
     forward: impl FnOnce() -> Result<T>,
 ) -> (Result<T>, Rc<RefCell<Capture>>) {
     let slots = names.iter().map(|n| (n.as_ref().to_string(), Slot::Empty));
-    let capture = Rc::new(RefCell::new(Capture {
-        slots: slots.collect(),
-        recorded: Vec::new(),
-        stop,
-    }));
+    let capture =
+        Rc::new(RefCell::new(Capture { slots: slots.collect(), recorded: Vec::new(), stop }));
     let guard = Guard::push(Some(capture.clone()));
     let output = forward();
     drop(guard);
@@ -339,20 +336,14 @@ pub struct TappedT<M> {
 impl<M: Module> Tapped<M> {
     /// Wraps `inner`, whose output will be known as `name`.
     pub fn new(name: impl Into<String>, inner: M) -> Self {
-        Self {
-            name: name.into(),
-            inner,
-        }
+        Self { name: name.into(), inner }
     }
 }
 
 impl<M: ModuleT> TappedT<M> {
     /// Wraps `inner`, whose output will be known as `name`.
     pub fn new(name: impl Into<String>, inner: M) -> Self {
-        Self {
-            name: name.into(),
-            inner,
-        }
+        Self { name: name.into(), inner }
     }
 }
 

@@ -7,8 +7,9 @@ use std::{fs, path::Path};
 use sources::Sources;
 
 /// The rooms, lowest layer first. Rooms of one layer do not import each other.
-const LAYERS: [&[&str]; 10] = [
-    &["error", "check", "storage"],
+const LAYERS: [&[&str]; 11] = [
+    &["error", "guide"],
+    &["check", "storage"],
     &["grid"],
     &["group"],
     &["operator", "partition", "schedule", "tap", "ema"],
@@ -37,11 +38,7 @@ fn files(dir: &Path, prefix: &str, found: &mut Vec<(String, String)>) {
 
 fn src() -> Vec<(String, String)> {
     let mut found = Vec::new();
-    files(
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        "",
-        &mut found,
-    );
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut found);
     assert!(found.len() > 15, "only {} files found", found.len());
     found
 }
@@ -73,10 +70,7 @@ fn upward(sources: &Sources, layers: &[&[&str]]) -> Vec<String> {
 /// Imports of `room` from other rooms that a user of the crate could not write.
 fn hidden(sources: &Sources, room: &str) -> Vec<String> {
     let mut wrong = Vec::new();
-    for module in sources
-        .modules()
-        .filter(|m| m.first().is_some_and(|r| r == room))
-    {
+    for module in sources.modules().filter(|m| m.first().is_some_and(|r| r == room)) {
         for import in sources.imports(module) {
             let is_own = import.file.first().is_some_and(|r| r == room);
             let declared = import.name.as_ref();
@@ -84,10 +78,7 @@ fn hidden(sources: &Sources, room: &str) -> Vec<String> {
             if !is_own && !(import.is_public && is_declared) {
                 let name = import.name.unwrap_or_default();
                 let file = import.file.join("::");
-                wrong.push(format!(
-                    "{}: {file}::{name} is not public",
-                    module.join("::")
-                ));
+                wrong.push(format!("{}: {file}::{name} is not public", module.join("::")));
             }
         }
     }
@@ -106,12 +97,7 @@ fn imports_run_downwards() {
 #[test]
 fn no_files_import_each_other() {
     let circles = sources(&src()).circles();
-    none(
-        circles
-            .iter()
-            .map(|c| format!("a circle: {}", c.join(", ")))
-            .collect(),
-    );
+    none(circles.iter().map(|c| format!("a circle: {}", c.join(", "))).collect());
 }
 
 #[test]
@@ -122,15 +108,9 @@ fn contrib_uses_public_paths_only() {
 #[test]
 fn the_algebra_has_no_tensors() {
     let sources = sources(&src());
-    let group = sources
-        .modules()
-        .filter(|m| m.first().is_some_and(|r| r == "group"));
+    let group = sources.modules().filter(|m| m.first().is_some_and(|r| r == "group"));
     for module in group {
-        assert!(
-            !sources.code(module).contains("candle"),
-            "{}",
-            module.join("::")
-        );
+        assert!(!sources.code(module).contains("candle"), "{}", module.join("::"));
     }
 }
 
@@ -138,10 +118,7 @@ fn the_algebra_has_no_tensors() {
 fn files_are_short() {
     let lines = |text: &str| text.lines().count();
     let long = src().into_iter().filter(|(_, text)| lines(text) > LONGEST);
-    none(
-        long.map(|(p, text)| format!("{p} has {} lines", lines(&text)))
-            .collect(),
-    );
+    none(long.map(|(p, text)| format!("{p} has {} lines", lines(&text))).collect());
 }
 
 // ---- the reader sees what it must ---------------------------------------------------------------
@@ -168,22 +145,14 @@ fn the_reader_finds_imports_through_the_root() {
     assert!(upward(&sources, &SMALL).is_empty());
     // Comments and unit tests import nothing.
     let free = "//! crate::high\n/// [`f`](crate::high::f)\nfn f() {} // crate::high\n#[cfg(test)]\nmod tests { use crate::high::f; }";
-    let sources = Sources::new([
-        ("lib.rs", LIB),
-        ("low.rs", free),
-        ("high.rs", "pub fn f() {}"),
-    ]);
+    let sources = Sources::new([("lib.rs", LIB), ("low.rs", free), ("high.rs", "pub fn f() {}")]);
     assert!(upward(&sources, &SMALL).is_empty());
 }
 
 #[test]
 fn the_reader_sees_imports_upwards() {
     let low = "use crate::high::f;\npub struct Low;";
-    let sources = Sources::new([
-        ("lib.rs", LIB),
-        ("low.rs", low),
-        ("high.rs", "pub fn f() {}"),
-    ]);
+    let sources = Sources::new([("lib.rs", LIB), ("low.rs", low), ("high.rs", "pub fn f() {}")]);
     assert_eq!(upward(&sources, &SMALL), ["low imports high (f)"]);
     let other = small(&[("other.rs", "use crate::nothing;")]);
     assert_eq!(upward(&other, &SMALL), ["other belongs to no layer"]);
@@ -192,22 +161,11 @@ fn the_reader_sees_imports_upwards() {
 #[test]
 fn the_reader_sees_circles_in_a_folder() {
     let circle = |files: &[(&'static str, &'static str)]| small(files).circles();
-    let root = (
-        "high/mod.rs",
-        "mod a;\nmod b;\npub use a::{A, A2};\npub use self::b::B;",
-    );
+    let root = ("high/mod.rs", "mod a;\nmod b;\npub use a::{A, A2};\npub use self::b::B;");
     let of = |a: &'static str, b: &'static str| circle(&[root, ("high/a.rs", a), ("high/b.rs", b)]);
     // Through the file, through the re-export, and both through `crate`.
-    for a in [
-        "use super::b::B;",
-        "use super::{B, x};",
-        "fn f() -> crate::high::B { }",
-    ] {
-        for b in [
-            "use super::a::A;",
-            "use crate::high::{A2};",
-            "fn f(a: super::A) {}",
-        ] {
+    for a in ["use super::b::B;", "use super::{B, x};", "fn f() -> crate::high::B { }"] {
+        for b in ["use super::a::A;", "use crate::high::{A2};", "fn f(a: super::A) {}"] {
             assert_eq!(of(a, b), [["high::a", "high::b"]], "{a} {b}");
         }
         assert!(of(a, "fn f() {}\n// super::a::A").is_empty());
@@ -223,25 +181,13 @@ fn the_reader_sees_circles_in_a_folder() {
 #[test]
 fn the_reader_sees_what_is_not_public() {
     let of = |contrib: &'static str| {
-        let high = (
-            "high.rs",
-            "pub struct High;\npub(crate) fn hidden() {}\nfn private() {}",
-        );
+        let high = ("high.rs", "pub struct High;\npub(crate) fn hidden() {}\nfn private() {}");
         hidden(&small(&[("contrib/mod.rs", contrib), high]), "contrib")
     };
     let none: [String; 0] = [];
     assert_eq!(of("use crate::{Low, high::High};"), none);
-    assert_eq!(
-        of("use crate::high::hidden;"),
-        ["contrib: high::hidden is not public"]
-    );
-    assert_eq!(
-        of("use crate::high::Hi;"),
-        ["contrib: high::Hi is not public"]
-    );
+    assert_eq!(of("use crate::high::hidden;"), ["contrib: high::hidden is not public"]);
+    assert_eq!(of("use crate::high::Hi;"), ["contrib: high::Hi is not public"]);
     // A public name in a private module.
-    assert_eq!(
-        of("use crate::low::Low;"),
-        ["contrib: low::Low is not public"]
-    );
+    assert_eq!(of("use crate::low::Low;"), ["contrib: low::Low is not public"]);
 }

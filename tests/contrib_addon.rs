@@ -21,10 +21,7 @@ use ser_reg::{
 const CHANNELS: usize = 6;
 const BATCH: usize = 4;
 const TOKENS: usize = 3;
-const CLS: AddonInput = AddonInput::Tokens(Layout {
-    prefix: 1,
-    channels: Channels::First,
-});
+const CLS: AddonInput = AddonInput::Tokens(Layout { prefix: 1, channels: Channels::First });
 
 const NAMES: [&str; 5] = ["equimod", "augself", "essl", "stl", "care"];
 const WIDTHS: [f64; 4] = [0.8, 0.8, 0.8, 0.2];
@@ -61,28 +58,15 @@ fn aug_config() -> AugSelfConfig {
 }
 
 fn essl_config() -> ESslConfig {
-    ESslConfig {
-        hidden: 5,
-        out: 4,
-        ..ESslConfig::default()
-    }
+    ESslConfig { hidden: 5, out: 4, ..ESslConfig::default() }
 }
 
 fn stl_config() -> StlConfig {
-    StlConfig {
-        lambda: 0.7,
-        hidden: 5,
-        out: 4,
-        transformation_width: 3,
-        ..StlConfig::default()
-    }
+    StlConfig { lambda: 0.7, hidden: 5, out: 4, transformation_width: 3, ..StlConfig::default() }
 }
 
 fn care_config() -> CareConfig {
-    CareConfig {
-        chunks: 2,
-        ..CareConfig::default()
-    }
+    CareConfig { chunks: 2, ..CareConfig::default() }
 }
 
 /// The parameter vectors, standardized by the draws of `equi_config`.
@@ -152,9 +136,7 @@ impl Case {
             "essl" => {
                 let addon = ESsl::new(essl_config(), input, CHANNELS, vb).unwrap();
                 let forward = move |x: &[Tensor]| addon.forward(&x[0], &[0, 3, 1, 2]);
-                (1, Box::new(forward), |w, h| {
-                    plain::essl(w, &h[0], &[0, 3, 1, 2])
-                })
+                (1, Box::new(forward), |w, h| plain::essl(w, &h[0], &[0, 3, 1, 2]))
             }
             "stl" => {
                 let addon = Stl::new(stl_config(), input, CHANNELS, vb).unwrap();
@@ -167,19 +149,12 @@ impl Case {
             "care" => {
                 let addon = Care::new(care_config(), input, CHANNELS, vb).unwrap();
                 let forward = move |x: &[Tensor]| addon.forward([&x[0], &x[1]]);
-                (2, Box::new(forward), |_, h| {
-                    plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64)
-                })
+                (2, Box::new(forward), |_, h| plain::care(&h[0], &h[1], 2)? * (2.0 / BATCH as f64))
             }
             other => panic!("no add-on {other}"),
         };
         seed_variables(&vars, seed, dtype);
-        Self {
-            vars,
-            inputs,
-            forward,
-            plain,
-        }
+        Self { vars, inputs, forward, plain }
     }
 
     /// Random features, in f64.
@@ -216,20 +191,13 @@ fn seeded<A>(seed: u64, build: impl Fn(VarBuilder) -> ser_reg::Result<A>) -> (A,
 }
 
 fn equi_mod(seed: u64) -> (EquiMod, VarMap) {
-    seeded(seed, |vb| {
-        EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb)
-    })
+    seeded(seed, |vb| EquiMod::new(equi_config(), AddonInput::Embedding, CHANNELS, vb))
 }
 
 /// Random features (4, CHANNELS), in f64.
 fn embeddings<const N: usize>(seed: u64) -> [Tensor; N] {
     let rng = &mut rng(seed);
-    [(); N].map(|()| {
-        tokens(rng, (BATCH, CHANNELS), DType::F64)
-            .unwrap()
-            .as_tensor()
-            .clone()
-    })
+    [(); N].map(|()| tokens(rng, (BATCH, CHANNELS), DType::F64).unwrap().as_tensor().clone())
 }
 
 fn plain_tensors(vars: &[Var]) -> Vec<Tensor> {
@@ -246,9 +214,7 @@ fn gradients_match_central_differences() {
             let grads = loss().backward().unwrap();
             let named = grad::named(&case.vars, "");
             let labelled = inputs.iter().enumerate();
-            let all = labelled
-                .map(|(i, var)| (format!("input {i}"), var.clone()))
-                .chain(named);
+            let all = labelled.map(|(i, var)| (format!("input {i}"), var.clone())).chain(named);
             for (label, var) in all {
                 let values = flat(&var);
                 // The error falls with the square of the step: 6.5e-6 at 1e-5 and 6.6e-8 here for
@@ -295,14 +261,10 @@ fn equal_features_give_the_logarithm_of_the_candidates() {
     let (equi, _) = equi_mod(1);
     let same = Tensor::ones((3, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let drawn = [parameters(1)[0][0]; 3];
-    let out = equi
-        .forward(&same, [&same, &same], [&drawn, &drawn])
-        .unwrap();
+    let out = equi.forward(&same, [&same, &same], [&drawn, &drawn]).unwrap();
     assert_close(&flat(&out.unweighted), &[11f64.ln()], 1e-12);
 
-    let (stl, _) = seeded(1, |vb| {
-        Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb)
-    });
+    let (stl, _) = seeded(1, |vb| Stl::new(stl_config(), AddonInput::Embedding, CHANNELS, vb));
     let same = Tensor::ones((4, CHANNELS), DType::F64, &Device::Cpu).unwrap();
     let out = stl.forward([&same, &same]).unwrap();
     let terms: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
@@ -324,29 +286,13 @@ fn zero_logits_have_the_loss_of_a_guess() {
     let case = Case::new("essl", AddonInput::Embedding, 2);
     set_to_zero(&case.vars, "layer4");
     let inputs = plain_tensors(&case.inputs(AddonInput::Embedding, 3));
-    assert_close(
-        &flat(&case.forward(&inputs).unweighted),
-        &[4f64.ln()],
-        1e-12,
-    );
-    assert_close(
-        &flat(&case.forward(&inputs).loss),
-        &[0.4 * 4f64.ln()],
-        1e-12,
-    );
+    assert_close(&flat(&case.forward(&inputs).unweighted), &[4f64.ln()], 1e-12);
+    assert_close(&flat(&case.forward(&inputs).loss), &[0.4 * 4f64.ln()], 1e-12);
 
-    let (aug, vars) = seeded(2, |vb| {
-        AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb)
-    });
+    let (aug, vars) =
+        seeded(2, |vb| AugSelf::new(aug_config(), AddonInput::Embedding, CHANNELS, vb));
     set_to_zero(&vars, "layer3");
-    let crop = |top, left, height, width| {
-        Some(CropParameters {
-            top,
-            left,
-            height,
-            width,
-        })
-    };
+    let crop = |top, left, height, width| Some(CropParameters { top, left, height, width });
     let one = AugmentationParameters {
         crop: crop(0.0, 0.0, 0.5, 0.5),
         flip: Some(true),
@@ -365,9 +311,7 @@ fn zero_logits_have_the_loss_of_a_guess() {
         ..AugmentationParameters::untouched()
     };
     let x: [Tensor; 2] = embeddings(3);
-    let out = aug
-        .forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]])
-        .unwrap();
+    let out = aug.forward([&x[0], &x[1]], [&[one; BATCH], &[two; BATCH]]).unwrap();
     let metric = |name: &str| scalar(&out.metrics.iter().find(|(n, _)| *n == name).unwrap().1);
     // Centers (1/4, 1/4) and (3/8, 3/4), sides (1/2, 1/2) and (1/4, 1/2). The mirror changes the
     // sign of one difference, but no square.
@@ -386,12 +330,7 @@ fn zero_logits_have_the_loss_of_a_guess() {
 fn centers_are_mirrored_with_the_first_view() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
-    let config = AugSelfConfig {
-        hidden: 5,
-        crop: 1.0,
-        color: 0.0,
-        ..AugSelfConfig::default()
-    };
+    let config = AugSelfConfig { hidden: 5, crop: 1.0, color: 0.0, ..AugSelfConfig::default() };
     let aug = AugSelf::new(config, AddonInput::Embedding, CHANNELS, vb).unwrap();
     for (name, var) in grad::named(&vars, "crop.layer3") {
         let value = match name.ends_with("bias") {
@@ -401,12 +340,7 @@ fn centers_are_mirrored_with_the_first_view() {
         var.set(&value).unwrap();
     }
     let at = |left, flip| AugmentationParameters {
-        crop: Some(CropParameters {
-            top: 0.25,
-            left,
-            height: 0.5,
-            width: 0.5,
-        }),
+        crop: Some(CropParameters { top: 0.25, left, height: 0.5, width: 0.5 }),
         flip: Some(flip),
         ..AugmentationParameters::untouched()
     };
@@ -427,11 +361,7 @@ fn centers_are_mirrored_with_the_first_view() {
 fn inner_products_are_kept_by_orthogonal_maps_only() {
     let vb = VarBuilder::zeros(DType::F64, &Device::Cpu);
     let care = |mean| {
-        let config = CareConfig {
-            chunks: 1,
-            mean,
-            lambda: 0.5,
-        };
+        let config = CareConfig { chunks: 1, mean, lambda: 0.5 };
         Care::new(config, AddonInput::Embedding, 2, vb.clone()).unwrap()
     };
     let new = |rows: &[[f64; 2]]| {
@@ -463,13 +393,7 @@ fn pairs_of_different_chunks_do_not_count() {
     };
     let moved = [inputs[0].clone(), flip(&inputs[1])];
     assert_close(&flat(&case.forward(&moved).unweighted), &[base], 1e-12);
-    let ranges = |chunks, batch| {
-        CareConfig {
-            chunks,
-            ..CareConfig::default()
-        }
-        .ranges(batch)
-    };
+    let ranges = |chunks, batch| CareConfig { chunks, ..CareConfig::default() }.ranges(batch);
     assert_eq!(ranges(8, 56).unwrap().len(), 8);
     assert!(ranges(8, 56).unwrap().iter().all(|r| r.len() == 7));
     assert_eq!(ranges(3, 8).unwrap(), [0..2, 2..5, 5..8]);
@@ -517,10 +441,7 @@ fn a_map_is_a_set_of_tokens() {
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
     let of = |channels| {
-        let input = AddonInput::Tokens(Layout {
-            prefix: 0,
-            channels,
-        });
+        let input = AddonInput::Tokens(Layout { prefix: 0, channels });
         Care::new(care_config(), input, CHANNELS, vb.clone()).unwrap()
     };
     let (first, last) = (of(Channels::First), of(Channels::Last));
@@ -529,17 +450,9 @@ fn a_map_is_a_set_of_tokens() {
     let (a, b) = (map(), map());
     let want = flat(&last.forward([&a, &b]).unwrap().loss);
     let seen = |x: &Tensor| x.permute((0, 3, 1, 2)).unwrap();
-    assert_close(
-        &flat(&first.forward([&seen(&a), &seen(&b)]).unwrap().loss),
-        &want,
-        1e-12,
-    );
+    assert_close(&flat(&first.forward([&seen(&a), &seen(&b)]).unwrap().loss), &want, 1e-12);
     let seen = |x: &Tensor| x.flatten(1, 2).unwrap().flip(&[1]).unwrap();
-    assert_close(
-        &flat(&first.forward([&seen(&a), &seen(&b)]).unwrap().loss),
-        &want,
-        1e-12,
-    );
+    assert_close(&flat(&first.forward([&seen(&a), &seen(&b)]).unwrap().loss), &want, 1e-12);
 }
 
 #[test]
@@ -572,18 +485,10 @@ fn a_term_without_weight_has_no_head() {
         ..stl_config()
     };
     for (config, heads, terms) in [
-        (
-            off(0.0, 1.0, 0.1),
-            vec!["equivariant", "hypernetwork", "projected", "transformation"],
-            2,
-        ),
+        (off(0.0, 1.0, 0.1), vec!["equivariant", "hypernetwork", "projected", "transformation"], 2),
         (off(1.0, 0.0, 0.0), vec!["invariant"], 1),
         (off(0.0, 0.0, 1.0), vec!["projected", "transformation"], 1),
-        (
-            off(0.0, 1.0, 0.0),
-            vec!["equivariant", "hypernetwork", "transformation"],
-            1,
-        ),
+        (off(0.0, 1.0, 0.0), vec!["equivariant", "hypernetwork", "transformation"], 1),
     ] {
         let vars = VarMap::new();
         let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
@@ -591,10 +496,7 @@ fn a_term_without_weight_has_no_head() {
         let out = stl.forward([&h(1), &h(2)]).unwrap();
         assert_eq!(out.metrics.len(), terms);
         let named = grad::named(&vars, "");
-        let mut found: Vec<_> = named
-            .iter()
-            .map(|(n, _)| n.split('.').next().unwrap())
-            .collect();
+        let mut found: Vec<_> = named.iter().map(|(n, _)| n.split('.').next().unwrap()).collect();
         found.dedup();
         assert_eq!(found, heads);
         grad::assert_reaches(&out.unweighted, named.clone()).unwrap();
@@ -608,9 +510,7 @@ fn a_prediction_without_parameters_has_no_relative_equivariance() {
     // u = [identity, 0], so ŷ is the normalized y₀.
     let weight = grad::named(&vars, "predict")[0].1.clone();
     let identity: Vec<f64> = (0..4 * 8).map(|at| f64::from(at % 8 == at / 8)).collect();
-    weight
-        .set(&Tensor::from_vec(identity, (4, 8), &Device::Cpu).unwrap())
-        .unwrap();
+    weight.set(&Tensor::from_vec(identity, (4, 8), &Device::Cpu).unwrap()).unwrap();
     let x: [Tensor; 1] = embeddings(17);
     let [a, b] = parameters(2);
     let out = equi.forward(&x[0], [&x[0], &x[0]], [&a, &b]).unwrap();
@@ -630,9 +530,7 @@ fn the_metrics_of_equi_mod() {
         let (equi, vars) = equi_mod(seed);
         let x: [Tensor; 3] = embeddings(seed + 1);
         let drawn = parameters(2);
-        let out = equi
-            .forward(&x[0], [&x[1], &x[2]], [&drawn[0], &drawn[1]])
-            .unwrap();
+        let out = equi.forward(&x[0], [&x[1], &x[2]], [&drawn[0], &drawn[1]]).unwrap();
         let w = plain::weights(&vars);
         let numbers = z_scores(&drawn.concat());
         let embeddings = plain::equi_mod_embeddings(&w, [&x[0], &x[1], &x[2]], &numbers);
@@ -653,12 +551,7 @@ fn the_metrics_of_equi_mod() {
         });
         matched.push(hits.count() as f64 / (2 * n) as f64);
         let metrics: Vec<f64> = out.metrics.iter().map(|(_, t)| scalar(t)).collect();
-        let expected = [
-            absolute,
-            invariance,
-            absolute - invariance,
-            matched[matched.len() - 1],
-        ];
+        let expected = [absolute, invariance, absolute - invariance, matched[matched.len() - 1]];
         // The add-on adds 1e-6 inside its roots, so the tolerance is 1e-5.
         assert_close(&metrics, &expected, 1e-5);
     }
@@ -670,11 +563,7 @@ fn the_metrics_of_equi_mod() {
 fn chunks_of_several_sizes_match_a_loop() {
     for (batch, chunks) in [(7, 3), (5, 2), (8, 3), (11, 4), (9, 3), (4, 1)] {
         for mean in [GramMean::Code, GramMean::Paper] {
-            let config = CareConfig {
-                chunks,
-                mean,
-                ..CareConfig::default()
-            };
+            let config = CareConfig { chunks, mean, ..CareConfig::default() };
             let vb = VarBuilder::zeros(DType::F64, &Device::Cpu);
             let care = Care::new(config, AddonInput::Embedding, CHANNELS, vb).unwrap();
             let rng = &mut rng(30 + batch as u64);
@@ -686,10 +575,7 @@ fn chunks_of_several_sizes_match_a_loop() {
             };
             let (mut sum, mut pairs) = (0.0, 0.0);
             for chunk in config.ranges(batch).unwrap() {
-                for (i, j) in chunk
-                    .clone()
-                    .flat_map(|i| chunk.clone().map(move |j| (i, j)))
-                {
+                for (i, j) in chunk.clone().flat_map(|i| chunk.clone().map(move |j| (i, j))) {
                     if i != j {
                         sum += (dot(&z1, i, j) - dot(&z2, i, j)).powi(2);
                         pairs += 1.0;
@@ -709,9 +595,8 @@ fn chunks_of_several_sizes_match_a_loop() {
 /// A head that always predicts two quarter turns.
 #[test]
 fn the_accuracy_of_essl_is_the_fraction_of_hits() {
-    let (essl, vars) = seeded(31, |vb| {
-        ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb)
-    });
+    let (essl, vars) =
+        seeded(31, |vb| ESsl::new(essl_config(), AddonInput::Embedding, CHANNELS, vb));
     for (name, var) in grad::named(&vars, "head.layer4") {
         let values = match name.ends_with("bias") {
             true => Tensor::new(&[0f64, 0.0, 3.0, 0.0], &Device::Cpu).unwrap(),
@@ -739,11 +624,7 @@ fn half_precision_is_read_in_f32() {
                 let run = |wide: bool| {
                     let x = inputs.iter().map(|x| {
                         let x = x.to_dtype(dtype).unwrap();
-                        let x = if wide {
-                            x.to_dtype(DType::F32).unwrap()
-                        } else {
-                            x
-                        };
+                        let x = if wide { x.to_dtype(DType::F32).unwrap() } else { x };
                         Var::from_tensor(&x.detach()).unwrap()
                     });
                     let x: Vec<Var> = x.collect();
@@ -792,14 +673,9 @@ fn four_rotations_are_the_powers_of_a_quarter_turn() {
     let (turned, turns) = four_rotations(&x).unwrap();
     assert_eq!(turns, [0, 0, 1, 1, 2, 2, 3, 3]);
     let grid = TokenGrid::square(4).unwrap();
-    for (k, g) in [
-        D4::from_index(0).unwrap(),
-        D4::ROT90,
-        D4::ROT180,
-        D4::from_index(3).unwrap(),
-    ]
-    .into_iter()
-    .enumerate()
+    for (k, g) in [D4::from_index(0).unwrap(), D4::ROT90, D4::ROT180, D4::from_index(3).unwrap()]
+        .into_iter()
+        .enumerate()
     {
         let operator = GridOperator::new(&[g], grid, &Resample::default()).unwrap();
         let want = operator.apply_in(Layout::default(), &x).unwrap();
@@ -841,9 +717,7 @@ fn statistics_are_means_and_deviations_of_the_draws() {
     };
     assert_eq!(
         view.vector(true).unwrap(),
-        [
-            0., 0., 1., 1., 0., 1., 2., 0., 3., 1., 1.5, 0.5, 1.25, -0.125, 1., 1., 0.75, 1.
-        ]
+        [0., 0., 1., 1., 0., 1., 2., 0., 3., 1., 1.5, 0.5, 1.25, -0.125, 1., 1., 0.75, 1.]
     );
 }
 
@@ -899,36 +773,21 @@ fn missing_parameters_are_named() {
         }
     }
     // A task without weight needs no parameters.
-    let crop_only = AugSelfConfig {
-        color: 0.0,
-        ..AugSelfConfig::default()
-    };
+    let crop_only = AugSelfConfig { color: 0.0, ..AugSelfConfig::default() };
     let crop_only = AugSelf::new(crop_only, input, CHANNELS, zeros()).unwrap();
     let no_jitter = with(|p| p.jitter = None);
     crop_only.forward([&h, &h], [&a, &no_jitter]).unwrap();
 
     let nan = with(|p| p.blur = Some(f32::NAN));
     assert_refused([
-        (
-            equi.forward(&h, [&h, &h], [&a, &nan]),
-            vec!["finite", "NaN"],
-        ),
-        (
-            equi.forward(&h, [&h, &h], [&a[1..], &b]),
-            vec!["4 samples", "3 and 4"],
-        ),
-        (
-            aug.forward([&h, &h], [&a, &b[..0]]),
-            vec!["4 samples", "4 and 0"],
-        ),
+        (equi.forward(&h, [&h, &h], [&a, &nan]), vec!["finite", "NaN"]),
+        (equi.forward(&h, [&h, &h], [&a[1..], &b]), vec!["4 samples", "3 and 4"]),
+        (aug.forward([&h, &h], [&a, &b[..0]]), vec!["4 samples", "4 and 0"]),
     ]);
     let unknown = [AugmentationParameters::default()];
     assert_refused([
         (ParameterStatistics::of(&unknown, false), vec!["crop"]),
-        (
-            ParameterStatistics::of(&[], false),
-            vec!["at least one view"],
-        ),
+        (ParameterStatistics::of(&[], false), vec!["at least one view"]),
     ]);
 }
 
@@ -944,47 +803,22 @@ fn features_of_another_shape_are_refused() {
     let tapped = Stl::new(stl_config(), CLS, CHANNELS, zeros()).unwrap();
 
     let h = ones(&[BATCH, CHANNELS]);
-    let (one, odd, none) = (
-        ones(&[1, CHANNELS]),
-        ones(&[3, CHANNELS]),
-        ones(&[0, CHANNELS]),
-    );
+    let (one, odd, none) = (ones(&[1, CHANNELS]), ones(&[3, CHANNELS]), ones(&[0, CHANNELS]));
     let map = |batch, tokens, channels| ones(&[batch, tokens, channels]);
-    let (empty, cls, wide) = (
-        map(0, TOKENS, CHANNELS),
-        map(BATCH, 1, CHANNELS),
-        map(BATCH, TOKENS, CHANNELS + 1),
-    );
-    let (single, integers) = (
-        h.to_dtype(DType::F32).unwrap(),
-        h.to_dtype(DType::U32).unwrap(),
-    );
+    let (empty, cls, wide) =
+        (map(0, TOKENS, CHANNELS), map(BATCH, 1, CHANNELS), map(BATCH, TOKENS, CHANNELS + 1));
+    let (single, integers) = (h.to_dtype(DType::F32).unwrap(), h.to_dtype(DType::U32).unwrap());
     let (p, q) = (&a[..1], &b[..1]);
     let pair = |x: &Tensor| stl.forward([x, x]);
     let tokens = |x: &Tensor| tapped.forward([x, x]);
     assert_refused([
         (pair(&odd), vec!["even batch", "got 3"]),
         (stl.forward([&h, &odd]), vec!["one batch", "got 3"]),
-        (
-            equi.forward(&odd, [&h, &h], [&a, &b]),
-            vec!["one batch", "got 4"],
-        ),
-        (
-            equi.forward(&one, [&one, &one], [p, q]),
-            vec!["at least 2 samples"],
-        ),
-        (
-            aug.forward([&one, &one], [p, q]),
-            vec!["at least 2 samples"],
-        ),
-        (
-            care.forward([&h, &h]),
-            vec!["at least 2 samples in each of 8", "batch of 4"],
-        ),
-        (
-            essl.forward(&h, &[0, 1, 2]),
-            vec!["quarter turns", "4", "got 3"],
-        ),
+        (equi.forward(&odd, [&h, &h], [&a, &b]), vec!["one batch", "got 4"]),
+        (equi.forward(&one, [&one, &one], [p, q]), vec!["at least 2 samples"]),
+        (aug.forward([&one, &one], [p, q]), vec!["at least 2 samples"]),
+        (care.forward([&h, &h]), vec!["at least 2 samples in each of 8", "batch of 4"]),
+        (essl.forward(&h, &[0, 1, 2]), vec!["quarter turns", "4", "got 3"]),
         (essl.forward(&h, &[0, 1, 2, 4]), vec!["0 to 3", "got 4"]),
         (pair(&none), vec!["at least one sample", "[0, 6]"]),
         (pair(&wide), vec!["(B, 6)", "AddonInput::Tokens"]),
@@ -996,15 +830,9 @@ fn features_of_another_shape_are_refused() {
         (tokens(&wide), vec!["6", "[4, 3, 7]"]),
     ]);
     assert_refused([
-        (
-            four_rotations(&ones(&[2, 3, 4, 5])),
-            vec!["square", "[2, 3, 4, 5]"],
-        ),
+        (four_rotations(&ones(&[2, 3, 4, 5])), vec!["square", "[2, 3, 4, 5]"]),
         (four_rotations(&ones(&[3, 4, 4])), vec!["(B, C, S, S)"]),
-        (
-            four_rotations(&ones(&[0, 3, 4, 4])),
-            vec!["at least one", "[0, 3, 4, 4]"],
-        ),
+        (four_rotations(&ones(&[0, 3, 4, 4])), vec!["at least one", "[0, 3, 4, 4]"]),
     ]);
 }
 
@@ -1039,36 +867,15 @@ fn settings_out_of_range_are_refused() {
     let half = VarBuilder::zeros(DType::BF16, &Device::Cpu);
     let half = Stl::new(stl_config(), CLS, CHANNELS, half).map(drop);
     assert_refused([
-        (
-            aug(|c| (c.crop, c.color) = (0.0, 0.0)),
-            vec!["at least one weight above 0", "all 0"],
-        ),
+        (aug(|c| (c.crop, c.color) = (0.0, 0.0)), vec!["at least one weight above 0", "all 0"]),
         (aug(|c| c.blur = -1.0), vec!["AugSelfConfig::blur", "-1"]),
-        (
-            aug(|c| c.hidden = 0),
-            vec!["AugSelfConfig::hidden", "at least 1"],
-        ),
-        (
-            aug(|c| c.color_widths[3] = f64::NAN),
-            vec!["AugSelfConfig::color_widths", "NaN"],
-        ),
-        (
-            aug(|c| c.lambda = -1.0),
-            vec!["AugSelfConfig::lambda", "-1"],
-        ),
+        (aug(|c| c.hidden = 0), vec!["AugSelfConfig::hidden", "at least 1"]),
+        (aug(|c| c.color_widths[3] = f64::NAN), vec!["AugSelfConfig::color_widths", "NaN"]),
+        (aug(|c| c.lambda = -1.0), vec!["AugSelfConfig::lambda", "-1"]),
         (equi(|c| c.solarize = false), vec!["17", "18 and 18"]),
-        (
-            equi(|c| c.temperature = -1.0),
-            vec!["EquiModConfig::temperature", "-1"],
-        ),
-        (
-            equi(|c| c.out = 0),
-            vec!["EquiModConfig::out", "at least 1"],
-        ),
-        (
-            equi(|c| c.lambda = f64::INFINITY),
-            vec!["EquiModConfig::lambda", "inf"],
-        ),
+        (equi(|c| c.temperature = -1.0), vec!["EquiModConfig::temperature", "-1"]),
+        (equi(|c| c.out = 0), vec!["EquiModConfig::out", "at least 1"]),
+        (equi(|c| c.lambda = f64::INFINITY), vec!["EquiModConfig::lambda", "inf"]),
         (
             equi(|c| c.statistics.as_mut().unwrap().std[2] = -1.0),
             vec!["EquiModConfig::statistics", "-1"],
@@ -1077,28 +884,16 @@ fn settings_out_of_range_are_refused() {
             stl(|c| (c.invariance, c.equivariance, c.transformation) = (0.0, 0.0, 0.0)),
             vec!["above 0", "all 0"],
         ),
-        (
-            stl(|c| c.temperature = 0.0),
-            vec!["StlConfig::temperature", "0"],
-        ),
-        (
-            stl(|c| c.lambda = f64::NAN),
-            vec!["StlConfig::lambda", "NaN"],
-        ),
+        (stl(|c| c.temperature = 0.0), vec!["StlConfig::temperature", "0"]),
+        (stl(|c| c.lambda = f64::NAN), vec!["StlConfig::lambda", "NaN"]),
         (stl(|c| c.out = 0), vec!["StlConfig::out", "at least 1"]),
         (wide(usize::MAX / 2), vec!["channels", "hypernetwork"]),
         (wide(0), vec!["channels", "at least 1"]),
         (half, vec!["f32 or f64", "bf16"]),
         (essl(|c| c.hidden = 0), vec!["ESslConfig::hidden"]),
-        (
-            essl(|c| c.lambda = -0.1),
-            vec!["ESslConfig::lambda", "-0.1"],
-        ),
+        (essl(|c| c.lambda = -0.1), vec!["ESslConfig::lambda", "-0.1"]),
         (care(|c| c.chunks = 0), vec!["CareConfig::chunks", "got 0"]),
-        (
-            care(|c| c.lambda = f64::NAN),
-            vec!["CareConfig::lambda", "NaN"],
-        ),
+        (care(|c| c.lambda = f64::NAN), vec!["CareConfig::lambda", "NaN"]),
     ]);
 }
 
@@ -1110,11 +905,7 @@ fn settings_survive_json() {
         T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
     {
         let text = serde_json::to_string(settings).unwrap();
-        assert_eq!(
-            &serde_json::from_str::<T>(&text).unwrap(),
-            settings,
-            "{text}"
-        );
+        assert_eq!(&serde_json::from_str::<T>(&text).unwrap(), settings, "{text}");
     }
     assert_same(&equi_config());
     assert_same(&aug_config());

@@ -10,11 +10,8 @@ use proptest::prelude::*;
 use ser_reg::contrib::{Divergence, PredictionConsistency, mean_pairwise_symmetric_kl};
 
 const CPU: &Device = &Device::Cpu;
-const KINDS: [Divergence; 3] = [
-    Divergence::SymmetricKl,
-    Divergence::JensenShannon,
-    Divergence::Mse,
-];
+const KINDS: [Divergence; 3] =
+    [Divergence::SymmetricKl, Divergence::JensenShannon, Divergence::Mse];
 
 fn consistency(kind: Divergence, temperature: f64) -> PredictionConsistency {
     PredictionConsistency { kind, temperature }
@@ -34,9 +31,7 @@ fn kl(p: &[f64], q: &[f64]) -> f64 {
 /// The divergence by loops over pairs and samples.
 fn by_loops(kind: Divergence, tau: f64, [k, b, c]: [usize; 3], z: &[f64]) -> f64 {
     let sample = |i: usize| {
-        let p: Vec<Vec<f64>> = (0..k)
-            .map(|k| softmax(&z[(k * b + i) * c..][..c], tau))
-            .collect();
+        let p: Vec<Vec<f64>> = (0..k).map(|k| softmax(&z[(k * b + i) * c..][..c], tau)).collect();
         let pairs = || (0..k).flat_map(|i| (0..i).map(move |j| (i, j)));
         let over_pairs = |f: &dyn Fn(&[f64], &[f64]) -> f64| {
             pairs().map(|(i, j)| f(&p[i], &p[j])).sum::<f64>() / pairs().count() as f64
@@ -47,9 +42,8 @@ fn by_loops(kind: Divergence, tau: f64, [k, b, c]: [usize; 3], z: &[f64]) -> f64
                 p.iter().zip(q).map(|(p, q)| (p - q).powi(2)).sum::<f64>() / c as f64
             }),
             Divergence::JensenShannon => {
-                let mean: Vec<f64> = (0..c)
-                    .map(|c| p.iter().map(|p| p[c]).sum::<f64>() / k as f64)
-                    .collect();
+                let mean: Vec<f64> =
+                    (0..c).map(|c| p.iter().map(|p| p[c]).sum::<f64>() / k as f64).collect();
                 p.iter().map(|p| kl(p, &mean)).sum::<f64>() / k as f64
             }
         }
@@ -118,9 +112,7 @@ fn extreme_logits_have_the_limits_as_values() -> Result<()> {
     // Each view predicts another class with certainty.
     for dtype in [DType::F16, DType::F32, DType::F64] {
         for k in [2usize, 3] {
-            let z = Tensor::eye(k, dtype, CPU)?
-                .affine(2e4, -1e4)?
-                .unsqueeze(1)?;
+            let z = Tensor::eye(k, dtype, CPU)?.affine(2e4, -1e4)?.unsqueeze(1)?;
             let z = Var::from_tensor(&z)?;
             for (kind, limit) in [
                 (Divergence::SymmetricKl, 2e4),
@@ -149,17 +141,11 @@ fn extreme_logits_have_the_limits_as_values() -> Result<()> {
 
 #[test]
 fn views_come_as_a_slice_too_and_targets_are_detached() -> Result<()> {
-    let (a, b) = (
-        Var::from_tensor(&random(&[2, 3], 1))?,
-        Var::from_tensor(&random(&[2, 3], 2))?,
-    );
+    let (a, b) = (Var::from_tensor(&random(&[2, 3], 1))?, Var::from_tensor(&random(&[2, 3], 2))?);
     for kind in KINDS {
         let loss = consistency(kind, 1.).forward_views(&[a.as_tensor().clone(), b.detach()])?;
         let stacked = Tensor::stack(&[a.as_tensor(), b.as_tensor()], 0)?;
-        assert_eq!(
-            scalar(&loss),
-            scalar(&consistency(kind, 1.).forward(&stacked)?)
-        );
+        assert_eq!(scalar(&loss), scalar(&consistency(kind, 1.).forward(&stacked)?));
         let grads = loss.backward()?;
         assert!(grads.get(&a).is_some() && grads.get(&b).is_none());
     }
@@ -196,42 +182,20 @@ fn bad_input_is_named() -> Result<()> {
     say(&z.to_dtype(DType::U8)?, &["f16, bf16, f32 or f64", "u8"]);
     for tau in [0., -1., f64::NAN, f64::INFINITY] {
         let bad = consistency(Divergence::Mse, tau).forward(&z);
-        assert_says(
-            bad,
-            &[
-                "PredictionConsistency::temperature",
-                "above 0",
-                &tau.to_string(),
-            ],
-        );
+        assert_says(bad, &["PredictionConsistency::temperature", "above 0", &tau.to_string()]);
     }
     let views = |views: &[Tensor], parts: &[&str]| {
         assert_says(PredictionConsistency::default().forward_views(views), parts);
     };
     views(&[], &["at least two views", "got 0"]);
     views(&[z.get(0)?], &["at least two views", "got 1"]);
-    views(
-        &[z.get(0)?, z.get(1)?.narrow(0, 0, 2)?],
-        &["one shape", "[3, 4]", "[2, 4]"],
-    );
-    views(
-        &[z.get(0)?, z.get(1)?.to_dtype(DType::F32)?],
-        &["of one type", "f64", "f32"],
-    );
+    views(&[z.get(0)?, z.get(1)?.narrow(0, 0, 2)?], &["one shape", "[3, 4]", "[2, 4]"]);
+    views(&[z.get(0)?, z.get(1)?.to_dtype(DType::F32)?], &["of one type", "f64", "f32"]);
     let name = "mean_pairwise_symmetric_kl";
     let nan = Tensor::new(&[[[f32::NAN, 0.]], [[0., 0.]]], CPU)?;
-    assert_says(
-        mean_pairwise_symmetric_kl(&nan),
-        &[name, "finite logits", "NaN"],
-    );
-    assert_says(
-        mean_pairwise_symmetric_kl(&z.to_dtype(DType::I64)?),
-        &[name, "i64"],
-    );
-    assert_says(
-        mean_pairwise_symmetric_kl(&z.get(0)?),
-        &["(K, B, C)", "[3, 4]"],
-    );
+    assert_says(mean_pairwise_symmetric_kl(&nan), &[name, "finite logits", "NaN"]);
+    assert_says(mean_pairwise_symmetric_kl(&z.to_dtype(DType::I64)?), &[name, "i64"]);
+    assert_says(mean_pairwise_symmetric_kl(&z.get(0)?), &["(K, B, C)", "[3, 4]"]);
     Ok(())
 }
 
@@ -264,18 +228,12 @@ fn masked_classes_add_nothing() -> Result<()> {
     }
     // A class masked in one view, and a sample without any class, have finite gradients.
     let one = f32::NEG_INFINITY;
-    let z = Var::new(
-        &[[[1f32, one, 0.], [one; 3]], [[1., 2., 0.], [one; 3]]],
-        CPU,
-    )?;
+    let z = Var::new(&[[[1f32, one, 0.], [one; 3]], [[1., 2., 0.], [one; 3]]], CPU)?;
     for kind in KINDS {
         let loss = consistency(kind, 1.).forward(&z)?;
         assert_finite(&loss);
         assert_finite(loss.backward()?.get(&z).expect("a gradient"));
     }
-    assert_says(
-        mean_pairwise_symmetric_kl(&z),
-        &["finite logits", "-inf in all views", "inf"],
-    );
+    assert_says(mean_pairwise_symmetric_kl(&z), &["finite logits", "-inf in all views", "inf"]);
     Ok(())
 }

@@ -16,12 +16,8 @@ fn sides(n: usize, s: &[f64]) -> [Vec<f64>; 2] {
     let s = |i: usize, j: usize| s[i * n + j];
     let pairs = || (0..n).flat_map(|i| (0..i).map(move |j| (i, j)));
     [
-        pairs()
-            .map(|(i, j)| ((s(i, i) - s(i, j)) - (s(j, j) - s(j, i))).powi(2))
-            .collect(),
-        pairs()
-            .map(|(i, j)| ((s(i, i) - s(j, i)) - (s(j, j) - s(i, j))).powi(2))
-            .collect(),
+        pairs().map(|(i, j)| ((s(i, i) - s(i, j)) - (s(j, j) - s(j, i))).powi(2)).collect(),
+        pairs().map(|(i, j)| ((s(i, i) - s(j, i)) - (s(j, j) - s(i, j))).powi(2)).collect(),
     ]
 }
 
@@ -105,11 +101,7 @@ fn a_symmetric_matrix_of_equal_matches_is_at_rest() -> Result<()> {
         for s in [s, Tensor::zeros((4, 4), dtype, CPU)?] {
             let s = Var::from_tensor(&s)?;
             for margin in [Margin::None, Margin::Mean(0.1), Margin::Pair(0.1)] {
-                let out = EqSim {
-                    margin,
-                    ..Default::default()
-                }
-                .forward(&s)?;
+                let out = EqSim { margin, ..Default::default() }.forward(&s)?;
                 assert_eq!(scalar(&out.loss), 0., "{margin:?}");
                 let grads = out.loss.backward()?;
                 let grad = grads.get(&s).expect("a gradient");
@@ -132,35 +124,19 @@ fn bad_input_is_named() -> Result<()> {
         assert_says(EqSim::default().forward(s), &[&["EqSim"], parts].concat())
     };
     say(&random(&[3, 4], 1), &["square matrix (B, B)", "[3, 4]"]);
-    say(
-        &random(&[1, 1], 1),
-        &["at least two matched pairs", "[1, 1]"],
-    );
+    say(&random(&[1, 1], 1), &["at least two matched pairs", "[1, 1]"]);
     say(&random(&[2, 2, 2], 1), &["square matrix", "[2, 2, 2]"]);
-    say(
-        &random(&[2, 2], 1).to_dtype(DType::I64)?,
-        &["f16, bf16, f32 or f64", "i64"],
-    );
+    say(&random(&[2, 2], 1).to_dtype(DType::I64)?, &["f16, bf16, f32 or f64", "i64"]);
     let s = random(&[2, 2], 1);
     for bad in [-0.1, f64::NAN, f64::INFINITY] {
-        for (margin, field) in [
-            (Margin::Mean(bad), "Margin::Mean"),
-            (Margin::Pair(bad), "Margin::Pair"),
-        ] {
-            let config = EqSim {
-                margin,
-                ..Default::default()
-            };
+        for (margin, field) in
+            [(Margin::Mean(bad), "Margin::Mean"), (Margin::Pair(bad), "Margin::Pair")]
+        {
+            let config = EqSim { margin, ..Default::default() };
             assert_says(config.forward(&s), &[field, "at least 0", &bad.to_string()]);
         }
-        let config = EqSim {
-            diagonal: bad,
-            ..Default::default()
-        };
-        assert_says(
-            config.forward(&s),
-            &["EqSim::diagonal", "at least 0", &bad.to_string()],
-        );
+        let config = EqSim { diagonal: bad, ..Default::default() };
+        assert_says(config.forward(&s), &["EqSim::diagonal", "at least 0", &bad.to_string()]);
     }
     Ok(())
 }

@@ -23,15 +23,8 @@ fn act(g: D4, x: &Tensor, grid: TokenGrid) -> Tensor {
 }
 
 fn monomials() -> Vec<Monomial> {
-    let odd = Monomial {
-        factors: vec![([0, 0], 1), ([1, 0], 2), ([0, 1], 3)],
-    };
-    vec![
-        Monomial::power(1),
-        Monomial::power(3),
-        Monomial::product([0, 1]),
-        odd,
-    ]
+    let odd = Monomial { factors: vec![([0, 0], 1), ([1, 0], 2), ([0, 1], 3)] };
+    vec![Monomial::power(1), Monomial::power(3), Monomial::product([0, 1]), odd]
 }
 
 /// A group and a grid that it maps to itself, with at least two rows and columns.
@@ -39,10 +32,7 @@ fn group_and_grid() -> impl Strategy<Value = (Subgroup, TokenGrid)> {
     (0usize..10, 2usize..6, 2usize..6).prop_map(|(group, rows, cols)| {
         let group = Subgroup::ALL[group];
         let swaps = group.elements().iter().any(|g| g.swaps_axes());
-        (
-            group,
-            TokenGrid::new(rows, if swaps { rows } else { cols }).unwrap(),
-        )
+        (group, TokenGrid::new(rows, if swaps { rows } else { cols }).unwrap())
     })
 }
 
@@ -132,15 +122,8 @@ fn integrals(group: Subgroup, grid: TokenGrid, x: &Tensor) -> Vec<f64> {
 fn gradients_match_differences() -> Result<()> {
     let grid = TokenGrid::square(3).unwrap();
     let x = Var::from_tensor(&random(&[2, 9, 2], 1))?;
-    let (weights, template) = (
-        random(&[2, 9, 2], 2),
-        Var::from_tensor(&random(&[9, 2], 3))?,
-    );
-    for pool in [
-        Pool::Mean,
-        Pool::Max,
-        Pool::Attention(template.as_tensor().clone()),
-    ] {
+    let (weights, template) = (random(&[2, 9, 2], 2), Var::from_tensor(&random(&[9, 2], 3))?);
+    for pool in [Pool::Mean, Pool::Max, Pool::Attention(template.as_tensor().clone())] {
         let pool = OrbitPool::new(Subgroup::D4, pool);
         let value =
             |x: &Tensor| -> Result<Tensor> { (pool.tokens(x, grid)? * &weights)?.sum_all() };
@@ -158,11 +141,7 @@ fn gradients_match_differences() -> Result<()> {
         scalar(&value(&Tensor::from_slice(v, (9, 2), CPU).unwrap()).unwrap())
     });
     let grads = value(&template)?.backward()?;
-    assert_close(
-        &flat(grads.get(&template).expect("a gradient")),
-        &numeric,
-        1e-8,
-    );
+    assert_close(&flat(grads.get(&template).expect("a gradient")), &numeric, 1e-8);
 
     let integration = InvariantIntegration::new(Subgroup::C4, monomials()).unwrap();
     let weights = random(&[2, 4, 2], 4);
@@ -199,14 +178,8 @@ fn the_mean_is_the_reynolds_projection() -> Result<()> {
     let x = Tensor::new(&[[[1f64], [2.]]], CPU)?;
     let right = Pool::Attention(Tensor::new(&[[0f64], [1e4]], CPU)?);
     let left = Pool::Attention(Tensor::new(&[[1e4], [0f64]], CPU)?);
-    assert_eq!(
-        flat(&OrbitPool::new(Subgroup::HFlip, right).tokens(&x, grid)?),
-        [1., 2.]
-    );
-    assert_eq!(
-        flat(&OrbitPool::new(Subgroup::HFlip, left).tokens(&x, grid)?),
-        [2., 1.]
-    );
+    assert_eq!(flat(&OrbitPool::new(Subgroup::HFlip, right).tokens(&x, grid)?), [1., 2.]);
+    assert_eq!(flat(&OrbitPool::new(Subgroup::HFlip, left).tokens(&x, grid)?), [2., 1.]);
     Ok(())
 }
 
@@ -218,13 +191,8 @@ fn integrals_see_what_the_mean_does_not() -> Result<()> {
         Subgroup::D4,
         vec![Monomial::power(1), Monomial::product([0, 1])],
     )?;
-    let [a, b] = [beside, across].map(|m| {
-        flat(
-            &integration
-                .forward(&Tensor::new(&[m], CPU).unwrap(), grid)
-                .unwrap(),
-        )
-    });
+    let [a, b] = [beside, across]
+        .map(|m| flat(&integration.forward(&Tensor::new(&[m], CPU).unwrap(), grid).unwrap()));
     assert_eq!((a, b), (vec![0.5, 0.25], vec![0.5, 0.]));
     Ok(())
 }
@@ -249,11 +217,7 @@ fn half_precision_and_zeros() -> Result<()> {
     let grid = TokenGrid::square(3).unwrap();
     for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
         let template = random(&[9, 2], 1);
-        let pools = [
-            Pool::Mean,
-            Pool::Max,
-            Pool::Attention(template.to_dtype(dtype)?),
-        ];
+        let pools = [Pool::Mean, Pool::Max, Pool::Attention(template.to_dtype(dtype)?)];
         for pool in pools {
             let pool = OrbitPool::new(Subgroup::D4, pool);
             let zero = Var::zeros((1, 9, 2), dtype, CPU)?;
@@ -284,15 +248,9 @@ fn bad_input_is_named() -> Result<()> {
     let x = random(&[2, 6, 4], 1);
     let mean = |group| OrbitPool::new(group, Pool::Mean);
     let tokens = |group, x: &Tensor, parts: &[&str]| {
-        assert_says(
-            mean(group).tokens(x, grid),
-            &[&["OrbitPool::tokens"], parts].concat(),
-        );
+        assert_says(mean(group).tokens(x, grid), &[&["OrbitPool::tokens"], parts].concat());
         let integration = InvariantIntegration::new(group, vec![Monomial::power(1)]).unwrap();
-        assert_says(
-            integration.forward(x, grid),
-            &[&["InvariantIntegration"], parts].concat(),
-        );
+        assert_says(integration.forward(x, grid), &[&["InvariantIntegration"], parts].concat());
     };
     tokens(Subgroup::C4, &x, &["square grid for C4", "2x3"]);
     tokens(
@@ -300,89 +258,39 @@ fn bad_input_is_named() -> Result<()> {
         &random(&[2, 7, 4], 1),
         &["(B, 6, C)", "2x3", "without prefix", "[2, 7, 4]"],
     );
-    tokens(
-        Subgroup::C2,
-        &x.narrow(0, 0, 0)?,
-        &["nonempty", "[0, 6, 4]"],
-    );
+    tokens(Subgroup::C2, &x.narrow(0, 0, 0)?, &["nonempty", "[0, 6, 4]"]);
     tokens(Subgroup::C2, &x.get(0)?, &["(B, 6, C)", "[6, 4]"]);
-    tokens(
-        Subgroup::C2,
-        &x.to_dtype(DType::U32)?,
-        &["f16, bf16, f32 or f64", "u32"],
-    );
+    tokens(Subgroup::C2, &x.to_dtype(DType::U32)?, &["f16, bf16, f32 or f64", "u32"]);
 
     let attention = |template: Tensor| OrbitPool::new(Subgroup::C2, Pool::Attention(template));
-    assert_says(
-        attention(random(&[4], 1)).tokens(&x, grid),
-        &["template [6, 4]", "got [4]"],
-    );
+    assert_says(attention(random(&[4], 1)).tokens(&x, grid), &["template [6, 4]", "got [4]"]);
     assert_says(
         attention(random(&[6, 4], 1).to_dtype(DType::U8)?).tokens(&x, grid),
         &["f16, bf16, f32 or f64", "u8"],
     );
     let vars = VarMap::new();
     let vb = || VarBuilder::from_varmap(&vars, DType::F32, CPU);
-    assert_says(
-        Pool::attention((6, 0), vb()),
-        &["Pool::attention", "(N, C)", "[6, 0]"],
-    );
+    assert_says(Pool::attention((6, 0), vb()), &["Pool::attention", "(N, C)", "[6, 0]"]);
     assert_says(Pool::attention((), vb()), &["Pool::attention", "[]"]);
 
     let images = random(&[2, 1, 2, 3], 1);
     type Closure = fn(&Tensor) -> ser_reg::Result<Tensor>;
     let say = |group, x: &Tensor, f: Closure, parts: &[&str]| {
-        assert_says(
-            mean(group).images(x, f),
-            &[&["OrbitPool::images"], parts].concat(),
-        );
+        assert_says(mean(group).images(x, f), &[&["OrbitPool::images"], parts].concat());
     };
     let vectors: Closure = |x| Ok(x.flatten_from(1)?);
-    say(
-        Subgroup::C4,
-        &images,
-        vectors,
-        &["square grid for C4", "2x3"],
-    );
-    say(
-        Subgroup::C2,
-        &x,
-        vectors,
-        &["images (B, C, H, W)", "[2, 6, 4]"],
-    );
-    say(
-        Subgroup::C2,
-        &images.narrow(1, 0, 0)?,
-        vectors,
-        &["nonempty", "[2, 0, 2, 3]"],
-    );
-    say(
-        Subgroup::C2,
-        &images,
-        |x| Ok(x.sum_all()?),
-        &["one shape (B, D)", "B = 2", "[]"],
-    );
-    say(
-        Subgroup::C2,
-        &images,
-        |x| Ok(x.narrow(0, 0, 1)?),
-        &["B = 2", "[1, 1, 2, 3]"],
-    );
-    say(
-        Subgroup::C2,
-        &images,
-        |x| Ok(x.to_dtype(DType::U32)?),
-        &["f16, bf16, f32 or f64", "u32"],
-    );
+    say(Subgroup::C4, &images, vectors, &["square grid for C4", "2x3"]);
+    say(Subgroup::C2, &x, vectors, &["images (B, C, H, W)", "[2, 6, 4]"]);
+    say(Subgroup::C2, &images.narrow(1, 0, 0)?, vectors, &["nonempty", "[2, 0, 2, 3]"]);
+    say(Subgroup::C2, &images, |x| Ok(x.sum_all()?), &["one shape (B, D)", "B = 2", "[]"]);
+    say(Subgroup::C2, &images, |x| Ok(x.narrow(0, 0, 1)?), &["B = 2", "[1, 1, 2, 3]"]);
+    say(Subgroup::C2, &images, |x| Ok(x.to_dtype(DType::U32)?), &["f16, bf16, f32 or f64", "u32"]);
     let mut calls = 0;
     let changing = |x: &Tensor| {
         calls += 1;
         Ok::<_, ser_reg::Error>(x.flatten_from(1)?.narrow(1, 0, calls)?)
     };
-    assert_says(
-        mean(Subgroup::C2).images(&images, changing),
-        &["one shape", "[2, 2]"],
-    );
+    assert_says(mean(Subgroup::C2).images(&images, changing), &["one shape", "[2, 2]"]);
 
     let integration = |factors: Vec<([i32; 2], u32)>| {
         InvariantIntegration::new(Subgroup::C2, vec![Monomial { factors }])
@@ -392,20 +300,11 @@ fn bad_input_is_named() -> Result<()> {
         &["monomials", "at least one monomial", "none"],
     );
     assert_says(integration(vec![]), &["at least one factor", "[]"]);
-    assert_says(
-        integration(vec![([0, 0], 0)]),
-        &["exponents of at least 1", "0)"],
-    );
+    assert_says(integration(vec![([0, 0], 0)]), &["exponents of at least 1", "0)"]);
     let wide = integration(vec![([0, 0], 1), ([0, -3], 1)])?;
-    assert_says(
-        wide.forward(&x, grid),
-        &["fit into a 2x3 grid", "1x4 cells"],
-    );
+    assert_says(wide.forward(&x, grid), &["fit into a 2x3 grid", "1x4 cells"]);
     let far = integration(vec![([i32::MIN, 0], 1), ([i32::MAX, 0], 1)])?;
-    assert_says(
-        far.forward(&x, grid),
-        &["fit into a 2x3 grid", "4294967296x1"],
-    );
+    assert_says(far.forward(&x, grid), &["fit into a 2x3 grid", "4294967296x1"]);
     Ok(())
 }
 

@@ -86,39 +86,30 @@ proptest! {
 fn losses_and_gradients_match_the_textbook() -> Result<()> {
     let group = Subgroup::D4;
     let elements = [D4::ROT90, D4::TRANSPOSE, D4::IDENTITY];
-    let (z1, z2) = (
-        Var::from_tensor(&random(&[3, 16], 1))?,
-        Var::from_tensor(&random(&[3, 16], 2))?,
-    );
+    let (z1, z2) =
+        (Var::from_tensor(&random(&[3, 16], 1))?, Var::from_tensor(&random(&[3, 16], 2))?);
     for distance in [Distance::Mse, COSINE] {
         let value = |x: &[f64]| {
             let (a, b) = x.split_at(48);
-            let each = a
-                .chunks(16)
-                .zip(b.chunks(16))
-                .zip(elements)
-                .map(|((a, b), g)| {
-                    let a = by_matrix(group, g, a);
-                    let dot =
-                        |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-                    match distance {
-                        Distance::Mse => {
-                            a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / 16.
-                        }
-                        Distance::Cosine { eps } => {
-                            1. - dot(&a, b) / ((dot(&a, &a) + eps) * (dot(b, b) + eps)).sqrt()
-                        }
+            let each = a.chunks(16).zip(b.chunks(16)).zip(elements).map(|((a, b), g)| {
+                let a = by_matrix(group, g, a);
+                let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+                match distance {
+                    Distance::Mse => {
+                        a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / 16.
                     }
-                });
+                    Distance::Cosine { eps } => {
+                        1. - dot(&a, b) / ((dot(&a, &a) + eps) * (dot(b, b) + eps)).sqrt()
+                    }
+                }
+            });
             each.sum::<f64>() / 3.
         };
         let both = [flat(&z1), flat(&z2)].concat();
         let loss = RegularRep::new(group).loss(&elements, &z1, &z2, distance)?;
         assert_close(&[scalar(&loss)], &[value(&both)], 1e-14);
         let grads = loss.backward()?;
-        let grad = [&z1, &z2]
-            .map(|v| flat(grads.get(v).expect("a gradient")))
-            .concat();
+        let grad = [&z1, &z2].map(|v| flat(grads.get(v).expect("a gradient"))).concat();
         assert_close(&grad, &differences(&both, 1e-5, value), 1e-9);
     }
     Ok(())
@@ -136,14 +127,7 @@ fn a_regular_embedding_has_no_loss_and_a_mixed_one_has() -> Result<()> {
     let (template, x) = (random(&[1, 1, 4, 4], 1), random(&[6, 1, 4, 4], 2));
     let embed = |x: &Tensor| -> Result<Tensor> {
         let column = |h: &D4| turn(*h, &template)?.broadcast_mul(x)?.sum((1, 2, 3));
-        Tensor::stack(
-            &group
-                .elements()
-                .iter()
-                .map(column)
-                .collect::<Result<Vec<_>>>()?,
-            1,
-        )
+        Tensor::stack(&group.elements().iter().map(column).collect::<Result<Vec<_>>>()?, 1)
     };
     for g in D4::ALL {
         let (z1, z2) = (embed(&x)?, embed(&turn(g, &x)?)?);
@@ -156,10 +140,7 @@ fn a_regular_embedding_has_no_loss_and_a_mixed_one_has() -> Result<()> {
     }
     // Invariant blocks have zero loss, as documented.
     let invariant = Tensor::ones((6, 8), DType::F64, CPU)?;
-    assert_eq!(
-        scalar(&rep.loss(&[D4::ROT90], &invariant, &invariant, Distance::Mse)?),
-        0.
-    );
+    assert_eq!(scalar(&rep.loss(&[D4::ROT90], &invariant, &invariant, Distance::Mse)?), 0.);
     Ok(())
 }
 
@@ -207,44 +188,22 @@ fn bad_input_is_named() -> Result<()> {
     let g = [D4::ROT90];
     let act = |rep: RegularRep, g: &[D4], z: &Tensor, parts: &[&str]| {
         assert_says(rep.apply(g, z), &[&["RegularRep"], parts].concat());
-        assert_says(
-            rep.loss(g, z, z, Distance::Mse),
-            &[&["RegularRep"], parts].concat(),
-        );
+        assert_says(rep.loss(g, z, z, Distance::Mse), &[&["RegularRep"], parts].concat());
     };
-    act(
-        rep,
-        &g,
-        &random(&[3, 6], 1),
-        &["multiple of 4", "C4", "[3, 6]"],
-    );
+    act(rep, &g, &random(&[3, 6], 1), &["multiple of 4", "C4", "[3, 6]"]);
     act(rep, &g, &random(&[3, 2, 4], 1), &["(B, D)", "[3, 2, 4]"]);
     act(rep, &[D4::HFLIP], &z, &["elements of C4", "D4"]);
     act(rep, &[], &z, &["one for each of 3", "got 0"]);
     act(rep, &[D4::ROT90; 2], &z, &["one for each of 3", "got 2"]);
-    act(
-        rep,
-        &g,
-        &z.to_dtype(DType::U32)?,
-        &["f16, bf16, f32 or f64", "u32"],
-    );
+    act(rep, &g, &z.to_dtype(DType::U32)?, &["f16, bf16, f32 or f64", "u32"]);
     let loss = |b: &Tensor, parts: &[&str]| assert_says(rep.loss(&g, &z, b, Distance::Mse), parts);
-    loss(
-        &random(&[3, 4], 1),
-        &["RegularRep::loss", "[3, 8]", "[3, 4]"],
-    );
+    loss(&random(&[3, 4], 1), &["RegularRep::loss", "[3, 8]", "[3, 4]"]);
     loss(&z.to_dtype(DType::F32)?, &["of one type", "f64", "f32"]);
     let empty = z.narrow(0, 0, 0)?;
-    assert_says(
-        rep.loss(&g, &empty, &empty, Distance::Mse),
-        &["at least one", "[0, 8]"],
-    );
+    assert_says(rep.loss(&g, &empty, &empty, Distance::Mse), &["at least one", "[0, 8]"]);
     for eps in [-1e-3, f64::INFINITY] {
         let bad = rep.loss(&g, &z, &z, Distance::Cosine { eps });
-        assert_says(
-            bad,
-            &["Distance::Cosine::eps", "at least 0", &eps.to_string()],
-        );
+        assert_says(bad, &["Distance::Cosine::eps", "at least 0", &eps.to_string()]);
     }
     Ok(())
 }

@@ -25,12 +25,7 @@ fn kernel(output: Representation, input: Representation) -> WeightSpace {
 }
 
 fn reynolds(group: Subgroup, space: WeightSpace) -> ReynoldsPenalty {
-    ReynoldsPenalty {
-        group,
-        space,
-        relative: false,
-        ..Default::default()
-    }
+    ReynoldsPenalty { group, space, relative: false, ..Default::default() }
 }
 
 fn inner(a: &Tensor, b: &Tensor) -> f64 {
@@ -118,22 +113,14 @@ fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
     };
     let cell = |g: D4, rows: usize, cols: usize, i: usize, j: usize| {
         // The value at a cell comes from the source of its center.
-        let center = [
-            (i as f64 + 0.5) / rows as f64,
-            (j as f64 + 0.5) / cols as f64,
-        ];
+        let center = [(i as f64 + 0.5) / rows as f64, (j as f64 + 0.5) / cols as f64];
         let [y, x] = g.source(center);
-        (
-            (y * rows as f64).floor() as usize,
-            (x * cols as f64).floor() as usize,
-        )
+        ((y * rows as f64).floor() as usize, (x * cols as f64).floor() as usize)
     };
     let mut out = vec![0.; w.len()];
     match penalty.space {
         WeightSpace::Kernel { output, input } => {
-            let [o, n, rows, cols] = *shape else {
-                panic!("a kernel")
-            };
+            let [o, n, rows, cols] = *shape else { panic!("a kernel") };
             let at = |a, b, i, j| ((a * n + b) * rows + i) * cols + j;
             for &g in elements {
                 for (a, b) in (0..o).flat_map(|a| (0..n).map(move |b| (a, b))) {
@@ -150,13 +137,8 @@ fn average(penalty: &ReynoldsPenalty, shape: &[usize], w: &[f64]) -> Vec<f64> {
             out[..prefix * c].copy_from_slice(&w[..prefix * c]);
             for &g in elements {
                 for n in 0..grid.len() {
-                    let (y, x) = cell(
-                        g,
-                        grid.rows(),
-                        grid.cols(),
-                        n / grid.cols(),
-                        n % grid.cols(),
-                    );
+                    let (y, x) =
+                        cell(g, grid.rows(), grid.cols(), n / grid.cols(), n % grid.cols());
                     for k in 0..c {
                         let from = (prefix + y * grid.cols() + x) * c + k;
                         out[(prefix + n) * c + k] += w[from] / order as f64;
@@ -177,10 +159,7 @@ fn gradients_match_differences() -> Result<()> {
     ];
     for (space, shape) in spaces {
         for relative in [false, true] {
-            let penalty = ReynoldsPenalty {
-                relative,
-                ..reynolds(Subgroup::C4, space)
-            };
+            let penalty = ReynoldsPenalty { relative, ..reynolds(Subgroup::C4, space) };
             let w = Var::from_tensor(&random(&shape, 3))?;
             let value = |x: &[f64]| {
                 let x = Tensor::from_slice(x, shape.clone(), CPU).unwrap();
@@ -258,10 +237,7 @@ fn a_projected_convolution_commutes_with_the_group() -> Result<()> {
 #[test]
 fn closed_forms() -> Result<()> {
     // An odd weight has no symmetric part.
-    let penalty = ReynoldsPenalty {
-        group: Subgroup::HFlip,
-        ..Default::default()
-    };
+    let penalty = ReynoldsPenalty { group: Subgroup::HFlip, ..Default::default() };
     let odd = Tensor::new(&[[[[-1f64, 0., 1.]]]], CPU)?;
     assert_close(&[scalar(&penalty.forward(&odd)?)], &[1.], 1e-11);
     // White noise on n cells keeps |orbits|/n of its squared norm. D4 has three orbits on 3×3
@@ -282,15 +258,9 @@ fn prefix_rows_are_left_alone() -> Result<()> {
     let penalty = |prefix| reynolds(Subgroup::Flips, WeightSpace::Table { grid, prefix });
     let table = random(&[1, 8, 4], 2);
     let projected = penalty(2).project(&table)?;
-    assert_eq!(
-        max_gap(&projected.narrow(1, 0, 2)?, &table.narrow(1, 0, 2)?),
-        0.
-    );
+    assert_eq!(max_gap(&projected.narrow(1, 0, 2)?, &table.narrow(1, 0, 2)?), 0.);
     let cells = table.narrow(1, 2, 6)?;
-    assert_eq!(
-        scalar(&penalty(2).forward(&table)?),
-        scalar(&penalty(0).forward(&cells)?)
-    );
+    assert_eq!(scalar(&penalty(2).forward(&table)?), scalar(&penalty(0).forward(&cells)?));
     // A table may have no leading axis, several tables, or strides.
     assert_eq!(
         projected.squeeze(0)?.to_vec2::<f64>()?,
@@ -304,15 +274,9 @@ fn prefix_rows_are_left_alone() -> Result<()> {
 #[test]
 fn zero_weights_and_half_precision() -> Result<()> {
     for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
-        let wide = if dtype == DType::F64 {
-            DType::F64
-        } else {
-            DType::F32
-        };
-        let penalty = ReynoldsPenalty {
-            space: kernel(Regular(Subgroup::D4), Trivial),
-            ..Default::default()
-        };
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let penalty =
+            ReynoldsPenalty { space: kernel(Regular(Subgroup::D4), Trivial), ..Default::default() };
         let zero = Var::zeros((8, 2, 3, 3), dtype, CPU)?;
         let loss = penalty.forward(&zero)?;
         assert_eq!((scalar(&loss), loss.dtype()), (0., wide));
@@ -338,21 +302,9 @@ fn bad_input_is_named() -> Result<()> {
         assert_says(penalty.project(w), &[&["Reynolds"], parts].concat());
     };
     let plain = kernel(Trivial, Trivial);
-    say(
-        reynolds(Subgroup::C4, plain),
-        &w,
-        &["square grid for C4", "Flips", "3x4"],
-    );
-    say(
-        reynolds(Subgroup::Transpose, plain),
-        &w,
-        &["square grid", "3x4"],
-    );
-    say(
-        reynolds(Subgroup::C2, plain),
-        &w.flatten_from(2)?,
-        &["(O, I, kh, kw)", "[6, 2, 12]"],
-    );
+    say(reynolds(Subgroup::C4, plain), &w, &["square grid for C4", "Flips", "3x4"]);
+    say(reynolds(Subgroup::Transpose, plain), &w, &["square grid", "3x4"]);
+    say(reynolds(Subgroup::C2, plain), &w.flatten_from(2)?, &["(O, I, kh, kw)", "[6, 2, 12]"]);
     say(
         reynolds(Subgroup::C2, plain),
         &w.narrow(1, 0, 0)?,
@@ -373,43 +325,17 @@ fn bad_input_is_named() -> Result<()> {
         &w,
         &["output channels", "contains Flips", "got C2"],
     );
-    say(
-        reynolds(Subgroup::C2, plain),
-        &w.to_dtype(DType::I64)?,
-        &["f16, bf16, f32 or f64", "i64"],
-    );
+    say(reynolds(Subgroup::C2, plain), &w.to_dtype(DType::I64)?, &["f16, bf16, f32 or f64", "i64"]);
     let grid = TokenGrid::new(3, 4).unwrap();
     let table = |prefix| WeightSpace::Table { grid, prefix };
     let pos = random(&[1, 13, 4], 1);
-    say(
-        reynolds(Subgroup::C2, table(0)),
-        &pos,
-        &["(…, 12, C)", "prefix", "[1, 13, 4]"],
-    );
-    say(
-        reynolds(Subgroup::C2, table(usize::MAX)),
-        &pos,
-        &["prefix rows", "[1, 13, 4]"],
-    );
-    say(
-        reynolds(Subgroup::D4, table(1)),
-        &pos,
-        &["square grid for D4", "3x4"],
-    );
-    say(
-        reynolds(Subgroup::C2, table(1)),
-        &Tensor::new(1f32, CPU)?,
-        &["(…, 13, C)", "[]"],
-    );
+    say(reynolds(Subgroup::C2, table(0)), &pos, &["(…, 12, C)", "prefix", "[1, 13, 4]"]);
+    say(reynolds(Subgroup::C2, table(usize::MAX)), &pos, &["prefix rows", "[1, 13, 4]"]);
+    say(reynolds(Subgroup::D4, table(1)), &pos, &["square grid for D4", "3x4"]);
+    say(reynolds(Subgroup::C2, table(1)), &Tensor::new(1f32, CPU)?, &["(…, 13, C)", "[]"]);
     for eps in [-1., f64::NAN] {
-        let penalty = ReynoldsPenalty {
-            eps,
-            ..Default::default()
-        };
-        assert_says(
-            penalty.forward(&w),
-            &["ReynoldsPenalty::eps", "at least 0", &eps.to_string()],
-        );
+        let penalty = ReynoldsPenalty { eps, ..Default::default() };
+        assert_says(penalty.forward(&w), &["ReynoldsPenalty::eps", "at least 0", &eps.to_string()]);
     }
     Ok(())
 }

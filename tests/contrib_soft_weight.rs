@@ -17,11 +17,7 @@ fn grid(rows: usize, cols: usize) -> TokenGrid {
 }
 
 fn soft(p_min: f64, k: f64) -> SoftWeight {
-    SoftWeight {
-        p_min,
-        k,
-        ..Default::default()
-    }
+    SoftWeight { p_min, k, ..Default::default() }
 }
 
 fn wide(weights: &[f32]) -> Vec<f64> {
@@ -64,10 +60,7 @@ fn weights_are_the_curve_of_the_visibility() -> Done {
         (WeightScope::Tokens, tokens),
         (WeightScope::Both, tokens.map(|t| t * p)),
     ] {
-        let soft = SoftWeight {
-            scope,
-            ..soft(0.1, 2.0)
-        };
+        let soft = SoftWeight { scope, ..soft(0.1, 2.0) };
         let [w1, w2] = soft.weights(&relative, 2)?;
         assert_close(&wide(&w1), &[first, all].concat(), 1e-7);
         assert_eq!(w2, [1.0; 8], "the first view sees all of the second");
@@ -76,10 +69,7 @@ fn weights_are_the_curve_of_the_visibility() -> Done {
     // Three quarters of the outermost token are visible.
     let shift = Element::from(Affine::translation(0.0, 0.25 / 4.0)?);
     let relative = Relative::new(vec![shift], grid(1, 4), grid(1, 4))?;
-    let soft = SoftWeight {
-        scope: WeightScope::Tokens,
-        ..soft(0.0, 2.0)
-    };
+    let soft = SoftWeight { scope: WeightScope::Tokens, ..soft(0.0, 2.0) };
     let [first, second] = soft.weights(&relative, 1)?;
     assert_close(&wide(&first), &[1.0, 1.0, 1.0, 1.0 - 0.0625], 1e-7);
     assert_close(&wide(&second), &[1.0 - 0.0625, 1.0, 1.0, 1.0], 1e-7);
@@ -87,20 +77,11 @@ fn weights_are_the_curve_of_the_visibility() -> Done {
     // Views without overlap have the smallest weight.
     let away = Element::from(Affine::translation(3.0, 0.0)?);
     let relative = Relative::new(vec![away], grid(2, 2), grid(2, 2))?;
-    for (scope, weight) in [
-        (WeightScope::Pairs, 0.25),
-        (WeightScope::Tokens, 0.25),
-        (WeightScope::Both, 0.0625),
-    ] {
-        let soft = SoftWeight {
-            p_min: 0.25,
-            k: 2.0,
-            scope,
-        };
-        assert_eq!(
-            soft.weights(&relative, 1)?,
-            [vec![weight; 4], vec![weight; 4]]
-        );
+    for (scope, weight) in
+        [(WeightScope::Pairs, 0.25), (WeightScope::Tokens, 0.25), (WeightScope::Both, 0.0625)]
+    {
+        let soft = SoftWeight { p_min: 0.25, k: 2.0, scope };
+        assert_eq!(soft.weights(&relative, 1)?, [vec![weight; 4], vec![weight; 4]]);
     }
     Ok(())
 }
@@ -110,10 +91,7 @@ fn partial_overlaps_have_the_weight_of_their_visibility() -> Done {
     let relative = crops();
     let (pairs, tokens) = (relative.pair_visibility()?, relative.visibility()?);
     for scope in [WeightScope::Pairs, WeightScope::Tokens, WeightScope::Both] {
-        let soft = SoftWeight {
-            scope,
-            ..soft(0.05, 3.0)
-        };
+        let soft = SoftWeight { scope, ..soft(0.05, 3.0) };
         let curve = |v: f64| 1.0 - 0.95 * (1.0 - v).powi(3);
         let weights = soft.weights(&relative, 3)?;
         for view in [0, 1] {
@@ -135,9 +113,7 @@ fn partial_overlaps_have_the_weight_of_their_visibility() -> Done {
 
 #[test]
 fn turns_and_flips_have_weights_of_one() -> Done {
-    let turns = [D4::ROT90, D4::HFLIP, D4::ROT180]
-        .map(Element::from)
-        .to_vec();
+    let turns = [D4::ROT90, D4::HFLIP, D4::ROT180].map(Element::from).to_vec();
     let relative = Relative::new(turns, grid(3, 3), grid(3, 3))?;
     let [first, second] = SoftWeight::default().weights(&relative, 3)?;
     assert_eq!((first, second), (vec![1.0; 27], vec![1.0; 27]));
@@ -149,10 +125,7 @@ fn one_element_serves_a_whole_batch() -> Done {
     let half = Element::from(Window::new(0.0, 0.5, 1.0, 0.5)?);
     let one = Relative::new(vec![half], grid(2, 4), grid(2, 2))?;
     let three = Relative::new(vec![half; 3], grid(2, 4), grid(2, 2))?;
-    let soft = SoftWeight {
-        scope: WeightScope::Both,
-        ..Default::default()
-    };
+    let soft = SoftWeight { scope: WeightScope::Both, ..Default::default() };
     assert_eq!(soft.weights(&one, 3)?, soft.weights(&three, 3)?);
     Ok(())
 }

@@ -23,12 +23,9 @@ fn values(vars: &VarMap, name: &str) -> Vec<f64> {
 
 #[test]
 fn each_variable_moves_by_the_average() -> ser_reg::Result<()> {
-    for (momentum, expected) in [
-        (0.0, [3.0, -1.0]),
-        (0.25, [2.5, 0.0]),
-        (0.5, [2.0, 1.0]),
-        (1.0, [1.0, 3.0]),
-    ] {
+    for (momentum, expected) in
+        [(0.0, [3.0, -1.0]), (0.25, [2.5, 0.0]), (0.5, [2.0, 1.0]), (1.0, [1.0, 3.0])]
+    {
         for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
             let target = vars(&[("a.w", dtype, [1.0, 3.0])]);
             let online = vars(&[("a.w", dtype, [3.0, -1.0]), ("head", dtype, [7.0, 7.0])]);
@@ -91,16 +88,8 @@ fn what_does_not_match_is_refused_without_any_change() {
     wide.data().lock().unwrap().insert("a".to_string(), same);
     wide.data().lock().unwrap().insert("b".to_string(), long);
     for (online, momentum, parts) in [
-        (
-            vars(&[("a", single, [9.0, 9.0])]),
-            0.5,
-            &["variable `b`", "none of this name"][..],
-        ),
-        (
-            vars(&[a, ("b", DType::F64, [9.0, 9.0])]),
-            0.5,
-            &["`b` alike", "F32", "F64"],
-        ),
+        (vars(&[("a", single, [9.0, 9.0])]), 0.5, &["variable `b`", "none of this name"][..]),
+        (vars(&[a, ("b", DType::F64, [9.0, 9.0])]), 0.5, &["`b` alike", "F32", "F64"]),
         (wide, 0.5, &["`b` alike", "[2]", "[3]"]),
         (VarMap::new(), 0.5, &["variable `a`", "none of this name"]),
         (vars(&[a, b]), -0.1, &["momentum", "[0, 1]", "-0.1"]),

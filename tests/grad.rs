@@ -10,12 +10,7 @@ const CPU: &Device = &Device::Cpu;
 /// A linear layer, then `tail`, then a loss on its output; and the variables before the tail.
 fn loss(tail: impl Fn(&Tensor) -> Result<Tensor>) -> (Tensor, VarMap) {
     let vars = VarMap::new();
-    let layer = linear(
-        4,
-        4,
-        VarBuilder::from_varmap(&vars, DType::F32, CPU).pp("fc"),
-    )
-    .unwrap();
+    let layer = linear(4, 4, VarBuilder::from_varmap(&vars, DType::F32, CPU).pp("fc")).unwrap();
     let x = Tensor::new(&[[1f32, -2., 3., 5.], [0., 1., 4., -1.]], CPU).unwrap();
     let y = tail(&layer.forward(&x).unwrap()).unwrap();
     // Cubed: a sum of squares is constant behind a norm, so that its gradient would be near zero.
@@ -28,10 +23,7 @@ fn unreached(tail: impl Fn(&Tensor) -> Result<Tensor>) -> Vec<String> {
 }
 
 fn layer_norm() -> LayerNorm {
-    let (weight, bias) = (
-        Tensor::ones(4, DType::F32, CPU),
-        Tensor::zeros(4, DType::F32, CPU),
-    );
+    let (weight, bias) = (Tensor::ones(4, DType::F32, CPU), Tensor::zeros(4, DType::F32, CPU));
     LayerNorm::new(weight.unwrap(), bias.unwrap(), 1e-5)
 }
 
@@ -46,10 +38,7 @@ fn layers_of_candle_nn_that_cut_the_graph_are_caught() {
 
 #[test]
 fn their_differentiable_forms_pass() {
-    let (one, zero) = (
-        layer_norm().weight().clone(),
-        layer_norm().bias().unwrap().clone(),
-    );
+    let (one, zero) = (layer_norm().weight().clone(), layer_norm().bias().unwrap().clone());
     assert!(unreached(|x| ops::layer_norm_slow(x, &one, &zero, 1e-5)).is_empty());
     assert!(unreached(|x| ops::rms_norm_slow(x, &one, 1e-5)).is_empty());
     assert!(unreached(|x| ops::softmax(x, D::Minus1)).is_empty());
@@ -66,15 +55,9 @@ fn layer_norm_cuts_contiguous_input_only() {
 #[test]
 fn the_table_of_the_guide_holds_for_candle() {
     let rope = |slow: bool| {
-        let (cos, sin) = (
-            Tensor::ones((2, 1), DType::F32, CPU)?,
-            Tensor::ones((2, 1), DType::F32, CPU)?,
-        );
-        let rope = if slow {
-            rotary_emb::rope_slow
-        } else {
-            rotary_emb::rope
-        };
+        let (cos, sin) =
+            (Tensor::ones((2, 1), DType::F32, CPU)?, Tensor::ones((2, 1), DType::F32, CPU)?);
+        let rope = if slow { rotary_emb::rope_slow } else { rotary_emb::rope };
         let x = Var::ones((1, 1, 2, 2), DType::F32, CPU)?;
         let loss = rope(&x, &cos, &sin)?.sqr()?.sum_all()?;
         Result::Ok(grad::unreached(&loss, [("x", x)])?.is_empty())
@@ -105,9 +88,7 @@ fn a_cut_norm_still_passes_what_goes_around_it() {
     let vb = VarBuilder::from_varmap(&vars, DType::F32, CPU);
     let fc = linear(4, 4, vb.pp("fc")).unwrap();
     let norm = candle_nn::layer_norm(4, 1e-5, vb.pp("norm")).unwrap();
-    let x = fc
-        .forward(&Tensor::ones((2, 4), DType::F32, CPU).unwrap())
-        .unwrap();
+    let x = fc.forward(&Tensor::ones((2, 4), DType::F32, CPU).unwrap()).unwrap();
     let y = (&x + norm.forward(&x).unwrap()).unwrap();
     let loss = y.sqr().unwrap().mean_all().unwrap();
     let missed = grad::unreached(&loss, grad::named(&vars, "")).unwrap();
@@ -124,13 +105,7 @@ fn a_detached_branch_is_reported() {
     let loss = (q - k.detach()).unwrap().sqr().unwrap().mean_all().unwrap();
     grad::assert_reaches(&loss, grad::named(&vars, "query")).unwrap();
     let error = grad::assert_reaches(&loss, grad::named(&vars, "")).unwrap_err();
-    let Error::Unreached {
-        absent,
-        zero,
-        not_finite,
-        total,
-    } = &error
-    else {
+    let Error::Unreached { absent, zero, not_finite, total } = &error else {
         panic!("{error}");
     };
     assert_eq!(absent, &["key.bias", "key.weight"]);
@@ -155,33 +130,18 @@ fn absent_zero_and_not_finite_are_distinguished() {
         term(inf.sqrt()),
     ];
     let loss = Tensor::stack(&loss, 0).unwrap().sum_all().unwrap();
-    let vars = [
-        ("fine", &fine),
-        ("absent", &absent),
-        ("zero", &zero),
-        ("nan", &nan),
-        ("inf", &inf),
-    ];
+    let vars =
+        [("fine", &fine), ("absent", &absent), ("zero", &zero), ("nan", &nan), ("inf", &inf)];
     let error = grad::assert_reaches(&loss, vars).unwrap_err();
-    let Error::Unreached {
-        absent,
-        zero,
-        not_finite,
-        total: 5,
-    } = &error
-    else {
+    let Error::Unreached { absent, zero, not_finite, total: 5 } = &error else {
         panic!("{error}");
     };
     assert_eq!(absent, &["absent"]);
     assert_eq!(zero, &["zero"]);
     assert_eq!(not_finite, &["nan", "inf"]);
     let text = error.to_string();
-    for part in [
-        "4 of 5",
-        "no gradient at: absent",
-        "all zero at: zero",
-        "not finite at: nan, inf",
-    ] {
+    for part in ["4 of 5", "no gradient at: absent", "all zero at: zero", "not finite at: nan, inf"]
+    {
         assert!(text.contains(part), "{text}");
     }
     let names = grad::unreached(&loss, vars).unwrap();
@@ -195,20 +155,10 @@ fn a_weight_of_zero_reaches_nothing() {
     // candle ends the graph at a factor of zero. Through a zero tensor it passes a zero gradient.
     let number = (&loss * 0.).unwrap();
     let error = grad::assert_reaches(&number, grad::named(&vars, "")).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("no gradient at: fc.bias, fc.weight"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("no gradient at: fc.bias, fc.weight"), "{error}");
     let tensor = (&loss * loss.zeros_like().unwrap()).unwrap();
     let error = grad::assert_reaches(&tensor, grad::named(&vars, "")).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("all zero at: fc.bias, fc.weight"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("all zero at: fc.bias, fc.weight"), "{error}");
 }
 
 #[test]
@@ -245,8 +195,7 @@ fn a_check_of_nothing_is_an_error() {
 
     let loss = w.sqr().unwrap().mean_all().unwrap();
     let vars = VarMap::new();
-    vars.get(1, "encoder.w", Init::Const(0.), DType::F32, CPU)
-        .unwrap();
+    vars.get(1, "encoder.w", Init::Const(0.), DType::F32, CPU).unwrap();
     let none = grad::assert_reaches(&loss, grad::named(&vars, "decoder")).unwrap_err();
     assert!(none.to_string().contains("at least one variable"), "{none}");
 }
@@ -257,19 +206,11 @@ fn a_prefix_is_a_path() {
     for name in ["b.1.w", "b.1.norm.w", "b.10.w", "b.1x", "cb.1.w"] {
         vars.get(1, name, Init::Const(0.), DType::F32, CPU).unwrap();
     }
-    let names = |p| {
-        grad::named(&vars, p)
-            .into_iter()
-            .map(|v| v.0)
-            .collect::<Vec<_>>()
-    };
+    let names = |p| grad::named(&vars, p).into_iter().map(|v| v.0).collect::<Vec<_>>();
     assert_eq!(names("b.1"), ["b.1.norm.w", "b.1.w"]);
     assert_eq!(names("b.1."), names("b.1"));
     assert_eq!(names("b.1.w"), ["b.1.w"]);
-    assert_eq!(
-        names(""),
-        ["b.1.norm.w", "b.1.w", "b.10.w", "b.1x", "cb.1.w"]
-    );
+    assert_eq!(names(""), ["b.1.norm.w", "b.1.w", "b.10.w", "b.1x", "cb.1.w"]);
 }
 
 #[test]
@@ -280,11 +221,7 @@ fn buffers_of_batch_norm_are_no_parameters() {
     let norm = candle_nn::batch_norm(3, 1e-5, vb.pp("norm")).unwrap();
     let all = vars.data().lock().unwrap().len();
     assert_eq!(all, 5, "candle registers both buffers as variables");
-    let x = Tensor::new(
-        &[[1f32, -2., 3., 5.], [0., 1., 4., -1.], [2., 2., -3., 0.]],
-        CPU,
-    )
-    .unwrap();
+    let x = Tensor::new(&[[1f32, -2., 3., 5.], [0., 1., 4., -1.], [2., 2., -3., 0.]], CPU).unwrap();
     let y = norm.forward_train(&fc.forward(&x).unwrap()).unwrap();
     let loss = y.powf(3.).unwrap().mean_all().unwrap();
     let named = grad::named(&vars, "");
@@ -295,12 +232,7 @@ fn buffers_of_batch_norm_are_no_parameters() {
 
     // Only the last part of a name counts.
     let vars = VarMap::new();
-    for name in [
-        "running_mean",
-        "running_var.w",
-        "my_running_var",
-        "a.running_var",
-    ] {
+    for name in ["running_mean", "running_var.w", "my_running_var", "a.running_var"] {
         vars.get(1, name, Init::Const(0.), DType::F32, CPU).unwrap();
     }
     let names: Vec<String> = grad::named(&vars, "").into_iter().map(|v| v.0).collect();

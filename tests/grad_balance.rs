@@ -80,17 +80,10 @@ fn magnitudes_whose_squares_overflow_their_type() -> Result<()> {
         let w = Var::zeros(2, dtype, CPU)?;
         let gradient =
             |x: [f64; 2]| -> Result<Tensor> { (Tensor::new(&x, CPU)? * scale)?.to_dtype(dtype) };
-        let (a, b) = (
-            linear(&w, &gradient([3., 4.])?),
-            linear(&w, &gradient([4., -3.])?),
-        );
+        let (a, b) = (linear(&w, &gradient([3., 4.])?), linear(&w, &gradient([4., -3.])?));
         let report = balance(&a, &b, &[("w", &w)], &["w"]);
         let group = &report.groups[0];
-        assert_close(
-            &[group.norm_inv / scale, group.norm_equiv / scale],
-            &[5.; 2],
-            1e-2,
-        );
+        assert_close(&[group.norm_inv / scale, group.norm_equiv / scale], &[5.; 2], 1e-2);
         let tolerance = if dtype == DType::F64 { 1e-14 } else { 1e-2 };
         assert!(
             (group.ratio() - 1.).abs() < tolerance && group.cosine.abs() < tolerance,
@@ -106,38 +99,20 @@ fn parameters_that_one_loss_does_not_reach() -> Result<()> {
     let (trunk, head, projector) = (var(1.), var(2.), var(3.));
     let inv = (trunk.as_tensor() * head.as_tensor())?.sum_all()?;
     let equiv = (trunk.as_tensor() * projector.as_tensor())?.sum_all()?;
-    let vars = [
-        ("trunk", &trunk),
-        ("head", &head),
-        ("projector", &projector),
-    ];
+    let vars = [("trunk", &trunk), ("head", &head), ("projector", &projector)];
     let report = balance(&inv, &equiv, &vars, &["trunk", "head", "projector"]);
-    let [t, h, p] = &report.groups[..] else {
-        panic!("three groups")
-    };
+    let [t, h, p] = &report.groups[..] else { panic!("three groups") };
     assert_eq!((t.norm_inv, t.norm_equiv), (5f64.sqrt(), 10f64.sqrt()));
     assert!(h.norm_inv > 0. && h.norm_equiv == 0. && h.ratio() == 0. && h.cosine.is_nan());
     assert!(
         p.norm_inv == 0. && p.norm_equiv > 0. && p.ratio() == f64::INFINITY && p.cosine.is_nan()
     );
     // λ depends on the trunk only.
-    assert_eq!(
-        (report.shared.norm_inv, report.shared.norm_equiv),
-        (t.norm_inv, t.norm_equiv)
-    );
-    assert_close(
-        &[report.suggested_lambda(1.)?.unwrap()],
-        &[0.5f64.sqrt()],
-        1e-14,
-    );
+    assert_eq!((report.shared.norm_inv, report.shared.norm_equiv), (t.norm_inv, t.norm_equiv));
+    assert_close(&[report.suggested_lambda(1.)?.unwrap()], &[0.5f64.sqrt()], 1e-14);
     assert_close(&[report.overall.norm_inv], &[(5f64 + 2.).sqrt()], 1e-14);
     // Without a shared parameter there is no suggestion.
-    let apart = balance(
-        &inv,
-        &linear(&projector, &Tensor::new(&[1., 1.], CPU)?),
-        &vars,
-        &[],
-    );
+    let apart = balance(&inv, &linear(&projector, &Tensor::new(&[1., 1.], CPU)?), &vars, &[]);
     assert!(apart.shared.ratio().is_nan());
     assert_eq!(apart.suggested_lambda(1.)?, None);
     Ok(())
@@ -148,12 +123,7 @@ fn agreement_and_conflict() -> Result<()> {
     let w = Var::from_tensor(&random(&[5], 1))?;
     let a = random(&[5], 2);
     for (scale, cosine) in [(2., 1.), (-0.5, -1.)] {
-        let report = balance(
-            &linear(&w, &a),
-            &linear(&w, &(&a * scale)?),
-            &[("w", &w)],
-            &[],
-        );
+        let report = balance(&linear(&w, &a), &linear(&w, &(&a * scale)?), &[("w", &w)], &[]);
         assert_close(
             &[report.overall.cosine, report.overall.ratio()],
             &[cosine, f64::abs(scale)],
@@ -173,9 +143,7 @@ fn gradients_that_are_not_finite_suggest_nothing() -> Result<()> {
     let mut balancer = LambdaBalancer::new(LambdaConfig::default())?;
     for (inv, equiv) in [(&broken, &fine), (&fine, &broken)] {
         let report = balance(inv, equiv, &vars, &["w", "v"]);
-        let [w, v] = &report.groups[..] else {
-            panic!("two groups")
-        };
+        let [w, v] = &report.groups[..] else { panic!("two groups") };
         assert!(!w.norm_inv.is_finite() || !w.norm_equiv.is_finite());
         assert_eq!((v.norm_inv, v.norm_equiv), (1., 1.));
         assert_eq!(report.suggested_lambda(1.)?, None);
@@ -199,11 +167,7 @@ fn prefixes_are_paths_and_gradient_stores_agree() -> Result<()> {
     let named = || vars.iter().map(|(n, v)| (n, v));
     let of_losses = GradientBalance::of_losses(&inv, &equiv, named(), &["b.1", "b.10.", ""])?;
     assert_eq!(
-        of_losses
-            .groups
-            .iter()
-            .map(|g| g.norm_inv)
-            .collect::<Vec<_>>(),
+        of_losses.groups.iter().map(|g| g.norm_inv).collect::<Vec<_>>(),
         [2., 2f64.sqrt(), 6f64.sqrt()]
     );
     let of_grads = GradientBalance::of_grads(
@@ -233,11 +197,7 @@ fn ratio(ratio: f64) -> GradientBalance {
 
 #[test]
 fn lambda_follows_the_logarithm_of_the_ratio() -> Result<()> {
-    let config = LambdaConfig {
-        target_ratio: 0.5,
-        momentum: 0.75,
-        ..config()
-    };
+    let config = LambdaConfig { target_ratio: 0.5, momentum: 0.75, ..config() };
     let mut balancer = LambdaBalancer::new(config)?;
     assert_eq!(balancer.lambda(), 1.);
     let mut log: Option<f64> = None;
@@ -246,11 +206,7 @@ fn lambda_follows_the_logarithm_of_the_ratio() -> Result<()> {
         let next = log.map_or(suggested, |old| 0.75 * old + 0.25 * suggested);
         log = Some(next);
         assert_close(&[balancer.update(&ratio(r))], &[next.exp()], 1e-13);
-        assert_eq!(
-            balancer.update(&ratio(0.)),
-            balancer.lambda(),
-            "without a suggestion λ stays"
-        );
+        assert_eq!(balancer.update(&ratio(0.)), balancer.lambda(), "without a suggestion λ stays");
     }
     // It converges to the target, and resumes from a checkpoint to the bit.
     for _ in 0..200 {
@@ -264,11 +220,7 @@ fn lambda_follows_the_logarithm_of_the_ratio() -> Result<()> {
 
 #[test]
 fn lambda_stays_within_its_bounds() -> Result<()> {
-    let mut balancer = LambdaBalancer::new(LambdaConfig {
-        min: 0.1,
-        max: 10.,
-        ..config()
-    })?;
+    let mut balancer = LambdaBalancer::new(LambdaConfig { min: 0.1, max: 10., ..config() })?;
     assert_eq!(balancer.update(&ratio(1e-9)), 10.);
     for _ in 0..100 {
         balancer.update(&ratio(1e9));
@@ -286,18 +238,8 @@ fn bad_input_is_named() -> Result<()> {
         assert_says(got, &[&["GradientBalance"], parts].concat());
     };
     say(&w, &loss, &[], &["scalar floating-point", "[2]"]);
-    say(
-        &loss,
-        &Tensor::new(1u32, CPU)?,
-        &[],
-        &["scalar floating-point", "U32"],
-    );
-    say(
-        &loss,
-        &loss,
-        &["w", "encoder"],
-        &["cover at least one", "\"encoder\""],
-    );
+    say(&loss, &Tensor::new(1u32, CPU)?, &[], &["scalar floating-point", "U32"]);
+    say(&loss, &loss, &["w", "encoder"], &["cover at least one", "\"encoder\""]);
     let none: [(&str, &Var); 0] = [];
     assert_says(
         GradientBalance::of_losses(&loss, &loss, none, &[]),
@@ -308,75 +250,30 @@ fn bad_input_is_named() -> Result<()> {
             ratio(1.).suggested_lambda(bad),
             &["target_ratio", "above 0", &bad.to_string()],
         );
-        assert_says(
-            LambdaBalancer::resume(config(), bad),
-            &["lambda", "above 0"],
-        );
+        assert_says(LambdaBalancer::resume(config(), bad), &["lambda", "above 0"]);
         for (field, config) in [
-            (
-                "target_ratio",
-                LambdaConfig {
-                    target_ratio: bad,
-                    ..config()
-                },
-            ),
-            (
-                "initial",
-                LambdaConfig {
-                    initial: bad,
-                    ..config()
-                },
-            ),
-            (
-                "min",
-                LambdaConfig {
-                    min: bad,
-                    ..config()
-                },
-            ),
-            (
-                "max",
-                LambdaConfig {
-                    max: bad,
-                    ..config()
-                },
-            ),
+            ("target_ratio", LambdaConfig { target_ratio: bad, ..config() }),
+            ("initial", LambdaConfig { initial: bad, ..config() }),
+            ("min", LambdaConfig { min: bad, ..config() }),
+            ("max", LambdaConfig { max: bad, ..config() }),
         ] {
-            assert_says(
-                LambdaBalancer::new(config),
-                &["LambdaConfig::", field, &bad.to_string()],
-            );
+            assert_says(LambdaBalancer::new(config), &["LambdaConfig::", field, &bad.to_string()]);
         }
     }
     assert_says(
-        LambdaBalancer::new(LambdaConfig {
-            min: 2.,
-            max: 1.,
-            ..config()
-        }),
+        LambdaBalancer::new(LambdaConfig { min: 2., max: 1., ..config() }),
         &["max", "at least min, 2", "got 1"],
     );
     for momentum in [1., -0.1, f64::NAN] {
-        let bad = LambdaBalancer::new(LambdaConfig {
-            momentum,
-            ..config()
-        });
-        assert_says(
-            bad,
-            &["LambdaConfig::momentum", "[0, 1)", &momentum.to_string()],
-        );
+        let bad = LambdaBalancer::new(LambdaConfig { momentum, ..config() });
+        assert_says(bad, &["LambdaConfig::momentum", "[0, 1)", &momentum.to_string()]);
     }
     Ok(())
 }
 
 #[test]
 fn lambda_starts_and_resumes_within_its_bounds() -> Result<()> {
-    let bounds = |initial| LambdaConfig {
-        initial,
-        min: 0.1,
-        max: 10.,
-        ..config()
-    };
+    let bounds = |initial| LambdaConfig { initial, min: 0.1, max: 10., ..config() };
     for (outside, inside) in [(50., 10.), (0.01, 0.1), (2., 2.)] {
         assert_eq!(LambdaBalancer::new(bounds(outside))?.lambda(), inside);
         let mut resumed = LambdaBalancer::resume(bounds(1.), outside)?;
@@ -397,10 +294,7 @@ fn tied_weights_count_once() -> Result<()> {
     let once = balance(&inv, &equiv, &[("in.w", &w), ("v", &v)], &["in"]);
     let tied = [("in.w", &w), ("in.copy", &w), ("v", &v), ("out.w", &w)];
     let twice = balance(&inv, &equiv, &tied, &["in", "out"]);
-    assert_eq!(
-        (&twice.shared, &twice.overall),
-        (&once.shared, &once.overall)
-    );
+    assert_eq!((&twice.shared, &twice.overall), (&once.shared, &once.overall));
     assert_eq!(twice.groups[0], once.groups[0]);
     assert_eq!(twice.groups[1].norm_inv, once.groups[0].norm_inv);
     Ok(())
@@ -409,10 +303,7 @@ fn tied_weights_count_once() -> Result<()> {
 #[cfg(feature = "serde")]
 #[test]
 fn settings_survive_json() {
-    let config = LambdaConfig {
-        target_ratio: 0.3,
-        ..config()
-    };
+    let config = LambdaConfig { target_ratio: 0.3, ..config() };
     let text = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<LambdaConfig>(&text).unwrap(), config);
 }

@@ -39,10 +39,7 @@ impl Net {
     fn forward(&self, x: &Tensor, cut: bool) -> Result<Tensor> {
         let mut x = x.clone();
         for block in LAYERS {
-            x = (x
-                .broadcast_matmul(&self.var(&format!("{block}.w")))?
-                .tanh()?
-                + &x)?;
+            x = (x.broadcast_matmul(&self.var(&format!("{block}.w")))?.tanh()? + &x)?;
             tap::record(block, &x)?;
             if cut {
                 x = x.detach();
@@ -70,10 +67,7 @@ impl Layers {
         let head = |name: &&str| Projector::new(WIDTH, small_head(), vb.pp(format!("ser.{name}")));
         let heads = LAYERS.iter().map(head).collect::<ser_reg::Result<_>>()?;
         reseed(&vars, 1);
-        let ser = SerLoss::new(SerConfig {
-            lambda: 0.7,
-            ..with_objective(nt_xent_at(0.5))
-        })?;
+        let ser = SerLoss::new(SerConfig { lambda: 0.7, ..with_objective(nt_xent_at(0.5)) })?;
         Ok(Self { ser, heads, vars })
     }
 

@@ -35,15 +35,11 @@ fn all_subgroups_are_closed() {
     let closed = |set: u32| {
         let has = |g: &D4| set >> g.index() & 1 == 1;
         let members: Vec<D4> = D4::ALL.into_iter().filter(has).collect();
-        members
-            .iter()
-            .all(|a| members.iter().all(|b| has(&a.compose(b))))
+        members.iter().all(|a| members.iter().all(|b| has(&a.compose(b))))
     };
     let mut found: Vec<u32> = (1u32..256).filter(|&s| closed(s)).collect();
-    let mut named: Vec<u32> = Subgroup::ALL
-        .iter()
-        .map(|g| g.elements().iter().map(|e| 1 << e.index()).sum())
-        .collect();
+    let mut named: Vec<u32> =
+        Subgroup::ALL.iter().map(|g| g.elements().iter().map(|e| 1 << e.index()).sum()).collect();
     found.sort_unstable();
     named.sort_unstable();
     assert_eq!(found, named);
@@ -67,13 +63,9 @@ fn whole_cell_crops_and_cyclic_shifts_are_permutations() {
     use ser_reg::operator::OperatorKind;
     let grid = TokenGrid::new(5, 7).unwrap();
     let crop = Window::from_cells(1, 2, 3, 4, grid).unwrap();
-    for filter in [
-        Filter::Nearest,
-        Filter::Bilinear,
-        Filter::Bicubic,
-        Filter::BicubicAntialias,
-        Filter::Area,
-    ] {
+    for filter in
+        [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::BicubicAntialias, Filter::Area]
+    {
         for g in [Element::from(crop), Element::from(crop).then(D4::ROT90)] {
             let operator = GridOperator::new(&[g], grid, &filter.into()).unwrap();
             assert_eq!(operator.kind(), OperatorKind::Permutation, "{filter:?}");
@@ -82,9 +74,7 @@ fn whole_cell_crops_and_cyclic_shifts_are_permutations() {
     // A rotation by 90 degrees built from its angle is a permutation too, also through sines and
     // cosines.
     let square = TokenGrid::square(5).unwrap();
-    let turn = Affine::rotation(45.0)
-        .unwrap()
-        .compose(&Affine::rotation(45.0).unwrap());
+    let turn = Affine::rotation(45.0).unwrap().compose(&Affine::rotation(45.0).unwrap());
     assert!(turn.as_d4().is_none());
     let operator = GridOperator::new(&[turn], square, &Resample::default()).unwrap();
     assert!(operator.is_exact());
@@ -205,13 +195,7 @@ fn approximate_actions_hold_to_the_stated_tolerance() {
         Affine::shear(0.2, 0.0).unwrap().into(),
     ];
     check(&affine, GENERAL);
-    check(
-        &[
-            windows[0].then(D4::ROT90).then(scales[0]),
-            affine[0].then(D4::HFLIP),
-        ],
-        GENERAL,
-    );
+    check(&[windows[0].then(D4::ROT90).then(scales[0]), affine[0].then(D4::HFLIP)], GENERAL);
 }
 
 // ---- broken actions: each law is seen to fail
@@ -257,38 +241,20 @@ impl<const BREAK: usize> PartialEq for Shift<BREAK> {
 
 impl<const BREAK: usize> GroupAction for Shift<BREAK> {
     fn identity() -> Self {
-        Shift(if BREAKS[BREAK] == Break::Identity {
-            0.25
-        } else {
-            0.0
-        })
+        Shift(if BREAKS[BREAK] == Break::Identity { 0.25 } else { 0.0 })
     }
     fn compose(&self, first: &Self) -> Self {
         // halving the first keeps e∘g, g∘e and inverses only where one side is the identity
         let both = self.0 != 0.0 && first.0 != 0.0 && self.0 != -first.0;
-        let first = if BREAKS[BREAK] == Break::Associativity && both {
-            first.0 / 2.0
-        } else {
-            first.0
-        };
+        let first =
+            if BREAKS[BREAK] == Break::Associativity && both { first.0 / 2.0 } else { first.0 };
         Shift(self.0 + first)
     }
     fn inverse(&self) -> Self {
-        Shift(if BREAKS[BREAK] == Break::Inverse {
-            self.0
-        } else {
-            -self.0
-        })
+        Shift(if BREAKS[BREAK] == Break::Inverse { self.0 } else { -self.0 })
     }
     fn source(&self, [y, x]: Point) -> Point {
-        [
-            y,
-            if BREAKS[BREAK] == Break::Source {
-                x * (1.0 + self.0)
-            } else {
-                x - self.0
-            },
-        ]
+        [y, if BREAKS[BREAK] == Break::Source { x * (1.0 + self.0) } else { x - self.0 }]
     }
     fn relative(from: &Self, to: &Self) -> Self {
         if BREAKS[BREAK] == Break::Relative {
@@ -347,9 +313,7 @@ fn a_reversed_action_of_a_commutative_group_passes_all_laws() {
 
 fn group_law<const BREAK: usize>() -> Option<Law> {
     let elements = [0.25, -0.5, 0.125].map(Shift::<BREAK>);
-    testing::check_group_laws(&elements, POINTS)
-        .err()
-        .and_then(|v| v.law())
+    testing::check_group_laws(&elements, POINTS).err().and_then(|v| v.law())
 }
 
 fn action_law<const BREAK: usize>() -> Option<Law> {
@@ -370,15 +334,11 @@ fn every_group_law_fails_on_an_action_that_breaks_it() {
     assert_eq!(group_law::<5>(), Some(Law::Source));
     assert_eq!(group_law::<6>(), Some(Law::Affine));
     assert_eq!(
-        testing::check_closure(&[D4::ROT90], &D4::ALL, POINTS)
-            .unwrap_err()
-            .law(),
+        testing::check_closure(&[D4::ROT90], &D4::ALL, POINTS).unwrap_err().law(),
         Some(Law::Closure)
     );
     assert_eq!(
-        testing::check_closure(&[D4::ROT90], Subgroup::C2.elements(), POINTS)
-            .unwrap_err()
-            .law(),
+        testing::check_closure(&[D4::ROT90], Subgroup::C2.elements(), POINTS).unwrap_err().law(),
         Some(Law::Closure)
     );
 }
@@ -404,8 +364,5 @@ fn adjoint_and_gradient_fail_where_they_are_broken() {
     };
     assert_eq!(check(&scale(2.0), 2.0), None);
     assert_eq!(check(&scale(2.0), 3.0), Some(Law::Adjoint));
-    assert_eq!(
-        check(&|x| Ok((x.detach() * 2.0)?), 2.0),
-        Some(Law::Gradient)
-    );
+    assert_eq!(check(&|x| Ok((x.detach() * 2.0)?), 2.0), Some(Law::Gradient));
 }

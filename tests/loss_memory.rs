@@ -64,21 +64,14 @@ type Run = fn(&Tensor, &Tensor, &Contrastive) -> ser_reg::Result<ContrastiveOutp
 
 fn pair((b, n, d): (usize, usize, usize)) -> Result<(Var, Var)> {
     let rng = &mut rng(1);
-    Ok((
-        tokens(rng, (b, n, d), DType::F32)?,
-        tokens(rng, (b, n, d), DType::F32)?,
-    ))
+    Ok((tokens(rng, (b, n, d), DType::F32)?, tokens(rng, (b, n, d), DType::F32)?))
 }
 
 #[test]
 fn the_allocator_counts() -> ser_reg::Result<()> {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let (z, zp) = pair((1, 256, 64))?;
-    let whole = peak_of(|| {
-        Ok(z.flatten(0, 1)?
-            .matmul(&zp.flatten(0, 1)?.t()?)?
-            .sum_all()?)
-    })?;
+    let whole = peak_of(|| Ok(z.flatten(0, 1)?.matmul(&zp.flatten(0, 1)?.t()?)?.sum_all()?))?;
     assert!(whole > 256.0 * 256.0 * 4.0 / MIB, "{whole} MiB");
     Ok(())
 }
@@ -89,10 +82,7 @@ fn peak_is_small_at_the_papers_size_and_at_four_times_as_many_tokens() -> ser_re
     for (images, forward_limit, limit) in [(16, 32.0, 32.0), (64, 64.0, 80.0)] {
         let (z, zp) = pair((images, 196, 512))?;
         let gradients = 2.0 * z.elem_count() as f64 * 4.0 / MIB;
-        for (name, run) in [
-            ("one direction", nt_xent as Run),
-            ("both", nt_xent_symmetric),
-        ] {
+        for (name, run) in [("one direction", nt_xent as Run), ("both", nt_xent_symmetric)] {
             let config = Contrastive::default();
             let mut forward = 0.0;
             let whole = peak_of(|| {
@@ -113,10 +103,7 @@ fn peak_is_small_at_the_papers_size_and_at_four_times_as_many_tokens() -> ser_re
 #[test]
 fn memory_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<()> {
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
-    let config = Contrastive {
-        block_bytes: 1 << 20,
-        ..Default::default()
-    };
+    let config = Contrastive { block_bytes: 1 << 20, ..Default::default() };
     for run in [nt_xent as Run, nt_xent_symmetric] {
         let peak = |images: usize| {
             let (z, zp) = pair((images, 64, 32))?;
@@ -132,9 +119,7 @@ fn memory_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result<(
 
 /// The peak without what threads that happen to work at the same moment hold besides.
 fn least_peak_of(loss: impl Fn() -> ser_reg::Result<Tensor>) -> ser_reg::Result<f64> {
-    let peaks = (0..5)
-        .map(|_| peak_of(&loss))
-        .collect::<ser_reg::Result<Vec<_>>>()?;
+    let peaks = (0..5).map(|_| peak_of(&loss)).collect::<ser_reg::Result<Vec<_>>>()?;
     Ok(peaks.into_iter().fold(f64::INFINITY, f64::min))
 }
 
@@ -144,31 +129,19 @@ fn detached_keys_and_repeated_sets_cost_no_gradient_of_their_own() -> ser_reg::R
     // Large beside what threads hold for their products, which comes and goes as they meet.
     let (z, zp) = pair((8, 128, 512))?;
     let set = z.elem_count() as f64 * 4.0 / MIB;
-    let config = Contrastive {
-        block_bytes: 1 << 18,
-        ..Default::default()
-    };
+    let config = Contrastive { block_bytes: 1 << 18, ..Default::default() };
     let live = least_peak_of(|| Ok(nt_xent(&z, &zp, &config)?.loss))?;
     let detached = least_peak_of(|| Ok(nt_xent(&z, &zp.detach(), &config)?.loss))?;
     println!("{live:.2} MiB live, {detached:.2} detached");
-    assert!(
-        detached < live - set,
-        "{live} MiB live, {detached} MiB detached, {set} MiB of tokens"
-    );
+    assert!(detached < live - set, "{live} MiB live, {detached} MiB detached, {set} MiB of tokens");
 
     let (a, p) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
     let labels: Vec<u32> = (0..1024).map(|i| i / 128).collect();
-    let [anchors, keys] = [&a, &p].map(|tokens| TokenSet {
-        tokens,
-        labels: &labels,
-    });
+    let [anchors, keys] = [&a, &p].map(|tokens| TokenSet { tokens, labels: &labels });
     let pair = least_peak_of(|| Ok(nt_xent_ragged(&a, &p, &labels, None, &config)?.loss))?;
     let sets = least_peak_of(|| Ok(info_nce(anchors, &p, &[anchors, keys], None, &config)?.loss))?;
     println!("{pair:.2} MiB as a pair, {sets:.2} as sets");
-    assert!(
-        sets < pair + 0.1 * set,
-        "{pair} MiB as a pair, {sets} MiB as sets"
-    );
+    assert!(sets < pair + 0.1 * set, "{pair} MiB as a pair, {sets} MiB as sets");
     Ok(())
 }
 
@@ -178,17 +151,10 @@ fn ser_loss_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result
     let _one = ONE.lock().unwrap_or_else(|e| e.into_inner());
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
-    let shape = ProjectorConfig {
-        hidden: 32,
-        out: 32,
-        norm: true,
-    };
+    let shape = ProjectorConfig { hidden: 32, out: 32, norm: true };
     let head = Projector::new(32, shape, vb)?;
     let ser = SerLoss::new(SerConfig {
-        objective: Objective::NtXent(Contrastive {
-            block_bytes: 1 << 20,
-            ..Default::default()
-        }),
+        objective: Objective::NtXent(Contrastive { block_bytes: 1 << 20, ..Default::default() }),
         ..Default::default()
     })?;
     let grid = TokenGrid::square(8)?;
@@ -197,9 +163,7 @@ fn ser_loss_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result
         let turns = D4::ALL.into_iter().cycle().take(images).collect();
         let relative = Relative::new(turns, grid, grid)?;
         least_peak_of(|| {
-            Ok(ser
-                .forward(&MapPair::new([&map1, &map2], &relative).head(&head))?
-                .loss)
+            Ok(ser.forward(&MapPair::new([&map1, &map2], &relative).head(&head))?.loss)
         })
     };
     let (small, large) = (peak(16)?, peak(64)?);
@@ -207,9 +171,6 @@ fn ser_loss_grows_with_the_tokens_and_not_with_their_square() -> ser_reg::Result
     // Four times the tokens.
     assert!(large <= 4.5 * small, "{small} MiB, then {large} MiB");
     let matrix = 4096.0 * 4096.0 * 4.0 / MIB;
-    assert!(
-        large < matrix,
-        "{large} MiB; one matrix of similarities has {matrix}"
-    );
+    assert!(large < matrix, "{large} MiB; one matrix of similarities has {matrix}");
     Ok(())
 }

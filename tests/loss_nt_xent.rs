@@ -45,11 +45,7 @@ impl Loops<'_> {
             dot(a, b) / (norm(a) * norm(b)) / self.temperature
         };
         let (mut loss, mut accuracy, mut total) = (0.0, 0.0, 0.0);
-        for (i, (a, p)) in anchors
-            .chunks(self.d)
-            .zip(positives.chunks(self.d))
-            .enumerate()
-        {
+        for (i, (a, p)) in anchors.chunks(self.d).zip(positives.chunks(self.d)).enumerate() {
             let positive = s(a, p);
             let mut terms = vec![positive];
             for (set, groups) in candidates.iter().zip(self.candidate_groups) {
@@ -81,21 +77,13 @@ fn symmetric_by_images(
     if weights.is_none() {
         return nt_xent_symmetric(z, zp, config);
     }
-    let ser = SerLoss::new(SerConfig {
-        objective: Objective::NtXent(*config),
-        ..Default::default()
-    })?;
+    let ser =
+        SerLoss::new(SerConfig { objective: Objective::NtXent(*config), ..Default::default() })?;
     let grid = TokenGrid::new(1, z.dims()[1])?;
     let still = Relative::new(vec![D4::IDENTITY], grid, grid)?;
-    let weights = Weights {
-        samples: weights,
-        ..Default::default()
-    };
+    let weights = Weights { samples: weights, ..Default::default() };
     let out = ser.forward(&MapPair::new([z, zp], &still).weights(&weights))?;
-    Ok(ContrastiveOutput {
-        loss: out.loss,
-        accuracy: out.accuracy.expect("NT-Xent"),
-    })
+    Ok(ContrastiveOutput { loss: out.loss, accuracy: out.accuracy.expect("NT-Xent") })
 }
 
 proptest! {
@@ -276,17 +264,11 @@ fn equal_embeddings_give_the_log_of_the_count() -> Result<()> {
     let z = Var::ones((b, n, 8), DType::F64, &Device::Cpu)?;
     let m = b * n;
     for ((negatives, same_image), count) in
-        FORMS
-            .into_iter()
-            .zip([1 + 2 * (m - n), 1 + 2 * (m - 1), 1 + m - n, m])
+        FORMS.into_iter().zip([1 + 2 * (m - n), 1 + 2 * (m - 1), 1 + m - n, m])
     {
         for run in DIRECTIONS {
-            let config = Contrastive {
-                negatives,
-                same_image,
-                temperature: 0.05,
-                ..Default::default()
-            };
+            let config =
+                Contrastive { negatives, same_image, temperature: 0.05, ..Default::default() };
             let (loss, grad, _) = evaluate(run, &z, &Var::from_tensor(&z)?, &config)?;
             assert_close(&[scalar(&loss)], &[(count as f64).ln()], 1e-12);
             assert_close(&flat(&grad), &vec![0.0; m * 8], 1e-12);
@@ -299,11 +281,7 @@ fn equal_embeddings_give_the_log_of_the_count() -> Result<()> {
 fn swapping_the_views_keeps_the_symmetric_loss_only() -> Result<()> {
     let (z, zp) = pair(3, (3, 5, 8), DType::F64)?;
     for (negatives, same_image) in FORMS {
-        let config = Contrastive {
-            negatives,
-            same_image,
-            ..Default::default()
-        };
+        let config = Contrastive { negatives, same_image, ..Default::default() };
         let [one_way, both] = DIRECTIONS.map(|run| {
             let (there, back) = (run(&z, &zp, &config), run(&zp, &z, &config));
             [there, back].map(|out| scalar(&out.expect("a loss").loss))
@@ -323,10 +301,7 @@ fn the_block_size_does_not_change_the_result() -> Result<()> {
         let whole = evaluate(run, &z, &zp, &config)?;
         // 42 candidates of 8 bytes: blocks of 1, 1, 2, 5 and all 21 rows.
         for block_bytes in [1, 42 * 8, 42 * 8 * 2, 42 * 8 * 5 + 3, 1 << 30] {
-            let config = Contrastive {
-                block_bytes,
-                ..config
-            };
+            let config = Contrastive { block_bytes, ..config };
             let blocks = evaluate(run, &z, &zp, &config)?;
             assert_close(&[scalar(&blocks.0)], &[scalar(&whole.0)], 1e-14);
             assert_close(&flat(&blocks.1), &flat(&whole.1), 1e-14);
@@ -342,10 +317,7 @@ fn accuracy_counts_the_matched_anchors() -> Result<()> {
     // second anchor.
     let z = Tensor::new(&[[1f32, 0., 0.], [0., 1., 0.], [0., 0., 1.]], &Device::Cpu)?;
     let zp = Tensor::new(&[[1f32, 0., 0.], [0., 1., 0.], [0., 1., 0.1]], &Device::Cpu)?;
-    let config = Contrastive {
-        negatives: Negatives::OtherView,
-        ..Default::default()
-    };
+    let config = Contrastive { negatives: Negatives::OtherView, ..Default::default() };
     let accuracy = |weights| {
         Ok::<_, ser_reg::Error>(scalar(
             &nt_xent_ragged(&z, &zp, &[0, 1, 2], weights, &config)?.accuracy,
@@ -411,11 +383,8 @@ fn opposite_tokens_at_the_coldest_common_temperature_are_finite() -> Result<()> 
         for d in [1, 4] {
             let z = Var::ones((2, 1, d), DType::F32, &Device::Cpu)?;
             let zp = Var::from_tensor(&z.neg()?)?;
-            let config = Contrastive {
-                negatives: Negatives::OtherView,
-                temperature,
-                ..Default::default()
-            };
+            let config =
+                Contrastive { negatives: Negatives::OtherView, temperature, ..Default::default() };
             let (loss, gz, gzp) = evaluate(nt_xent_symmetric, &z, &zp, &config)?;
             assert_close(&[scalar(&loss)], &[2f64.ln()], 1e-5);
             for x in [&gz, &gzp] {
@@ -432,10 +401,7 @@ fn cold_temperatures_stay_right_in_f32() -> Result<()> {
     for noise in [0.02, 1.0] {
         let (z, other) = pair(5, (4, 6, 8), DType::F64)?;
         let zp = Var::from_tensor(&((z.as_tensor() * 0.7)? + (other.as_tensor() * noise)?)?)?;
-        let config = Contrastive {
-            temperature: 0.01,
-            ..Default::default()
-        };
+        let config = Contrastive { temperature: 0.01, ..Default::default() };
         for run in DIRECTIONS {
             let exact = evaluate(run, &z, &zp, &config)?;
             let single = |v: &Var| Var::from_tensor(&v.to_dtype(DType::F32)?);
@@ -457,18 +423,9 @@ fn check_rare(run: Run, shape: (usize, usize, usize), config: &Contrastive) -> R
         };
         let (z, zp) = pair(6, shape, dtype)?;
         let zero = Var::from_tensor(&z.zeros_like()?)?;
-        for (z, zp) in [
-            (&z, &zp),
-            (&zero, &zp),
-            (&z, &zero),
-            (&zero, &zero),
-            (&z, &z),
-        ] {
+        for (z, zp) in [(&z, &zp), (&zero, &zp), (&z, &zero), (&zero, &zero), (&z, &z)] {
             let (loss, gz, gzp) = evaluate(run, z, zp, config)?;
-            assert_eq!(
-                (loss.dtype(), gz.dtype(), gz.dims()),
-                (wide, dtype, z.dims())
-            );
+            assert_eq!((loss.dtype(), gz.dtype(), gz.dims()), (wide, dtype, z.dims()));
             for x in [&loss, &gz, &gzp] {
                 assert_finite(x);
             }
@@ -486,12 +443,8 @@ fn check_rare(run: Run, shape: (usize, usize, usize), config: &Contrastive) -> R
 fn the_rarest_inputs_are_finite() -> Result<()> {
     for shape in [(1, 1, 4), (1, 9, 4), (5, 1, 4), (2, 3, 1), (3, 4, 8)] {
         for (negatives, same_image) in FORMS {
-            let config = Contrastive {
-                negatives,
-                same_image,
-                temperature: 0.01,
-                ..Default::default()
-            };
+            let config =
+                Contrastive { negatives, same_image, temperature: 0.01, ..Default::default() };
             for run in DIRECTIONS {
                 check_rare(run, shape, &config)?;
             }
@@ -512,9 +465,7 @@ fn half_precision_stays_near_f32() -> Result<()> {
             // The values are worked on in f32; only the gradient is rounded.
             assert_close(&[scalar(&got.0)], &[scalar(&exact.0)], 1e-6);
             for (got, exact) in [(&got.1, &exact.1), (&got.2, &exact.2)] {
-                let largest = flat(exact)
-                    .into_iter()
-                    .fold(0.0, |a: f64, b| a.max(b.abs()));
+                let largest = flat(exact).into_iter().fold(0.0, |a: f64, b| a.max(b.abs()));
                 let error = flat(&(got.to_dtype(DType::F32)? - exact)?)
                     .into_iter()
                     .fold(0.0, |a: f64, b| a.max(b.abs()));
@@ -541,25 +492,14 @@ fn nan_tokens_show_in_the_loss() -> Result<()> {
 fn gradient_stops_where_a_side_is_detached() -> Result<()> {
     let (z, zp) = pair(9, (3, 4, 8), DType::F64)?;
     for run in DIRECTIONS {
-        let config = Contrastive {
-            negatives: Negatives::OtherView,
-            ..Default::default()
-        };
+        let config = Contrastive { negatives: Negatives::OtherView, ..Default::default() };
         let (_, both_z, both_zp) = evaluate(run, &z, &zp, &config)?;
         let grads = run(&z, &zp.detach(), &config)?.loss.backward()?;
         assert!(grads.get(&zp).is_none());
-        assert_close(
-            &flat(grads.get(&z).expect("a gradient")),
-            &flat(&both_z),
-            1e-14,
-        );
+        assert_close(&flat(grads.get(&z).expect("a gradient")), &flat(&both_z), 1e-14);
         let grads = run(&z.detach(), &zp, &config)?.loss.backward()?;
         assert!(grads.get(&z).is_none());
-        assert_close(
-            &flat(grads.get(&zp).expect("a gradient")),
-            &flat(&both_zp),
-            1e-14,
-        );
+        assert_close(&flat(grads.get(&zp).expect("a gradient")), &flat(&both_zp), 1e-14);
         assert!(!run(&z.detach(), &zp.detach(), &config)?.loss.track_op());
     }
     Ok(())
@@ -569,10 +509,7 @@ fn gradient_stops_where_a_side_is_detached() -> Result<()> {
 fn the_chain_rule_goes_on_through_the_loss() -> Result<()> {
     let rng = &mut rng(10);
     let w = tokens(rng, (4, 6), DType::F64)?;
-    let (x, y) = (
-        tokens(rng, (2, 3, 4), DType::F64)?,
-        tokens(rng, (2, 3, 4), DType::F64)?,
-    );
+    let (x, y) = (tokens(rng, (2, 3, 4), DType::F64)?, tokens(rng, (2, 3, 4), DType::F64)?);
     for run in DIRECTIONS {
         let f = |w: &Tensor| -> ser_reg::Result<Tensor> {
             let map = |x: &Var| x.broadcast_matmul(w)?.tanh();
@@ -616,12 +553,8 @@ fn each_process_finds_its_part_of_the_whole_gradient() -> Result<()> {
     let (z, zp) = pair(12, (images, n, d), DType::F64)?;
     for (negatives, same_image) in FORMS {
         for run in DIRECTIONS {
-            let config = Contrastive {
-                negatives,
-                same_image,
-                temperature: 0.2,
-                ..Default::default()
-            };
+            let config =
+                Contrastive { negatives, same_image, temperature: 0.2, ..Default::default() };
             let (loss, gz, gzp) = evaluate(run, &z, &zp, &config)?;
             for rank in 0..world {
                 let (first, count) = (rank * images / world, images / world);
@@ -657,28 +590,16 @@ fn each_process_finds_its_part_of_the_whole_gradient() -> Result<()> {
 fn anchors_split_over_processes_add_up_to_the_whole() -> Result<()> {
     let (m, d) = (8, 5);
     let rng = &mut rng(13);
-    let (z, zp) = (
-        tokens(rng, (m, d), DType::F64)?,
-        tokens(rng, (m, d), DType::F64)?,
-    );
+    let (z, zp) = (tokens(rng, (m, d), DType::F64)?, tokens(rng, (m, d), DType::F64)?);
     let ids = [0, 0, 0, 1, 1, 2, 2, 3];
-    let config = Contrastive {
-        temperature: 0.2,
-        ..Default::default()
-    };
-    let sets = [&z, &zp].map(|tokens| TokenSet {
-        tokens,
-        labels: &ids,
-    });
+    let config = Contrastive { temperature: 0.2, ..Default::default() };
+    let sets = [&z, &zp].map(|tokens| TokenSet { tokens, labels: &ids });
     let whole = info_nce(sets[0], &zp, &sets, None, &config)?.loss;
     let parts = [(0, 3), (3, 5)]
         .into_iter()
         .map(|(first, count)| {
             let (a, p) = (z.narrow(0, first, count)?, zp.narrow(0, first, count)?);
-            let anchors = TokenSet {
-                tokens: &a,
-                labels: &ids[first..first + count],
-            };
+            let anchors = TokenSet { tokens: &a, labels: &ids[first..first + count] };
             let part = info_nce(anchors, &p, &sets, None, &config)?.loss;
             Ok((part * (count as f64 / m as f64))?)
         })
@@ -702,17 +623,10 @@ fn info_nce_reads_neither_negatives_nor_same_image() -> Result<()> {
     let (z, zp) = pair(14, (3, 4, 5), DType::F64)?;
     let (z, zp) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
     let ids: Vec<u32> = (0..12).map(|i| i / 4).collect();
-    let sets = [&z, &zp].map(|tokens| TokenSet {
-        tokens,
-        labels: &ids,
-    });
+    let sets = [&z, &zp].map(|tokens| TokenSet { tokens, labels: &ids });
     let paper = nt_xent_ragged(&z, &zp, &ids, None, &Contrastive::default())?.loss;
     for (negatives, same_image) in FORMS {
-        let config = Contrastive {
-            negatives,
-            same_image,
-            ..Default::default()
-        };
+        let config = Contrastive { negatives, same_image, ..Default::default() };
         let out = info_nce(sets[0], &zp, &sets, None, &config)?;
         assert_close(&[scalar(&out.loss)], &[scalar(&paper)], 1e-14);
     }
@@ -724,17 +638,11 @@ fn settings_out_of_range_are_named() -> Result<()> {
     let (z, zp) = pair(14, (2, 3, 4), DType::F32)?;
     let (f, fp) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
     let ids = [0, 0, 0, 1, 1, 1];
-    let set = TokenSet {
-        tokens: &f,
-        labels: &ids,
-    };
+    let set = TokenSet { tokens: &f, labels: &ids };
     let ok = Contrastive::default();
     let cold = |temperature| Contrastive { temperature, ..ok };
     let eps = |eps| Contrastive { eps, ..ok };
-    let blocks = Contrastive {
-        block_bytes: 0,
-        ..ok
-    };
+    let blocks = Contrastive { block_bytes: 0, ..ok };
     for (config, parts) in [
         (cold(0.0), ["temperature", "above 0", "got 0"]),
         (cold(-0.1), ["temperature", "above 0", "-1e-1"]),
@@ -771,10 +679,7 @@ fn tokens_that_do_not_fit_are_named() -> Result<()> {
         (&ints, &ints, &["f16, bf16, f32 or f64", "u32"]),
         (&empty, &empty, &["at least one token", "[0, 3, 4]"]),
     ] {
-        for (run, op) in DIRECTIONS
-            .into_iter()
-            .zip(["nt_xent:", "nt_xent_symmetric:"])
-        {
+        for (run, op) in DIRECTIONS.into_iter().zip(["nt_xent:", "nt_xent_symmetric:"]) {
             assert_says(run(a, b, &ok), parts);
             assert_says(run(a, b, &ok), &[op]);
         }
@@ -793,35 +698,11 @@ fn tokens_that_do_not_fit_are_named() -> Result<()> {
         (&vector, &vector, all, None, &["rank 2", "[24]"][..]),
         (&none, &none, all, None, &["at least one token", "[0, 4]"]),
         (&f, &double, all, None, &["one type", "f32", "f64"]),
-        (
-            &f,
-            &fp,
-            &ids[..5],
-            None,
-            &["one image id per token, 6", "got 5"],
-        ),
-        (
-            &f,
-            &fp,
-            all,
-            Some(&ones[..5]),
-            &["one weight per token, 6", "got 5"],
-        ),
-        (
-            &f,
-            &fp,
-            all,
-            Some(&negative[..]),
-            &["weights", "at least 0", "-1"],
-        ),
+        (&f, &fp, &ids[..5], None, &["one image id per token, 6", "got 5"]),
+        (&f, &fp, all, Some(&ones[..5]), &["one weight per token, 6", "got 5"]),
+        (&f, &fp, all, Some(&negative[..]), &["weights", "at least 0", "-1"]),
         (&f, &fp, all, Some(&nan[..]), &["finite weights", "NaN"]),
-        (
-            &f,
-            &fp,
-            all,
-            Some(&zero[..]),
-            &["one weight above 0", "all 0"],
-        ),
+        (&f, &fp, all, Some(&zero[..]), &["one weight above 0", "all 0"]),
     ] {
         assert_says(nt_xent_ragged(a, b, ids, weights, &ok), parts);
     }
@@ -834,32 +715,16 @@ fn candidates_that_do_not_fit_are_named() -> Result<()> {
     let (z, zp) = pair(14, (2, 3, 4), DType::F32)?;
     let (f, fp) = (z.flatten(0, 1)?, zp.flatten(0, 1)?);
     let ids = [0, 0, 0, 1, 1, 1];
-    let set = TokenSet {
-        tokens: &f,
-        labels: &ids,
-    };
+    let set = TokenSet { tokens: &f, labels: &ids };
     let narrow = f.narrow(1, 0, 3)?;
     let double = f.to_dtype(DType::F64)?;
-    let short = TokenSet {
-        labels: &ids[1..],
-        ..set
-    };
-    let thin = TokenSet {
-        tokens: &narrow,
-        ..set
-    };
-    let wide = TokenSet {
-        tokens: &double,
-        ..set
-    };
+    let short = TokenSet { labels: &ids[1..], ..set };
+    let thin = TokenSet { tokens: &narrow, ..set };
+    let wide = TokenSet { tokens: &double, ..set };
     let maps = TokenSet { tokens: &z, ..set };
     let config = Contrastive::default();
     for (anchors, candidates, parts) in [
-        (
-            set,
-            &[][..],
-            &["at least one set of candidates", "none"][..],
-        ),
+        (set, &[][..], &["at least one set of candidates", "none"][..]),
         (set, &[short], &["one label per token, 6", "got 5"]),
         (short, &[set], &["one label per token, 6", "got 5"]),
         (set, &[set, thin], &["(M, 4)", "[6, 3]"]),

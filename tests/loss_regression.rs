@@ -29,11 +29,7 @@ fn mean_of(a: &[f64], b: &[f64], f: impl Fn(f64) -> f64) -> f64 {
 
 fn huber(a: &[f64], b: &[f64], beta: f64) -> f64 {
     let each = |d: f64| {
-        if d.abs() < beta {
-            0.5 * d * d / beta
-        } else {
-            d.abs() - 0.5 * beta
-        }
+        if d.abs() < beta { 0.5 * d * d / beta } else { d.abs() - 0.5 * beta }
     };
     mean_of(a, b, each)
 }
@@ -45,42 +41,20 @@ const OBJECTIVES: [(&str, Loss, Formula); 6] = [
         |a, b, w| normalized_mse(a, b, EPS, w),
         |a, b| {
             // |â − b̂|², which is 2 − 2cos only where eps does not count.
-            let unit = |x: &[f64]| {
-                x.iter()
-                    .map(|v| v / (dot(x, x) + EPS).sqrt())
-                    .collect::<Vec<_>>()
-            };
-            unit(a)
-                .iter()
-                .zip(unit(b))
-                .map(|(a, b)| (a - b).powi(2))
-                .sum()
+            let unit =
+                |x: &[f64]| x.iter().map(|v| v / (dot(x, x) + EPS).sqrt()).collect::<Vec<_>>();
+            unit(a).iter().zip(unit(b)).map(|(a, b)| (a - b).powi(2)).sum()
         },
     ),
-    (
-        "cosine",
-        |a, b, w| cosine(a, b, EPS, w),
-        |a, b| 1.0 - cos(a, b),
-    ),
+    ("cosine", |a, b, w| cosine(a, b, EPS, w), |a, b| 1.0 - cos(a, b)),
     ("l1", l1, |a, b| mean_of(a, b, f64::abs)),
-    (
-        "smooth_l1 1",
-        |a, b, w| smooth_l1(a, b, 1.0, w),
-        |a, b| huber(a, b, 1.0),
-    ),
-    (
-        "smooth_l1 0.25",
-        |a, b, w| smooth_l1(a, b, 0.25, w),
-        |a, b| huber(a, b, 0.25),
-    ),
+    ("smooth_l1 1", |a, b, w| smooth_l1(a, b, 1.0, w), |a, b| huber(a, b, 1.0)),
+    ("smooth_l1 0.25", |a, b, w| smooth_l1(a, b, 0.25, w), |a, b| huber(a, b, 0.25)),
 ];
 
 fn pair(seed: u64, dtype: DType) -> Result<(Var, Var)> {
     let rng = &mut rng(seed);
-    Ok((
-        tokens(rng, (2, 3, 4), dtype)?,
-        tokens(rng, (2, 3, 4), dtype)?,
-    ))
+    Ok((tokens(rng, (2, 3, 4), dtype)?, tokens(rng, (2, 3, 4), dtype)?))
 }
 
 #[test]
@@ -101,9 +75,7 @@ fn values_and_gradients_match_the_formulas() -> Result<()> {
             println!("{name}: {out}");
             assert_close(&[scalar(&out)], &[value(&both)], 1e-13);
             let grads = out.backward()?;
-            let grad = [&a, &b]
-                .map(|v| flat(grads.get(v).expect("a gradient")))
-                .concat();
+            let grad = [&a, &b].map(|v| flat(grads.get(v).expect("a gradient"))).concat();
             assert_close(&grad, &differences(&both, 1e-6, value), 1e-8);
             // The leading dimensions do not matter.
             let flattened = loss(&a.flatten(0, 1)?, &b.flatten(0, 1)?, weights)?;
@@ -136,11 +108,7 @@ fn zero_tokens_are_finite_in_every_type() -> Result<()> {
         for (_, loss, _) in OBJECTIVES {
             for (a, b) in [(&a, &zero), (&zero, &a), (&zero, &zero)] {
                 let out = loss(a, b, None)?;
-                let wide = if dtype == DType::F64 {
-                    DType::F64
-                } else {
-                    DType::F32
-                };
+                let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
                 assert_eq!(out.dtype(), wide);
                 let grads = out.backward()?;
                 for v in [a, b] {
@@ -171,21 +139,12 @@ fn bad_input_is_named() -> Result<()> {
     let (short, double) = (b.narrow(1, 0, 2)?, b.to_dtype(DType::F64)?);
     let (ints, empty) = (a.to_dtype(DType::I64)?, a.narrow(1, 0, 0)?);
     let scalar = Tensor::new(1f32, &Device::Cpu)?;
-    let (few, zeros, negative, nan) = (
-        [1f32; 5],
-        [0f32; 6],
-        [1., 1., 1., 1., 1., -2.],
-        [1., f32::NAN, 1., 1., 1., 1.],
-    );
+    let (few, zeros, negative, nan) =
+        ([1f32; 5], [0f32; 6], [1., 1., 1., 1., 1., -2.], [1., f32::NAN, 1., 1., 1., 1.]);
     for (name, loss, _) in OBJECTIVES {
         let op = name.split(' ').next().expect("a name");
         for (a, b, weights, parts) in [
-            (
-                a,
-                &short,
-                None,
-                &["one shape", "[2, 3, 4]", "[2, 2, 4]"][..],
-            ),
+            (a, &short, None, &["one shape", "[2, 3, 4]", "[2, 2, 4]"][..]),
             (a, &double, None, &["one type", "f32", "f64"]),
             (&ints, &ints, None, &["f16, bf16, f32 or f64", "i64"]),
             (&empty, &empty, None, &["at least one token", "[2, 0, 4]"]),

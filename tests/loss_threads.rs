@@ -13,15 +13,8 @@ const CHILD: &str = "SER_REG_PRINT_BITS";
 /// The bits of the losses and of their gradients, on as many threads as the environment says.
 fn bits() -> ser_reg::Result<String> {
     let rng = &mut rng(1);
-    let (z, zp) = (
-        tokens(rng, (5, 67, 48), DType::F32)?,
-        tokens(rng, (5, 67, 48), DType::F32)?,
-    );
-    let config = Contrastive {
-        block_bytes: 100_000,
-        temperature: 0.1,
-        ..Default::default()
-    };
+    let (z, zp) = (tokens(rng, (5, 67, 48), DType::F32)?, tokens(rng, (5, 67, 48), DType::F32)?);
+    let config = Contrastive { block_bytes: 100_000, temperature: 0.1, ..Default::default() };
     let mut bits = Vec::new();
     for run in [nt_xent, nt_xent_symmetric] {
         let loss = run(&z, &zp, &config)?.loss;
@@ -47,21 +40,14 @@ fn the_number_of_threads_does_not_change_a_bit() -> ser_reg::Result<()> {
     let on = |threads: &str| {
         let test = std::env::current_exe().expect("the path of this test");
         let out = Command::new(test)
-            .args([
-                "--exact",
-                "the_number_of_threads_does_not_change_a_bit",
-                "--nocapture",
-            ])
+            .args(["--exact", "the_number_of_threads_does_not_change_a_bit", "--nocapture"])
             .env(CHILD, "1")
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .expect("a child process");
         let out = String::from_utf8(out.stdout).expect("text");
         assert!(out.contains(&format!("threads {threads}\n")), "{out}");
-        let line = out
-            .lines()
-            .find(|l| l.starts_with("bits"))
-            .expect("the child's bits");
+        let line = out.lines().find(|l| l.starts_with("bits")).expect("the child's bits");
         line.to_string()
     };
     let single = on("1");

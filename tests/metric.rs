@@ -28,21 +28,14 @@ fn symmetrized(kernel: &Tensor) -> Tensor {
     for i in 0..6 {
         poses.push(turn(&poses[i]));
     }
-    (poses
-        .iter()
-        .fold(kernel.zeros_like().unwrap(), |sum, k| (sum + k).unwrap())
-        / 8.)
-        .unwrap()
+    (poses.iter().fold(kernel.zeros_like().unwrap(), |sum, k| (sum + k).unwrap()) / 8.).unwrap()
 }
 
 fn assert_exact(s: &Scores, what: impl std::fmt::Debug) {
     for one in [s.cosine, s.centered, s.correlation] {
         assert!((one - 1.).abs() < 1e-12, "{what:?}: {s:?}");
     }
-    assert!(
-        s.relative_error < 1e-12 && s.max_abs < 1e-12,
-        "{what:?}: {s:?}"
-    );
+    assert!(s.relative_error < 1e-12 && s.max_abs < 1e-12, "{what:?}: {s:?}");
 }
 
 /// Scores fixed maps against each other under the identity: `a` for the upright images, `v` for the "moved" ones.
@@ -52,10 +45,7 @@ fn between(a: &Tensor, v: &Tensor) -> Comparison {
     let score = EqScore::new(grid(1, n));
     let images = Tensor::zeros((images, 1, 1, n), DType::F64, CPU).unwrap();
     let next = |_: &Tensor| Ok(maps.next().unwrap().clone());
-    score
-        .measure(&images, &[D4::IDENTITY], &mut rng(), next)
-        .unwrap()
-        .mean
+    score.measure(&images, &[D4::IDENTITY], &mut rng(), next).unwrap().mean
 }
 
 #[test]
@@ -64,24 +54,13 @@ fn a_symmetric_convolution_scores_one_under_all_of_d4() {
     let images = random(&[6, 3, 8, 12], 2);
     // ReLU: zero tokens and dead channels among them must not spoil it.
     let net = |x: &Tensor| x.conv2d(&kernel, 1, 1, 1, 1)?.relu()?.avg_pool2d(2);
-    let report = EqScore::new(grid(4, 6))
-        .measure(&images, &D4::ALL, &mut rng(), net)
-        .unwrap();
-    assert_eq!(
-        report.elements.iter().map(|e| e.0).collect::<Vec<_>>(),
-        D4::ALL
-    );
+    let report = EqScore::new(grid(4, 6)).measure(&images, &D4::ALL, &mut rng(), net).unwrap();
+    assert_eq!(report.elements.iter().map(|e| e.0).collect::<Vec<_>>(), D4::ALL);
     for (g, c) in &report.elements {
         assert_exact(&c.score, g);
         for null in [c.shuffled_positions.unwrap(), c.shuffled_images.unwrap()] {
-            assert!(
-                null.centered < 0.3 && null.correlation < 0.3,
-                "{g:?}: {null:?}"
-            );
-            assert!(
-                null.cosine < 0.95 && null.relative_error > 0.2,
-                "{g:?}: {null:?}"
-            );
+            assert!(null.centered < 0.3 && null.correlation < 0.3, "{g:?}: {null:?}");
+            assert!(null.cosine < 0.95 && null.relative_error > 0.2, "{g:?}: {null:?}");
         }
     }
     assert_exact(&report.mean.score, "mean");
@@ -92,17 +71,12 @@ fn an_asymmetric_kernel_does_not_and_symmetry_is_all_it_lacks() {
     let kernel = random(&[5, 3, 3, 3], 1);
     let images = random(&[6, 3, 8, 8], 2);
     let net = |x: &Tensor| x.conv2d(&kernel, 1, 1, 1, 1)?.gelu();
-    let report = EqScore::new(grid(8, 8))
-        .measure(&images, &D4::ALL, &mut rng(), net)
-        .unwrap();
+    let report = EqScore::new(grid(8, 8)).measure(&images, &D4::ALL, &mut rng(), net).unwrap();
     for (g, c) in &report.elements {
         if *g == D4::IDENTITY {
             assert_exact(&c.score, g);
         } else {
-            assert!(
-                c.score.centered < 0.9 && c.score.relative_error > 0.1,
-                "{g:?}: {c:?}"
-            );
+            assert!(c.score.centered < 0.9 && c.score.relative_error > 0.1, "{g:?}: {c:?}");
         }
     }
 }
@@ -121,20 +95,12 @@ impl Vit {
     fn new(kernel: Tensor, positions: f64) -> Self {
         let qkv = [10, 11, 12].map(|seed| random(&[Self::DIM, Self::DIM], seed));
         let positions = (random(&[1, 49, Self::DIM], 20) * positions).unwrap();
-        Self {
-            kernel,
-            qkv,
-            positions,
-            cls: false,
-        }
+        Self { kernel, qkv, positions, cls: false }
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.conv2d(&self.kernel, 0, self.kernel.dims()[2], 1, 1)?;
-        let mut x = x
-            .flatten_from(2)?
-            .transpose(1, 2)?
-            .broadcast_add(&self.positions)?;
+        let mut x = x.flatten_from(2)?.transpose(1, 2)?.broadcast_add(&self.positions)?;
         if self.cls {
             let cls = Tensor::ones((x.dims()[0], 1, Self::DIM), DType::F64, CPU)?;
             x = Tensor::cat(&[&cls, &x], 1)?;
@@ -179,10 +145,7 @@ fn scores_equal_a_slow_reference() -> Result<()> {
         number((a * v)?.sum(dim)? / norms)
     };
     let (a, v) = (a.reshape((12, 5))?, v.reshape((12, 5))?);
-    let (a0, v0) = (
-        a.broadcast_sub(&a.mean_keepdim(0)?)?,
-        v.broadcast_sub(&v.mean_keepdim(0)?)?,
-    );
+    let (a0, v0) = (a.broadcast_sub(&a.mean_keepdim(0)?)?, v.broadcast_sub(&v.mean_keepdim(0)?)?);
     let d = (&a - &v)?;
     let error = d.sqr()?.sum_all()?.to_scalar::<f64>()? / v.sqr()?.sum_all()?.to_scalar::<f64>()?;
     for (got, expected) in [
@@ -210,10 +173,7 @@ fn offset_and_scale_cost_the_plain_cosine_and_the_error_only() {
 #[test]
 fn with_two_of_a_kind_the_null_is_the_other_one() {
     // Two images, two positions; every token orthogonal to all others.
-    let a = Tensor::eye(4, DType::F64, CPU)
-        .unwrap()
-        .reshape((2, 2, 4))
-        .unwrap();
+    let a = Tensor::eye(4, DType::F64, CPU).unwrap().reshape((2, 2, 4)).unwrap();
     let c = between(&a, &a);
     assert_exact(&c.score, "self");
     // Nothing stays in its place, so nothing of the score is left. (Less the mean, unequal ones have cosine -1/3.)
@@ -259,14 +219,7 @@ fn what_is_undefined_is_left_out_and_nan_is_not_hidden() {
     let broken = Tensor::from_vec(values, (2, 2, 2), CPU).unwrap();
     let c = between(&broken, &random(&[2, 2, 2], 1));
     for s in [c.score, c.shuffled_positions.unwrap()] {
-        for score in [
-            s.cosine,
-            s.centered,
-            s.correlation,
-            s.relative_error,
-            s.mse,
-            s.max_abs,
-        ] {
+        for score in [s.cosine, s.centered, s.correlation, s.relative_error, s.mse, s.max_abs] {
             assert!(score.is_nan(), "{s:?}");
         }
     }
@@ -279,9 +232,7 @@ fn only_positions_with_a_preimage_count() {
     let images = random(&[4, 3, 8, 8], 2);
     let pool = |x: &Tensor| x.avg_pool2d(2);
     let score = EqScore::new(grid(4, 4));
-    let report = score
-        .measure(&images, std::slice::from_ref(&down), &mut rng(), pool)
-        .unwrap();
+    let report = score.measure(&images, std::slice::from_ref(&down), &mut rng(), pool).unwrap();
     assert_exact(&report.mean.score, "valid rows");
 
     // That row would have been wrong: a map that differs in it alone scores the same.
@@ -291,25 +242,16 @@ fn only_positions_with_a_preimage_count() {
         call += 1;
         let y = x.avg_pool2d(2)?;
         let broken = y.narrow(2, 0, 1)?.broadcast_add(&noise)?;
-        if call == 1 {
-            Ok(y)
-        } else {
-            Tensor::cat(&[&broken, &y.narrow(2, 1, 3)?], 2)
-        }
+        if call == 1 { Ok(y) } else { Tensor::cat(&[&broken, &y.narrow(2, 1, 3)?], 2) }
     };
-    let masked = score
-        .measure(&images, &[down], &mut rng(), first_row_broken)
-        .unwrap();
+    let masked = score.measure(&images, &[down], &mut rng(), first_row_broken).unwrap();
     assert_eq!(masked, report);
 }
 
 #[test]
 fn a_scaled_image_comes_on_its_own_grid() {
     // A smooth picture survives resampling; the map must be seen on 6x3 tokens of 2 pixels.
-    let ramp = Tensor::arange(0f64, 64., CPU)
-        .unwrap()
-        .reshape((1, 1, 8, 8))
-        .unwrap();
+    let ramp = Tensor::arange(0f64, 64., CPU).unwrap().reshape((1, 1, 8, 8)).unwrap();
     let images = Tensor::cat(&[&ramp, &ramp.t().unwrap(), &ramp.cos().unwrap()], 0).unwrap();
     let mut seen = Vec::new();
     let mut pool = |x: &Tensor| {
@@ -320,15 +262,10 @@ fn a_scaled_image_comes_on_its_own_grid() {
     let mut score = EqScore::new(grid(4, 4));
     score.chunk = 2;
     let smooth = images.narrow(0, 0, 2).unwrap();
-    let report = score
-        .measure(&smooth, &[scale], &mut rng(), &mut pool)
-        .unwrap();
+    let report = score.measure(&smooth, &[scale], &mut rng(), &mut pool).unwrap();
     assert_eq!(seen, [[2, 1, 8, 8], [2, 1, 12, 6]]);
     assert!(report.mean.score.cosine > 0.999, "{report:?}");
-    assert!(
-        report.mean.score.relative_error > 1e-6,
-        "resampling is not exact"
-    );
+    assert!(report.mean.score.relative_error > 1e-6, "resampling is not exact");
 }
 
 #[test]
@@ -351,11 +288,7 @@ fn the_chunk_changes_nothing_but_the_calls() {
     assert_eq!(calls, [2, 2, 1].repeat(3));
     assert_eq!(whole, chunked);
 
-    let centered: Vec<f64> = whole
-        .elements
-        .iter()
-        .map(|(_, c)| c.score.centered)
-        .collect();
+    let centered: Vec<f64> = whole.elements.iter().map(|(_, c)| c.score.centered).collect();
     approx::assert_relative_eq!(whole.mean.score.centered, (centered[0] + centered[1]) / 2.);
     let max_abs = whole.elements.iter().map(|(_, c)| c.score.max_abs);
     assert_eq!(whole.mean.score.max_abs, max_abs.fold(0., f64::max));
@@ -366,18 +299,10 @@ fn every_float_type_is_scored_in_f64() {
     let images = random(&[4, 1, 4, 4], 2);
     for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::BF16, 1e-2), (DType::F16, 1e-3)] {
         let images = images.to_dtype(dtype).unwrap();
-        let net = |x: &Tensor| {
-            x.affine(3., 1.)?
-                .sqr()?
-                .sum_keepdim(2)?
-                .broadcast_as((4, 1, 4, 4))
-        };
+        let net = |x: &Tensor| x.affine(3., 1.)?.sqr()?.sum_keepdim(2)?.broadcast_as((4, 1, 4, 4));
         let report = EqScore::new(grid(4, 4)).measure(&images, &[D4::HFLIP], &mut rng(), net);
         let score = report.unwrap().mean.score;
-        assert!(
-            (score.centered - 1.).abs() < tolerance,
-            "{dtype:?}: {score:?}"
-        );
+        assert!((score.centered - 1.).abs() < tolerance, "{dtype:?}: {score:?}");
     }
 }
 
@@ -392,14 +317,8 @@ fn bad_input_is_named() {
     let turn = &[Element::from(D4::ROT90)][..];
     let larger = &[Element::from(Scale::new(1.5, 1.5).unwrap())][..];
     let away = &[Element::from(Affine::translation(2., 0.).unwrap())][..];
-    let chunk = EqScore {
-        chunk: 0,
-        ..score.clone()
-    };
-    let layers = |n| EqScore {
-        layers: vec![grid(4, 4).into(); n],
-        ..score.clone()
-    };
+    let chunk = EqScore { chunk: 0, ..score.clone() };
+    let layers = |n| EqScore { layers: vec![grid(4, 4).into(); n], ..score.clone() };
     let shape = &[2, 1, 8, 8][..];
     let several = |score: &EqScore, count: usize| {
         let map = |x: &Tensor| Ok(vec![pool(x)?; count]);
@@ -407,37 +326,16 @@ fn bad_input_is_named() {
         result.unwrap_err().to_string()
     };
     for (text, parts) in [
-        (
-            run(&score, &[2, 8, 8], turn),
-            ["images (B, C, H, W)", "[2, 8, 8]"],
-        ),
-        (
-            run(&score, &[0, 1, 8, 8], turn),
-            ["empty side", "[0, 1, 8, 8]"],
-        ),
-        (
-            run(&score, &[2, 1, 0, 8], turn),
-            ["empty side", "[2, 1, 0, 8]"],
-        ),
-        (
-            run(&score, &[2, 1, 9, 8], larger),
-            ["multiples of the 4x4", "[2, 1, 9, 8]"],
-        ),
-        (
-            run(&score, &[2, 1, 8, 9], larger),
-            ["multiples of the 4x4", "[2, 1, 8, 9]"],
-        ),
+        (run(&score, &[2, 8, 8], turn), ["images (B, C, H, W)", "[2, 8, 8]"]),
+        (run(&score, &[0, 1, 8, 8], turn), ["empty side", "[0, 1, 8, 8]"]),
+        (run(&score, &[2, 1, 0, 8], turn), ["empty side", "[2, 1, 0, 8]"]),
+        (run(&score, &[2, 1, 9, 8], larger), ["multiples of the 4x4", "[2, 1, 9, 8]"]),
+        (run(&score, &[2, 1, 8, 9], larger), ["multiples of the 4x4", "[2, 1, 8, 9]"]),
         (run(&score, shape, &[]), ["at least one element", "0"]),
         (run(&score, shape, away), ["preimage", "leaves none"]),
         // The closure's map does not fit the grid.
-        (
-            run(&score, &[2, 1, 16, 16], turn),
-            ["(B, C, 4, 4)", "[2, 1, 8, 8]"],
-        ),
-        (
-            run(&score, &[2, 1, 11, 8], turn),
-            ["(B, C, 4, 4)", "[2, 1, 5, 4]"],
-        ),
+        (run(&score, &[2, 1, 16, 16], turn), ["(B, C, 4, 4)", "[2, 1, 8, 8]"]),
+        (run(&score, &[2, 1, 11, 8], turn), ["(B, C, 4, 4)", "[2, 1, 5, 4]"]),
         (run(&chunk, shape, turn), ["in a chunk", "0"]),
         (run(&layers(2), shape, turn), ["one layer", "got 2"]),
         (run(&layers(0), shape, turn), ["one layer", "got 0"]),
@@ -480,17 +378,12 @@ fn a_symmetric_layer_is_exact_if_and_only_if_its_stride_is_aligned() {
                     let tokens = (side + 2 * padding - kernel) / stride + 1;
                     let what = format!("side {side} kernel {kernel} stride {stride} pad {padding}");
                     let score = EqScore::new(grid(tokens, tokens));
-                    let report = score
-                        .measure(&images, &D4::ALL[1..], &mut rng(), layer)
-                        .unwrap();
+                    let report = score.measure(&images, &D4::ALL[1..], &mut rng(), layer).unwrap();
                     if stride_aligned(side, kernel, stride, padding).unwrap() {
                         assert_exact(&report.mean.score, what);
                         exact += 1;
                     } else {
-                        assert!(
-                            report.mean.score.relative_error > 0.05,
-                            "{what}: {report:?}"
-                        );
+                        assert!(report.mean.score.relative_error > 0.05, "{what}: {report:?}");
                         broken += 1;
                     }
                 }
@@ -513,13 +406,8 @@ fn an_impossible_layer_has_no_alignment() {
         ([max, max, 2, 1], "fits into the padded side"),
     ] {
         let [side, kernel, stride, padding] = layer;
-        let text = stride_aligned(side, kernel, stride, padding)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains(part) && text.contains(&kernel.to_string()),
-            "{text}"
-        );
+        let text = stride_aligned(side, kernel, stride, padding).unwrap_err().to_string();
+        assert!(text.contains(part) && text.contains(&kernel.to_string()), "{text}");
     }
     assert!(stride_aligned(max, 1, max - 1, 0).unwrap());
 }
@@ -540,21 +428,14 @@ fn images_need_not_be_multiples_of_the_grid() {
         let coarse = fine.narrow(1, 0, 2)?.conv2d(&weights, 1, 2, 1, 1)?;
         Ok(vec![fine, x.sqr()?, coarse])
     };
-    let reports = score
-        .measure_layers(&images, &D4::ALL, &mut rng(), maps)
-        .unwrap();
+    let reports = score.measure_layers(&images, &D4::ALL, &mut rng(), maps).unwrap();
     for report in &reports {
-        report
-            .elements
-            .iter()
-            .for_each(|(g, c)| assert_exact(&c.score, g));
+        report.elements.iter().for_each(|(g, c)| assert_exact(&c.score, g));
     }
     // A motion keeps the size of the image; what leaves it does not count.
     let shift = Affine::translation(2. / 9., 0.).unwrap();
     let score = EqScore::new(grid(9, 17));
-    let report = score
-        .measure(&images, &[shift], &mut rng(), Tensor::sqr)
-        .unwrap();
+    let report = score.measure(&images, &[shift], &mut rng(), Tensor::sqr).unwrap();
     assert_exact(&report.mean.score, "shift");
     // A quarter turn of a square image whose grid is not square.
     let images = random(&[3, 2, 9, 9], 2);
@@ -571,26 +452,19 @@ fn scores_do_not_depend_on_the_scale_of_the_maps() {
     let near = |x: f64, y: f64| (x / y - 1.).abs() < 1e-9;
     for unit in [1e-300, 1e-200, 1e-82, 1e78, 1e200, 1e300] {
         let c = between(&(&a * unit).unwrap(), &(&v * unit).unwrap());
-        for (s, expected) in [
-            (c.score, plain.score),
-            (c.shuffled_images.unwrap(), plain.shuffled_images.unwrap()),
-        ] {
+        for (s, expected) in
+            [(c.score, plain.score), (c.shuffled_images.unwrap(), plain.shuffled_images.unwrap())]
+        {
             assert!(near(s.cosine, expected.cosine), "{unit:e}: {s:?}");
             assert!(near(s.centered, expected.centered), "{unit:e}: {s:?}");
             assert!(near(s.correlation, expected.correlation), "{unit:e}: {s:?}");
-            assert!(
-                near(s.relative_error, expected.relative_error),
-                "{unit:e}: {s:?}"
-            );
+            assert!(near(s.relative_error, expected.relative_error), "{unit:e}: {s:?}");
             assert!(near(s.max_abs / unit, expected.max_abs), "{unit:e}: {s:?}");
         }
         // Each map has a scale of its own in the cosines.
         let one = between(&a, &(&v * unit).unwrap()).score;
         assert!(near(one.cosine, plain.score.cosine), "{unit:e}: {one:?}");
-        assert!(
-            near(one.correlation, plain.score.correlation),
-            "{unit:e}: {one:?}"
-        );
+        assert!(near(one.correlation, plain.score.correlation), "{unit:e}: {one:?}");
     }
     // A zero map against a tiny one is wrong by all of it.
     let tiny = (&v * 1e-200).unwrap();
@@ -612,22 +486,14 @@ fn decibels_are_their_formula_and_errors_are_averaged() {
     assert!(nan.mse.is_nan() && nan.psnr(1.).unwrap().is_nan());
     for range in [0., -1., f64::NAN, f64::INFINITY] {
         let text = s.psnr(range).unwrap_err().to_string();
-        assert!(
-            text.contains("above 0") && text.contains(&range.to_string()),
-            "{text}"
-        );
+        assert!(text.contains("above 0") && text.contains(&range.to_string()), "{text}");
     }
 
     // EQ-T: shifts by one token down, up, right and left. What comes in over the border does not count.
     let x = random(&[3, 2, 8, 8], 1);
     let pool = |x: &Tensor| x.avg_pool2d(2);
     let shift = |dy, dx| Affine::translation(dy, dx).unwrap();
-    let shifts = [
-        shift(0.25, 0.),
-        shift(-0.25, 0.),
-        shift(0., 0.25),
-        shift(0., -0.25),
-    ];
+    let shifts = [shift(0.25, 0.), shift(-0.25, 0.), shift(0., 0.25), shift(0., -0.25)];
     let eq = EqScore::new(grid(4, 4));
     let decibels = |s: &Scores| s.psnr(2.).unwrap();
     let exact = eq.measure(&x, &shifts, &mut rng(), pool).unwrap();
@@ -635,17 +501,10 @@ fn decibels_are_their_formula_and_errors_are_averaged() {
     let turns = eq.measure(&x, &D4::ALL[1..4], &mut rng(), pool).unwrap();
     assert!(decibels(&turns.mean.score) > 250.);
     // A map that adds its row: down by one, every valid token is off by one.
-    let rows = Tensor::arange(0f64, 4., CPU)
-        .unwrap()
-        .reshape((1, 1, 4, 1))
-        .unwrap();
+    let rows = Tensor::arange(0f64, 4., CPU).unwrap().reshape((1, 1, 4, 1)).unwrap();
     let numbered = |x: &Tensor| pool(x)?.broadcast_add(&rows);
     let report = eq.measure(&x, &shifts, &mut rng(), numbered).unwrap();
-    let each: Vec<f64> = report
-        .elements
-        .iter()
-        .map(|(_, c)| decibels(&c.score))
-        .collect();
+    let each: Vec<f64> = report.elements.iter().map(|(_, c)| decibels(&c.score)).collect();
     let one_off = 10. * 4f64.log10();
     approx::assert_relative_eq!(each[0], one_off, max_relative = 1e-9);
     approx::assert_relative_eq!(each[1], one_off, max_relative = 1e-9);
@@ -660,10 +519,7 @@ fn channels_may_come_last() {
     let images = random(&[3, 2, 4, 6], 1);
     let score = EqScore::new(Layer {
         grid: grid(4, 6),
-        layout: Layout {
-            channels: ser_reg::Channels::Last,
-            ..Default::default()
-        },
+        layout: Layout { channels: ser_reg::Channels::Last, ..Default::default() },
     });
     let net = |x: &Tensor| x.sqr()?.permute((0, 2, 3, 1));
     let report = score.measure(&images, &[D4::TRANSPOSE, D4::identity()], &mut rng(), net);
@@ -685,10 +541,7 @@ fn a_field_says_how_channels_turn() {
     let kernels = Tensor::cat(&poses.collect::<Vec<_>>(), 0).unwrap();
     let layer = |x: &Tensor| x.conv2d(&kernels, 1, 1, 1, 1);
     let score = |field: Option<FieldType>| {
-        let score = EqScore {
-            field,
-            ..EqScore::new(grid)
-        };
+        let score = EqScore { field, ..EqScore::new(grid) };
         let turns = &Subgroup::C4.elements()[1..];
         score.measure(&images, turns, &mut StdRng::seed_from_u64(0), layer)
     };

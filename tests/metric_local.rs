@@ -37,16 +37,8 @@ fn flows_are_the_named_affine_maps() {
     let at = |g: Affine| [[0.1, 0.2], [0.9, 0.3]].map(|p| g.source(p)).concat();
     let t = 0.3f64;
     for (generator, px, expected) in [
-        (
-            Generator::ROTATION,
-            square,
-            Affine::rotation(t.to_degrees()),
-        ),
-        (
-            Generator::ROTATION,
-            wide,
-            Affine::rotation_on(t.to_degrees(), wide, wide),
-        ),
+        (Generator::ROTATION, square, Affine::rotation(t.to_degrees())),
+        (Generator::ROTATION, wide, Affine::rotation_on(t.to_degrees(), wide, wide)),
         (Generator::TRANSLATION_Y, wide, Affine::translation(t, 0.)),
         (Generator::TRANSLATION_X, wide, Affine::translation(0., t)),
         (Generator::SCALE, wide, Affine::zoom(t.exp(), t.exp())),
@@ -60,15 +52,9 @@ fn flows_are_the_named_affine_maps() {
         }
     }
     // A one-parameter group, whatever the generator.
-    let mixed = Generator {
-        matrix: [[0.3, -1.], [0.5, 0.2]],
-        shift: [0.4, -0.7],
-    };
+    let mixed = Generator { matrix: [[0.3, -1.], [0.5, 0.2]], shift: [0.4, -0.7] };
     let flow = |t| mixed.flow(t, wide).unwrap();
-    for (a, b) in at(flow(0.2).compose(&flow(0.5)))
-        .into_iter()
-        .zip(at(flow(0.7)))
-    {
+    for (a, b) in at(flow(0.2).compose(&flow(0.5))).into_iter().zip(at(flow(0.7))) {
         assert!((a - b).abs() < 1e-12);
     }
     assert!(text(Generator::SCALE.flow(f64::NAN, square)).contains("finite"));
@@ -104,40 +90,19 @@ fn the_derivative_of_a_linear_picture_has_its_closed_form() {
         (Generator::STRETCH, [y0, -x0]),
         (Generator::SHEAR_Y, [x0, 0.]),
         (Generator::SHEAR_X, [0., y0]),
-        (
-            Generator {
-                matrix: [[0.5, 0.], [0., 0.]],
-                shift: [0., 0.1],
-            },
-            [0.5 * y0, 1.4],
-        ),
+        (Generator { matrix: [[0.5, 0.], [0., 0.]], shift: [0., 0.1] }, [0.5 * y0, 1.4]),
     ] {
         let expected = -(gy * dy + gx * dx);
         let report = lie(&vectors, &x, g, pixel);
-        assert!(
-            (report.mean_abs - expected.abs()).abs() < 1e-4,
-            "{g:?}: {report:?} {expected}"
-        );
-        assert!(
-            (report.lee - expected * expected).abs() < 1e-3,
-            "{g:?}: {report:?} {expected}"
-        );
-        assert!(
-            (report.relative - (expected / value).abs()).abs() < 1e-4,
-            "{g:?}"
-        );
+        assert!((report.mean_abs - expected.abs()).abs() < 1e-4, "{g:?}: {report:?} {expected}");
+        assert!((report.lee - expected * expected).abs() < 1e-3, "{g:?}: {report:?} {expected}");
+        assert!((report.relative - (expected / value).abs()).abs() < 1e-4, "{g:?}");
         // The chain rule: of its square, of an exponential.
         let report = lie(&vectors, &x, g, |x| pixel(x)?.sqr());
-        assert!(
-            (report.mean_abs - (2. * value * expected).abs()).abs() < 1e-3,
-            "{g:?}"
-        );
+        assert!((report.mean_abs - (2. * value * expected).abs()).abs() < 1e-3, "{g:?}");
         let report = lie(&vectors, &x, g, |x| pixel(x)?.exp());
         let slope = (value.exp() * expected).abs();
-        assert!(
-            (report.mean_abs - slope).abs() < 1e-3 * (1. + slope),
-            "{g:?}"
-        );
+        assert!((report.mean_abs - slope).abs() < 1e-3 * (1. + slope), "{g:?}");
     }
 }
 
@@ -146,12 +111,8 @@ fn the_derivative_of_a_linear_picture_has_its_closed_form() {
 #[test]
 fn the_derivative_of_any_row_is_its_central_difference() {
     let x = random(&[3, 1, 1, 9], 1);
-    let report = lie(
-        &LieDerivative::of_vectors(),
-        &x,
-        Generator::TRANSLATION_X,
-        |x| x.flatten_from(1),
-    );
+    let report =
+        lie(&LieDerivative::of_vectors(), &x, Generator::TRANSLATION_X, |x| x.flatten_from(1));
     let rows = x.flatten_from(1).unwrap().to_vec2::<f64>().unwrap();
     let (mut sum, mut square, mut norm) = (0., 0., 0.);
     for row in &rows {
@@ -178,52 +139,28 @@ fn equivariant_maps_and_invariant_vectors_have_none() {
         // the mean of the squares: small beside how fast the picture changes.
         let maps = LieDerivative::of_maps(grid(24, 24));
         let report = lie(&maps, &x, g, |x| x.affine(3., 1.));
-        let still = lie(&LieDerivative::of_vectors(), &x, g, |x| {
-            x.affine(3., 1.)?.flatten_from(1)
-        });
-        assert!(
-            report.relative < 0.01 * still.relative,
-            "{g:?}: {report:?} {still:?}"
-        );
+        let still = lie(&LieDerivative::of_vectors(), &x, g, |x| x.affine(3., 1.)?.flatten_from(1));
+        assert!(report.relative < 0.01 * still.relative, "{g:?}: {report:?} {still:?}");
         let square = lie(&maps, &x, g, Tensor::sqr);
-        let moving = lie(&LieDerivative::of_vectors(), &x, g, |x| {
-            x.sqr()?.flatten_from(1)
-        });
-        assert!(
-            square.relative < 0.1 * moving.relative,
-            "{g:?}: {square:?} {moving:?}"
-        );
+        let moving = lie(&LieDerivative::of_vectors(), &x, g, |x| x.sqr()?.flatten_from(1));
+        assert!(square.relative < 0.1 * moving.relative, "{g:?}: {square:?} {moving:?}");
         // What a pooled map lacks is what the picture has of detail finer than a token.
-        let pooled = lie(&LieDerivative::of_maps(grid(12, 12)), &x, g, |x| {
-            x.avg_pool2d(2)
-        });
-        let moving = lie(&LieDerivative::of_vectors(), &x, g, |x| {
-            x.avg_pool2d(2)?.flatten_from(1)
-        });
-        assert!(
-            pooled.relative < 0.2 * moving.relative,
-            "{g:?}: {pooled:?} {moving:?}"
-        );
+        let pooled = lie(&LieDerivative::of_maps(grid(12, 12)), &x, g, |x| x.avg_pool2d(2));
+        let moving = lie(&LieDerivative::of_vectors(), &x, g, |x| x.avg_pool2d(2)?.flatten_from(1));
+        assert!(pooled.relative < 0.2 * moving.relative, "{g:?}: {pooled:?} {moving:?}");
         // Positions that stay when the picture moves are as bad as a map that is not carried back.
         let fixed = picture(12, 12, |y, x| 0.1 * y * x);
         let positions = lie(&LieDerivative::of_maps(grid(12, 12)), &x, g, |x| {
             x.avg_pool2d(2)?.broadcast_mul(&fixed)
         });
-        assert!(
-            positions.relative > 2. * pooled.relative,
-            "{g:?}: {pooled:?} {positions:?}"
-        );
+        assert!(positions.relative > 2. * pooled.relative, "{g:?}: {pooled:?} {positions:?}");
     }
     // The sum of a picture that is zero near the border does not change when it moves; nor does a constant.
     let bump = picture(24, 24, |y, x| (-(y * y + x * x) / 8.).exp());
     let sum = |x: &Tensor| x.sum((2, 3));
     let vectors = LieDerivative::of_vectors();
-    for g in [
-        Generator::ROTATION,
-        Generator::TRANSLATION_X,
-        Generator::SHEAR_Y,
-        Generator::STRETCH,
-    ] {
+    for g in [Generator::ROTATION, Generator::TRANSLATION_X, Generator::SHEAR_Y, Generator::STRETCH]
+    {
         assert!(lie(&vectors, &bump, g, sum).relative < 1e-3, "{g:?}");
         assert!(lie(&vectors, &bump, g, |x| x.sqr()?.sum((2, 3))?.affine(0., 1.)).lee == 0.);
     }
@@ -238,9 +175,7 @@ fn the_map_is_carried_back_by_the_inverse() {
     let flat = picture(12, 12, |_, _| 1.);
     let ramp = picture(12, 12, |_, x| x);
     let maps = LieDerivative::of_maps(grid(12, 12));
-    let report = lie(&maps, &flat, Generator::TRANSLATION_X, |x| {
-        x.broadcast_add(&ramp)
-    });
+    let report = lie(&maps, &flat, Generator::TRANSLATION_X, |x| x.broadcast_add(&ramp));
     // Carried back by t·12 pixels to the left the ramp rises by t·12: 12 but at the border, where the mirror halves it.
     assert_relative_eq!(report.mean_abs, 12. * (10. + 1.) / 12., max_relative = 1e-6);
     // An equivariant map of a picture with a slope would double it if the map were carried the wrong way.
@@ -248,18 +183,12 @@ fn the_map_is_carried_back_by_the_inverse() {
     assert!(report.mean_abs < 0.05, "{report:?}");
     // Prefix tokens stay out of it.
     let mut with_cls = LieDerivative::of_maps(grid(12, 12));
-    with_cls.output.as_mut().unwrap().layout = Layout {
-        prefix: 1,
-        ..Default::default()
-    };
+    with_cls.output.as_mut().unwrap().layout = Layout { prefix: 1, ..Default::default() };
     let tokens = |x: &Tensor| {
         let tokens = x.flatten_from(2)?.transpose(1, 2)?;
         Tensor::cat(&[&(tokens.narrow(1, 0, 1)? * 100.)?, &tokens], 1)
     };
-    assert_eq!(
-        lie(&with_cls, &ramp, Generator::TRANSLATION_X, tokens),
-        report
-    );
+    assert_eq!(lie(&with_cls, &ramp, Generator::TRANSLATION_X, tokens), report);
 }
 
 #[test]
@@ -274,10 +203,7 @@ fn the_chunk_of_a_derivative_changes_nothing_and_f32_is_enough() {
     let single = x.to_dtype(DType::F32).unwrap();
     for (report, g) in whole.iter().zip(Generator::ALL) {
         let near = lie(&vectors, &single, g, net);
-        assert!(
-            (near.relative / report.relative - 1.).abs() < 2e-3,
-            "{g:?}: {near:?} {report:?}"
-        );
+        assert!((near.relative / report.relative - 1.).abs() < 2e-3, "{g:?}: {near:?} {report:?}");
     }
 }
 
@@ -294,66 +220,28 @@ fn the_lie_derivative_names_bad_input() {
          f: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>| { text(l.measure(x, g, f)) };
     let pool = |x: &Tensor| x.avg_pool2d(2);
     let mean = |x: &Tensor| x.mean((2, 3));
-    let zero = LieDerivative {
-        step: 0.,
-        ..maps.clone()
-    };
-    let nan = LieDerivative {
-        step: f64::NAN,
-        ..maps.clone()
-    };
+    let zero = LieDerivative { step: 0., ..maps.clone() };
+    let nan = LieDerivative { step: f64::NAN, ..maps.clone() };
     // Its exponential would never come to an end.
-    let leap = LieDerivative {
-        step: 1e40,
-        ..maps.clone()
-    };
-    let wild = Generator {
-        matrix: [[f64::NAN; 2]; 2],
-        shift: [0.; 2],
-    };
+    let leap = LieDerivative { step: 1e40, ..maps.clone() };
+    let wild = Generator { matrix: [[f64::NAN; 2]; 2], shift: [0.; 2] };
     for (text, part) in [
         (run(&zero, &x, all, &pool), "a step above 0"),
         (run(&nan, &x, all, &pool), "NaN"),
         (run(&maps, &x, &[], &pool), "at least one element"),
         (run(&maps, &x, &[wild], &pool), "finite"),
         (run(&leap, &x, all, &pool), "below 100"),
-        (
-            run(&maps, &random(&[2, 1, 11, 8], 1), all, &pool),
-            "(B, C, 4, 4)",
-        ),
-        (
-            run(
-                &maps,
-                &x.narrow(0, 0, 1).unwrap().squeeze(0).unwrap(),
-                all,
-                &pool,
-            ),
-            "[1, 8, 8]",
-        ),
+        (run(&maps, &random(&[2, 1, 11, 8], 1), all, &pool), "(B, C, 4, 4)"),
+        (run(&maps, &x.narrow(0, 0, 1).unwrap().squeeze(0).unwrap(), all, &pool), "[1, 8, 8]"),
         (run(&maps, &x, all, &mean), "tokens of rank 3"),
         (run(&vectors, &x, all, &pool), "vectors (B, D)"),
         (run(&maps, &x, all, &|x| pool(x)? / 0.), "finite"),
         (run(&vectors, &x, all, &|x| mean(x)?.sqrt()), "finite"),
-        (
-            run(
-                &LieDerivative {
-                    chunk: 0,
-                    ..maps.clone()
-                },
-                &x,
-                all,
-                &pool,
-            ),
-            "in a chunk",
-        ),
+        (run(&LieDerivative { chunk: 0, ..maps.clone() }, &x, all, &pool), "in a chunk"),
     ] {
         assert!(text.contains(part), "{text}");
     }
-    assert!(
-        lie(&vectors, &x, Generator::SCALE, |x| mean(x)? * 0.)
-            .relative
-            .is_nan()
-    );
+    assert!(lie(&vectors, &x, Generator::SCALE, |x| mean(x)? * 0.).relative.is_nan());
 }
 
 /// A step that moves no pixel by more than rounding would report an exact 0.
@@ -362,10 +250,7 @@ fn a_step_below_the_resolution_of_the_type_is_refused() {
     let x = random(&[2, 1, 32, 32], 1);
     let corner = |x: &Tensor| x.narrow(2, 0, 4)?.flatten_from(1);
     let at = |dtype, step, g| {
-        let lie = LieDerivative {
-            step,
-            ..LieDerivative::of_vectors()
-        };
+        let lie = LieDerivative { step, ..LieDerivative::of_vectors() };
         lie.measure(&x.to_dtype(dtype).unwrap(), &[g], corner)
     };
     for (dtype, refused, accepted) in [
@@ -377,19 +262,13 @@ fn a_step_below_the_resolution_of_the_type_is_refused() {
     ] {
         for g in Generator::ALL {
             let text = text(at(dtype, refused, g));
-            assert!(
-                text.contains("a step of at least") && text.contains("32x32"),
-                "{text}"
-            );
+            assert!(text.contains("a step of at least") && text.contains("32x32"), "{text}");
             let report = at(dtype, accepted, g).unwrap()[0];
             assert!(report.relative > 0.5, "{dtype:?} {g:?}: {report:?}");
         }
     }
     // No motion at all has no smallest step.
-    let none = Generator {
-        matrix: [[0.; 2]; 2],
-        shift: [0.; 2],
-    };
+    let none = Generator { matrix: [[0.; 2]; 2], shift: [0.; 2] };
     assert_eq!(at(DType::F32, 1e-3, none).unwrap()[0].lee, 0.);
 }
 
@@ -426,10 +305,7 @@ fn local_metrics_do_not_depend_on_the_scale_of_the_output() {
         assert_relative_eq!(mean, r2, max_relative = 1e-9);
     }
     let huge = (&x * 1e300).unwrap();
-    for result in [
-        Ridge::fit(&huge, &y, 0.1),
-        Ridge::fit(&x, &(&y * 1e300).unwrap(), 0.1),
-    ] {
+    for result in [Ridge::fit(&huge, &y, 0.1), Ridge::fit(&x, &(&y * 1e300).unwrap(), 0.1)] {
         assert!(text(result).contains("at most 1e290"));
     }
 }
@@ -444,10 +320,7 @@ fn the_orbit_variance_of_an_invariant_function_is_zero() {
     let report = orbit.measure(&x, &D4::ALL[1..], offset).unwrap();
     assert!(report.variance < 1e-15, "{report:?}");
     assert_eq!((report.consistency, report.worst), (1., 1.));
-    assert_eq!(
-        report.elements.iter().map(|e| e.0).collect::<Vec<_>>(),
-        D4::ALL[1..]
-    );
+    assert_eq!(report.elements.iter().map(|e| e.0).collect::<Vec<_>>(), D4::ALL[1..]);
 }
 
 #[test]
@@ -480,9 +353,7 @@ fn orbit_variance_and_consistency_equal_a_slow_reference() {
     }
     assert_relative_eq!(report.variance, within / between, max_relative = 1e-12);
     let class = |g: usize, b: usize| {
-        (0..3)
-            .max_by(|&i, &j| outputs[g][b][i].total_cmp(&outputs[g][b][j]))
-            .unwrap()
+        (0..3).max_by(|&i, &j| outputs[g][b][i].total_cmp(&outputs[g][b][j])).unwrap()
     };
     let mut worst = 7;
     for b in 0..7 {
@@ -512,17 +383,11 @@ fn orbits_name_bad_input_and_collapse() {
         };
     let turn = &[D4::ROT90][..];
     for (text, part) in [
-        (
-            run(&orbit, &x.narrow(0, 0, 1).unwrap(), turn, &mean),
-            "at least two images",
-        ),
+        (run(&orbit, &x.narrow(0, 0, 1).unwrap(), turn, &mean), "at least two images"),
         (run(&orbit, &x, &[], &mean), "at least one element"),
         (run(&orbit, &x, turn, &|x| Ok(x.clone())), "vectors (B, D)"),
         (run(&orbit, &x, turn, &|x| mean(x)? / 0.), "finite"),
-        (
-            run(&orbit, &x, turn, &|x| mean(x)?.narrow(0, 0, 1)),
-            "3 images",
-        ),
+        (run(&orbit, &x, turn, &|x| mean(x)?.narrow(0, 0, 1)), "3 images"),
     ] {
         assert!(text.contains(part), "{text}");
     }
@@ -534,23 +399,15 @@ fn orbits_name_bad_input_and_collapse() {
     let any_side = orbit.measure(&odd, &D4::ALL[1..], mean).unwrap();
     assert!(any_side.variance < 1e-15, "{any_side:?}");
     let error = text(orbit.measure(&x, &larger, wide));
-    assert!(
-        error.contains("[3, 8]") && error.contains("[3, 10]"),
-        "{error}"
-    );
+    assert!(error.contains("[3, 8]") && error.contains("[3, 10]"), "{error}");
     // Copies of one image differ by nothing, whatever the orbit does.
     let copies = x.narrow(0, 0, 1).unwrap().repeat((3, 1, 1, 1)).unwrap();
     let corner = |x: &Tensor| x.narrow(2, 0, 1)?.flatten_from(1);
     let report = orbit.measure(&copies, turn, corner).unwrap();
     assert!(report.variance.is_nan(), "{report:?}");
     // A collapsed model is invariant, and its variance undefined.
-    let report = orbit
-        .measure(&x, turn, |x| mean(x)?.affine(0., 0.1))
-        .unwrap();
-    assert!(
-        report.variance.is_nan() && report.consistency == 1.,
-        "{report:?}"
-    );
+    let report = orbit.measure(&x, turn, |x| mean(x)?.affine(0., 0.1)).unwrap();
+    assert!(report.variance.is_nan() && report.consistency == 1., "{report:?}");
 }
 
 // ---- probes
@@ -626,19 +483,13 @@ fn r2_is_one_zero_or_undefined_where_it_should_be() {
         parameter_r2((&train.0, &train.1), (&test.0, &test.1), lambda).unwrap()
     };
     let r2 = fit(1e-9);
-    assert!(
-        (r2.parameters[0] - 1.).abs() < 1e-9 && r2.parameters[1] < 0.2,
-        "{r2:?}"
-    );
+    assert!((r2.parameters[0] - 1.).abs() < 1e-9 && r2.parameters[1] < 0.2, "{r2:?}");
     assert!(r2.parameters[2].is_nan());
     assert_relative_eq!(r2.mean, (r2.parameters[0] + r2.parameters[1]) / 2.);
     // With an endless penalty the training mean is all that is left.
     assert!(fit(1e12).parameters[0] < 1e-6);
     // By its definition.
-    let (train, test) = (
-        (part(&x, 0), part(&noise, 0)),
-        (part(&x, 30), part(&noise, 30)),
-    );
+    let (train, test) = ((part(&x, 0), part(&noise, 0)), (part(&x, 30), part(&noise, 30)));
     let predicted = ridge_by_inverse(&train.0, &train.1, 0.1, &test.0);
     let truth = test.1.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let mean = truth.iter().sum::<f64>() / 30.;
@@ -662,23 +513,14 @@ fn ridge_names_bad_input() {
         (fit(&x, &y, -1.), "at least 0"),
         (fit(&x, &y, f64::NAN), "NaN"),
         (fit(&twice, &y, 0.), "repeat one another"),
-        (
-            fit(&random(&[3, 9], 1), &row(&y, 3), 0.),
-            "more than the rows",
-        ),
+        (fit(&random(&[3, 9], 1), &row(&y, 3), 0.), "more than the rows"),
         (fit(&(&x / 0.).unwrap(), &y, 0.1), "finite"),
         (fit(&x, &(&y / 0.).unwrap(), 0.1), "finite"),
         (fit(&x, &y.squeeze(1).unwrap(), 0.1), "a matrix (n, d)"),
         (text(ridge.predict(&twice)), "3 features"),
         (text(ridge.predict(&(&x / 0.).unwrap())), "finite"),
-        (
-            text(parameter_r2((&x, &y), (&x, &row(&y, 7)), 0.1)),
-            "[8, 1]",
-        ),
-        (
-            text(parameter_r2((&x, &y), (&row(&x, 1), &row(&y, 1)), 0.1)),
-            "at least two rows",
-        ),
+        (text(parameter_r2((&x, &y), (&x, &row(&y, 7)), 0.1)), "[8, 1]"),
+        (text(parameter_r2((&x, &y), (&row(&x, 1), &row(&y, 1)), 0.1)), "at least two rows"),
     ] {
         assert!(text.contains(part), "{text}");
     }
@@ -687,10 +529,7 @@ fn ridge_names_bad_input() {
 /// Pictures that are brighter towards the top and, less so, towards the left: all eight poses differ.
 fn upright(n: usize, seed: u64) -> Tensor {
     let slope = picture(8, 8, |y, x| -0.3 * y - 0.1 * x);
-    (random(&[n, 1, 8, 8], seed) * 0.5)
-        .unwrap()
-        .broadcast_add(&slope)
-        .unwrap()
+    (random(&[n, 1, 8, 8], seed) * 0.5).unwrap().broadcast_add(&slope).unwrap()
 }
 
 #[test]
@@ -701,16 +540,11 @@ fn the_pose_probe_tells_poses_that_can_be_told() {
     let report = probe.measure(&train, &test, pixels).unwrap();
     assert!(report.accuracy > 0.9, "{report:?}");
     assert_eq!(report.chance, 1. / 8.);
-    assert_eq!(
-        report.poses.iter().map(|p| p.0).collect::<Vec<_>>(),
-        Subgroup::D4.elements()
-    );
+    assert_eq!(report.poses.iter().map(|p| p.0).collect::<Vec<_>>(), Subgroup::D4.elements());
     let mean = report.poses.iter().map(|p| p.1).sum::<f64>() / 8.;
     assert_relative_eq!(report.accuracy, mean);
     // An invariant vector is at chance, exactly: it is one in all poses, and one of them is named.
-    let invariant = probe
-        .measure(&train, &test, |x| x.sqr()?.mean((2, 3)))
-        .unwrap();
+    let invariant = probe.measure(&train, &test, |x| x.sqr()?.mean((2, 3))).unwrap();
     assert_relative_eq!(invariant.accuracy, 1. / 8., max_relative = 1e-12);
     // Invariant to flips sideways only: half the eight poses look alike in pairs.
     let flips = |x: &Tensor| pixels(&(x + x.flip(&[3])?)?);
@@ -719,10 +553,7 @@ fn the_pose_probe_tells_poses_that_can_be_told() {
     // Nothing to tell in pictures without an upright pose, though the training set can be learnt by heart.
     let (train, test) = (random(&[8, 1, 8, 8], 3), random(&[60, 1, 8, 8], 4));
     let report = probe.measure(&train, &test, |x| x.flatten_from(1)).unwrap();
-    assert!(
-        report.train_accuracy > 0.9 && report.accuracy < 0.3,
-        "{report:?}"
-    );
+    assert!(report.train_accuracy > 0.9 && report.accuracy < 0.3, "{report:?}");
 }
 
 #[test]
@@ -756,44 +587,17 @@ fn the_pose_probe_names_bad_input() {
     let none = x.narrow(0, 0, 0).unwrap();
     let oblong = random(&[4, 1, 8, 12], 1);
     for (text, part) in [
-        (
-            run(&PoseProbe::new(one, grid(4, 4)), &x, &x, &mean),
-            "at least two poses",
-        ),
+        (run(&PoseProbe::new(one, grid(4, 4)), &x, &x, &mean), "at least two poses"),
         (run(&probe, &none, &x, &mean), "empty side"),
         (run(&probe, &x, &none, &mean), "empty side"),
         (run(&probe, &x, &x, &|x| Ok(x.clone())), "vectors (B, D)"),
         (run(&probe, &x, &x, &|x| mean(x)? / 0.), "finite"),
         (
-            run(&oblong_probe, &oblong, &oblong, &|x| {
-                x.mean(D::Minus1)?.flatten_from(1)
-            }),
+            run(&oblong_probe, &oblong, &oblong, &|x| x.mean(D::Minus1)?.flatten_from(1)),
             "in every pose",
         ),
-        (
-            run(
-                &PoseProbe {
-                    lambda: -1.,
-                    ..probe.clone()
-                },
-                &x,
-                &x,
-                &mean,
-            ),
-            "at least 0",
-        ),
-        (
-            run(
-                &PoseProbe {
-                    chunk: 0,
-                    ..probe.clone()
-                },
-                &x,
-                &x,
-                &mean,
-            ),
-            "in a chunk",
-        ),
+        (run(&PoseProbe { lambda: -1., ..probe.clone() }, &x, &x, &mean), "at least 0"),
+        (run(&PoseProbe { chunk: 0, ..probe.clone() }, &x, &x, &mean), "in a chunk"),
     ] {
         assert!(text.contains(part), "{text}");
     }

@@ -47,19 +47,13 @@ fn seis(a: &Tensor, b: &Tensor) -> SeisReport {
 }
 
 fn turn(x: &Tensor) -> Tensor {
-    x.transpose(2, 3)
-        .unwrap()
-        .contiguous()
-        .unwrap()
-        .flip(&[2])
-        .unwrap()
+    x.transpose(2, 3).unwrap().contiguous().unwrap().flip(&[2]).unwrap()
 }
 
 fn shuffle_channels(x: &Tensor) -> Tensor {
     let c = x.dims()[1] as u32;
     let order: Vec<u32> = (0..c).map(|i| (i + 5) % c).collect();
-    x.index_select(&Tensor::new(order, CPU).unwrap(), 1)
-        .unwrap()
+    x.index_select(&Tensor::new(order, CPU).unwrap(), 1).unwrap()
 }
 
 /// The figures known for "smooth random maps" of 64x16x8x8. How those maps were made is not known: ours are Gaussian
@@ -91,11 +85,7 @@ fn seis_of_smooth_random_maps_is_as_known() {
                 );
             };
             let exact = equivariance == 1.;
-            near(
-                report.score.equivariance,
-                equivariance,
-                if exact { 1e-9 } else { 0.02 },
-            );
+            near(report.score.equivariance, equivariance, if exact { 1e-9 } else { 0.02 });
             let tolerance = match (tied, exact) {
                 (true, _) => 0.1,
                 (_, true) => 1e-9,
@@ -103,10 +93,7 @@ fn seis_of_smooth_random_maps_is_as_known() {
             };
             near(report.score.invariance, invariance, tolerance);
             // The null is that of unrelated maps of these spectra: the shuffled channels'.
-            assert!(
-                (0.15..0.25).contains(&report.shuffled.equivariance),
-                "{report:?}"
-            );
+            assert!((0.15..0.25).contains(&report.shuffled.equivariance), "{report:?}");
             assert!(report.shuffled.invariance < 0.07, "{report:?}");
         }
     }
@@ -119,11 +106,8 @@ fn seis_of_the_data_matrix(a: &Tensor, b: &Tensor, energy: f64) -> (f64, f64, Ve
         let x = x.broadcast_sub(&x.mean_keepdim(0).unwrap()).unwrap();
         let (n, d) = x.dims2().unwrap();
         let x = x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let SVD {
-            u,
-            v_t,
-            singular_values: s,
-        } = SVD::new(DMatrix::from_row_slice(n, d, &x), true, true);
+        let SVD { u, v_t, singular_values: s } =
+            SVD::new(DMatrix::from_row_slice(n, d, &x), true, true);
         let total = s.norm_squared();
         let mut k = 0;
         while s.rows(0, k).norm_squared() < energy * total {
@@ -135,25 +119,16 @@ fn seis_of_the_data_matrix(a: &Tensor, b: &Tensor, energy: f64) -> (f64, f64, Ve
     };
     let ((u, v), (u2, v2)) = (factors(a), factors(b));
     let svd = SVD::new(u.transpose() * &u2, true, true);
-    let (p, q) = (
-        &u * svd.u.as_ref().unwrap(),
-        &u2 * svd.v_t.as_ref().unwrap().transpose(),
-    );
+    let (p, q) = (&u * svd.u.as_ref().unwrap(), &u2 * svd.v_t.as_ref().unwrap().transpose());
     let (w, v) = (v * svd.u.unwrap(), v2 * svd.v_t.unwrap().transpose());
     let cosine = |a: &DMatrix<f64>, b: &DMatrix<f64>, i: usize| {
         let (a, b) = (a.column(i), b.column(i));
         (a.dot(&b) / a.norm() / b.norm()).abs()
     };
-    let rho: Vec<f64> = (0..svd.singular_values.len())
-        .map(|i| cosine(&p, &q, i))
-        .collect();
+    let rho: Vec<f64> = (0..svd.singular_values.len()).map(|i| cosine(&p, &q, i)).collect();
     let r = rho.len() as f64;
-    let invariance = rho
-        .iter()
-        .enumerate()
-        .map(|(i, rho)| rho * cosine(&w, &v, i))
-        .sum::<f64>()
-        / r;
+    let invariance =
+        rho.iter().enumerate().map(|(i, rho)| rho * cosine(&w, &v, i)).sum::<f64>() / r;
     (rho.iter().sum::<f64>() / r, invariance, rho)
 }
 
@@ -162,10 +137,8 @@ fn seis_equals_the_decomposition_of_the_data_matrix() {
     // Not square, unequal ranks, an offset, and energies that fall over many orders of magnitude.
     let x = smooth(&[10, 12, 6, 6], 1.4, 1);
     let y = ((smooth(&[10, 12, 6, 6], 0.7, 2) * 0.8).unwrap() + &x).unwrap();
-    let (x, y) = (
-        x.narrow(2, 0, 4).unwrap(),
-        ((y * 1e-3).unwrap() + 5.).unwrap().narrow(2, 0, 4).unwrap(),
-    );
+    let (x, y) =
+        (x.narrow(2, 0, 4).unwrap(), ((y * 1e-3).unwrap() + 5.).unwrap().narrow(2, 0, 4).unwrap());
     let mut unequal = false;
     for energy in [0.5, 0.9, 0.99, 0.9999] {
         let report = Seis { energy }.measure(&x, &y, &mut rng()).unwrap();
@@ -176,14 +149,8 @@ fn seis_equals_the_decomposition_of_the_data_matrix() {
         for (got, expected) in report.correlations.iter().zip(&rho) {
             assert!((got - expected).abs() < 1e-9, "{energy}: {got} {expected}");
         }
-        assert!(
-            (report.score.equivariance - equivariance).abs() < 1e-9,
-            "{energy}"
-        );
-        assert!(
-            (report.score.invariance - invariance).abs() < 1e-6,
-            "{energy}"
-        );
+        assert!((report.score.equivariance - equivariance).abs() < 1e-9, "{energy}");
+        assert!((report.score.invariance - invariance).abs() < 1e-6, "{energy}");
     }
     assert!(unequal);
 }
@@ -195,30 +162,16 @@ fn seis_knows_scale_offset_and_layout_from_content() {
     let y = (&x + (noise * 0.3).unwrap()).unwrap();
     let report = seis(&x, &y);
     let scaled = seis(&((&x * 7.).unwrap() - 2.).unwrap(), &(&y * -0.1).unwrap());
-    assert_relative_eq!(
-        report.score.equivariance,
-        scaled.score.equivariance,
-        max_relative = 1e-9
-    );
-    assert_relative_eq!(
-        report.score.invariance,
-        scaled.score.invariance,
-        max_relative = 1e-9
-    );
+    assert_relative_eq!(report.score.equivariance, scaled.score.equivariance, max_relative = 1e-9);
+    assert_relative_eq!(report.score.invariance, scaled.score.invariance, max_relative = 1e-9);
     // A map and its tokens are one thing; f32 is near f64.
     let tokens = |x: &Tensor| x.flatten_from(2).unwrap().transpose(1, 2).unwrap();
     assert_eq!(seis(&tokens(&x), &tokens(&y)), report);
     let single = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
     let near = seis(&single(&x), &single(&y));
-    assert_relative_eq!(
-        near.score.equivariance,
-        report.score.equivariance,
-        max_relative = 1e-5
-    );
+    assert_relative_eq!(near.score.equivariance, report.score.equivariance, max_relative = 1e-5);
     // Equal seeds give equal nulls, others do not; the score has no part in it.
-    let other = Seis::default()
-        .measure(&x, &y, &mut StdRng::seed_from_u64(8))
-        .unwrap();
+    let other = Seis::default().measure(&x, &y, &mut StdRng::seed_from_u64(8)).unwrap();
     assert_eq!(other.score, report.score);
     assert_ne!(other.shuffled, report.shuffled);
     assert_eq!(seis(&x, &y), report);
@@ -228,19 +181,10 @@ fn seis_knows_scale_offset_and_layout_from_content() {
 fn the_null_of_seis_falls_with_the_root_of_the_observations() {
     // Unrelated full-rank maps: the singular values of a k×k block of noise, 8/3π √(k/n) on average.
     for images in [64, 256] {
-        let report = seis(
-            &normal(&[images, 16, 4, 4], 1),
-            &normal(&[images, 16, 4, 4], 2),
-        );
+        let report = seis(&normal(&[images, 16, 4, 4], 1), &normal(&[images, 16, 4, 4], 2));
         let expected = 8. / (3. * std::f64::consts::PI) * (16. / (images * 16) as f64).sqrt();
-        assert!(
-            (report.score.equivariance / expected - 1.).abs() < 0.1,
-            "{report:?}"
-        );
-        assert!(
-            (report.shuffled.equivariance / expected - 1.).abs() < 0.1,
-            "{report:?}"
-        );
+        assert!((report.score.equivariance / expected - 1.).abs() < 0.1, "{report:?}");
+        assert!((report.shuffled.equivariance / expected - 1.).abs() < 0.1, "{report:?}");
     }
 }
 
@@ -269,32 +213,16 @@ fn seis_names_bad_input() {
     let nan = (&x / 0.).unwrap();
     let cases = [
         (error(Seis { energy: 1. }, &x, &x), ["within (0, 1)", "1"]),
+        (error(Seis { energy: f64::NAN }, &x, &x), ["within (0, 1)", "NaN"]),
+        (error(default, &x, &x.narrow(0, 0, 4).unwrap()), ["[5, 4, 3, 3]", "[4, 4, 3, 3]"]),
+        (error(default, &x.i_rows(2), &x.i_rows(2)), ["9 positions", "got 8"]),
         (
-            error(Seis { energy: f64::NAN }, &x, &x),
-            ["within (0, 1)", "NaN"],
-        ),
-        (
-            error(default, &x, &x.narrow(0, 0, 4).unwrap()),
-            ["[5, 4, 3, 3]", "[4, 4, 3, 3]"],
-        ),
-        (
-            error(default, &x.i_rows(2), &x.i_rows(2)),
-            ["9 positions", "got 8"],
-        ),
-        (
-            error(
-                default,
-                &x.flatten_from(1).unwrap(),
-                &x.flatten_from(1).unwrap(),
-            ),
+            error(default, &x.flatten_from(1).unwrap(), &x.flatten_from(1).unwrap()),
             ["(B, C, H, W)", "[5, 36]"],
         ),
         (error(default, &nan, &x), ["finite", "[5, 4, 9]"]),
         (error(default, &x, &nan), ["finite", "infinity"]),
-        (
-            error(default, &x.i_rows(0), &x.i_rows(0)),
-            ["at least one", "[0, 4, 3, 3]"],
-        ),
+        (error(default, &x.i_rows(0), &x.i_rows(0)), ["at least one", "[0, 4, 3, 3]"]),
     ];
     for (text, parts) in cases {
         assert!(parts.iter().all(|p| text.contains(p)), "{text}");
@@ -400,21 +328,10 @@ fn many_rows_equal_plain_products() {
     let (x0, y0) = (centered(&x), centered(&y));
     let norm = |a: &Tensor, b: &Tensor| {
         let product = a.t().unwrap().matmul(b).unwrap();
-        product
-            .sqr()
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar::<f64>()
-            .unwrap()
-            .sqrt()
+        product.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt()
     };
     let expected = norm(&x0, &y0).powi(2) / (norm(&x0, &x0) * norm(&y0, &y0));
-    assert_relative_eq!(
-        cka(&x, &y, Hsic::Auto).unwrap(),
-        expected,
-        max_relative = 1e-12
-    );
+    assert_relative_eq!(cka(&x, &y, Hsic::Auto).unwrap(), expected, max_relative = 1e-12);
     // So are those of SEIS: tokens of 2500 observations of three positions each, mixed to three others.
     let maps = |x: &Tensor| x.reshape((50, 50, 3)).unwrap().transpose(1, 2).unwrap();
     let mixed = x.matmul(&normal(&[3, 3], 4)).unwrap();
@@ -431,15 +348,8 @@ fn few_rows_bias_the_biased_one_only_and_auto_knows() {
     for (n, hsic) in [(999, Hsic::Debiased), (1000, Hsic::Biased)] {
         let (x, y) = (normal(&[n, 3], 1), normal(&[n, 3], 2));
         assert_eq!(cka(&x, &y, Hsic::Auto).unwrap(), cka(&x, &y, hsic).unwrap());
-        let other = if hsic == Hsic::Biased {
-            Hsic::Debiased
-        } else {
-            Hsic::Biased
-        };
-        assert_ne!(
-            cka(&x, &y, Hsic::Auto).unwrap(),
-            cka(&x, &y, other).unwrap()
-        );
+        let other = if hsic == Hsic::Biased { Hsic::Debiased } else { Hsic::Biased };
+        assert_ne!(cka(&x, &y, Hsic::Auto).unwrap(), cka(&x, &y, other).unwrap());
     }
     // Tokens are rows: images times positions.
     let (x, y) = (normal(&[6, 5, 4], 1), normal(&[6, 5, 4], 2));
@@ -466,11 +376,7 @@ fn constant_channels_drop_out_and_constant_sides_are_undefined() {
     }
     // Rows all equally far from each other have no structure that U-statistics could see.
     let apart = Tensor::eye(6, DType::F64, CPU).unwrap();
-    assert!(
-        cka(&apart, &normal(&[6, 2], 1), Hsic::Debiased)
-            .unwrap()
-            .is_nan()
-    );
+    assert!(cka(&apart, &normal(&[6, 2], 1), Hsic::Debiased).unwrap().is_nan());
 }
 
 #[test]
@@ -482,18 +388,9 @@ fn cka_names_bad_input() {
     for (text, parts) in [
         (error(&x, &x.i_rows(4), Hsic::Auto), ["5 rows", "4"]),
         (error(&three, &three, Hsic::Auto), ["at least 4 rows", "3"]),
-        (
-            error(&x.i_rows(1), &x.i_rows(1), Hsic::Biased),
-            ["at least 2 rows", "1"],
-        ),
-        (
-            error(&x.i_rows(0), &x, Hsic::Auto),
-            ["none of them zero", "[0, 3]"],
-        ),
-        (
-            error(&x.flatten_all().unwrap(), &x, Hsic::Auto),
-            ["rows (n, d)", "[15]"],
-        ),
+        (error(&x.i_rows(1), &x.i_rows(1), Hsic::Biased), ["at least 2 rows", "1"]),
+        (error(&x.i_rows(0), &x, Hsic::Auto), ["none of them zero", "[0, 3]"]),
+        (error(&x.flatten_all().unwrap(), &x, Hsic::Auto), ["rows (n, d)", "[15]"]),
         (error(&nan, &x, Hsic::Auto), ["finite", "index 0"]),
         (error(&x, &nan, Hsic::Biased), ["finite", "NaN"]),
     ] {
@@ -508,10 +405,7 @@ fn pools(x: &Tensor) -> candle_core::Result<Vec<Tensor>> {
 }
 
 fn layers(grids: &[TokenGrid]) -> EqScore {
-    EqScore {
-        layers: grids.iter().map(|&grid| grid.into()).collect(),
-        ..EqScore::new(grids[0])
-    }
+    EqScore { layers: grids.iter().map(|&grid| grid.into()).collect(), ..EqScore::new(grids[0]) }
 }
 
 #[test]
@@ -557,10 +451,7 @@ fn scaled_images_are_whole_tokens_of_every_layer() -> ser_reg::Result<()> {
     let maps = |x: &Tensor| Ok(vec![x.avg_pool2d((2, 3))?, x.avg_pool2d(4)?]);
     let error = score.measure_layers(&images, &larger, &mut rng(), maps);
     let error = error.unwrap_err().to_string();
-    assert!(
-        error.contains("2x3 pixels a token") && error.contains("12x16"),
-        "{error}"
-    );
+    assert!(error.contains("2x3 pixels a token") && error.contains("12x16"), "{error}");
     Ok(())
 }
 
@@ -568,17 +459,8 @@ fn scaled_images_are_whole_tokens_of_every_layer() -> ser_reg::Result<()> {
 fn several_layers_score_as_each_alone_in_one_run() -> ser_reg::Result<()> {
     let images = normal(&[6, 1, 8, 8], 1);
     let (fine, coarse) = (TokenGrid::square(8)?, TokenGrid::square(4)?);
-    let prefix = Layout {
-        prefix: 1,
-        ..Default::default()
-    };
-    let layers = vec![
-        Layer::from(fine),
-        Layer {
-            grid: coarse,
-            layout: prefix,
-        },
-    ];
+    let prefix = Layout { prefix: 1, ..Default::default() };
+    let layers = vec![Layer::from(fine), Layer { grid: coarse, layout: prefix }];
     let net = |x: &Tensor| {
         let first = x.cumsum(3)?;
         let tokens = first.avg_pool2d(2)?.flatten_from(2)?.transpose(1, 2)?;
@@ -591,10 +473,7 @@ fn several_layers_score_as_each_alone_in_one_run() -> ser_reg::Result<()> {
         net(x)
     };
     let turns = &D4::ALL[1..];
-    let score = EqScore {
-        layers: layers.clone(),
-        ..EqScore::new(coarse)
-    };
+    let score = EqScore { layers: layers.clone(), ..EqScore::new(coarse) };
     let reports = score.measure_layers(&images, turns, &mut rng(), counted)?;
     assert_eq!(calls, 8, "once upright, once per element");
     assert_ne!(reports[0], reports[1]);

@@ -136,10 +136,7 @@ fn every_filter_has_the_gradient_of_central_differences() {
             let weights = random(&[3, to.len(), 2], 1);
             // a non-linear function of the result, so that the gradient depends on it
             let loss = |x: &Tensor| {
-                (operator.apply(x).unwrap().sqr().unwrap() * &weights)
-                    .unwrap()
-                    .sum_all()
-                    .unwrap()
+                (operator.apply(x).unwrap().sqr().unwrap() * &weights).unwrap().sum_all().unwrap()
             };
             assert_gradient(&random(&[3, from.len(), 2], 2), 1e-7, loss);
         }
@@ -156,35 +153,19 @@ fn permutations_keep_every_type_to_the_bit() {
     let labels: Vec<i64> = (0..8 * 9).collect();
     let x = Tensor::from_vec(labels, (8, 9, 1), &Device::Cpu).unwrap();
     let back = |y: &Tensor| turns.adjoint().apply(y).unwrap();
-    for dtype in [
-        DType::U8,
-        DType::U32,
-        DType::I64,
-        DType::F16,
-        DType::BF16,
-        DType::F32,
-        DType::F64,
-    ] {
+    for dtype in
+        [DType::U8, DType::U32, DType::I64, DType::F16, DType::BF16, DType::F32, DType::F64]
+    {
         let x = x.to_dtype(dtype).unwrap();
         let y = turns.apply(&x).unwrap();
         assert_eq!(y.dtype(), dtype);
         assert_eq!(values(&back(&y)), values(&x), "{dtype:?}");
-        assert_eq!(
-            values(&turns.apply_portable(&x).unwrap()),
-            values(&y),
-            "{dtype:?}"
-        );
+        assert_eq!(values(&turns.apply_portable(&x).unwrap()), values(&y), "{dtype:?}");
     }
     let odd = Tensor::new(&[[[f32::NAN], [f32::INFINITY], [-0.0]]], &Device::Cpu).unwrap();
     let line = TokenGrid::new(1, 3).unwrap();
     let flip = GridOperator::new(&[D4::HFLIP], line, &Resample::default()).unwrap();
-    let y = flip
-        .apply(&odd)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<f32>()
-        .unwrap();
+    let y = flip.apply(&odd).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(y[0].to_bits() == (-0.0f32).to_bits() && y[1] == f32::INFINITY && y[2].is_nan());
 }
 
@@ -195,22 +176,12 @@ fn non_contiguous_input_and_gradient_are_fine() {
     let x = Var::from_tensor(&random(&[2, 5, 12], 3)).unwrap();
     let tokens = x.transpose(1, 2).unwrap(); // (2, 12, 5), strided
     let y = operator.apply(&tokens).unwrap();
-    assert_eq!(
-        max_gap(&y, &operator.apply(&tokens.contiguous().unwrap()).unwrap()),
-        0.0
-    );
+    assert_eq!(max_gap(&y, &operator.apply(&tokens.contiguous().unwrap()).unwrap()), 0.0);
     let w = random(&[5, 12, 2], 4);
-    let loss = (y.permute((2, 1, 0)).unwrap() * &w)
-        .unwrap()
-        .sum_all()
-        .unwrap();
+    let loss = (y.permute((2, 1, 0)).unwrap() * &w).unwrap().sum_all().unwrap();
     let grads = loss.backward().unwrap();
-    let want = operator
-        .adjoint()
-        .apply(&w.permute((2, 1, 0)).unwrap())
-        .unwrap()
-        .transpose(1, 2)
-        .unwrap();
+    let want =
+        operator.adjoint().apply(&w.permute((2, 1, 0)).unwrap()).unwrap().transpose(1, 2).unwrap();
     assert!(max_gap(grads.get(&x).unwrap(), &want) < 1e-12);
 }
 
@@ -220,15 +191,9 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
     // the right half of the view lies beyond the source
     let beyond = Window::new(0.0, 0.5, 1.0, 1.0).unwrap();
     let operator = GridOperator::new(&[beyond], grid, &Resample::default()).unwrap();
-    assert_eq!(
-        operator.valid(0).unwrap(),
-        [true, true, false, false, true, true, false, false]
-    );
+    assert_eq!(operator.valid(0).unwrap(), [true, true, false, false, true, true, false, false]);
     let mask = operator.mask(DType::F64, &Device::Cpu).unwrap().unwrap();
-    assert_eq!(
-        mask.to_vec2::<f64>().unwrap(),
-        [[1., 1., 0., 0., 1., 1., 0., 0.]]
-    );
+    assert_eq!(mask.to_vec2::<f64>().unwrap(), [[1., 1., 0., 0., 1., 1., 0., 0.]]);
     let inside = GridOperator::new(&[D4::ROT90], grid, &Resample::default()).unwrap();
     assert!(inside.mask(DType::F32, &Device::Cpu).unwrap().is_none());
     // composed with a turn the mask turns too
@@ -236,10 +201,7 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
         .unwrap()
         .compose(&operator)
         .unwrap();
-    assert_eq!(
-        turned.valid(0).unwrap(),
-        [false, false, true, true, false, false, true, true]
-    );
+    assert_eq!(turned.valid(0).unwrap(), [false, false, true, true, false, false, true, true]);
 }
 
 #[test]
@@ -250,42 +212,22 @@ fn layouts_keep_prefix_tokens_and_channel_order() {
     let want = operator.apply(&tokens).unwrap();
     let cls = random(&[2, 2, 4], 10);
     let vit = Tensor::cat(&[&cls, &tokens], 1).unwrap();
-    let registers = Layout {
-        prefix: 2,
-        ..Layout::default()
-    };
+    let registers = Layout { prefix: 2, ..Layout::default() };
     let got = operator.apply_in(registers, &vit).unwrap();
     assert_eq!(max_gap(&got.narrow(1, 0, 2).unwrap(), &cls), 0.0);
     assert_eq!(max_gap(&got.narrow(1, 2, 6).unwrap(), &want), 0.0);
-    let first = tokens
-        .transpose(1, 2)
-        .unwrap()
-        .reshape((2, 4, 2, 3))
-        .unwrap();
+    let first = tokens.transpose(1, 2).unwrap().reshape((2, 4, 2, 3)).unwrap();
     let got = operator.apply_in(registers, &first).unwrap();
     assert_eq!(max_gap(&got, &operator.apply(&first).unwrap()), 0.0);
-    let last = Layout {
-        channels: Channels::Last,
-        ..Layout::default()
-    };
-    let got = operator
-        .apply_in(last, &tokens.reshape((2, 2, 3, 4)).unwrap())
-        .unwrap();
+    let last = Layout { channels: Channels::Last, ..Layout::default() };
+    let got = operator.apply_in(last, &tokens.reshape((2, 2, 3, 4)).unwrap()).unwrap();
     assert_eq!(got.dims(), [2, 3, 2, 4]);
     assert_eq!(max_gap(&got.flatten(1, 2).unwrap(), &want), 0.0);
 
     let table: [(Layout, &Tensor, &[&str]); 3] = [
-        (
-            Layout::default(),
-            &vit,
-            &["0 prefix tokens + 2x3", "[2, 8, 4]"],
-        ),
+        (Layout::default(), &vit, &["0 prefix tokens + 2x3", "[2, 8, 4]"]),
         (last, &first, &["(B, 2, 3, C)", "[2, 4, 2, 3]"]),
-        (
-            last,
-            &random(&[6, 4], 1),
-            &["rank 3 or a map of rank 4", "[6, 4]"],
-        ),
+        (last, &random(&[6, 4], 1), &["rank 3 or a map of rank 4", "[6, 4]"]),
     ];
     for (layout, x, parts) in table {
         assert_says(operator.apply_in(layout, x), parts);
@@ -295,16 +237,12 @@ fn layouts_keep_prefix_tokens_and_channel_order() {
 #[test]
 fn threads_do_not_change_the_result() {
     let grid = TokenGrid::new(5, 6).unwrap();
-    let elements: Vec<Affine> = (0..7)
-        .map(|i| Affine::rotation(13.0 * i as f64).unwrap())
-        .collect();
+    let elements: Vec<Affine> =
+        (0..7).map(|i| Affine::rotation(13.0 * i as f64).unwrap()).collect();
     let operator = GridOperator::new(&elements, grid, &Resample::default()).unwrap();
     let x = random(&[7, grid.len(), 3], 6).to_dtype(DType::F32).unwrap();
     let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| values(&operator.apply(&x).unwrap()))
     };
     assert_eq!(run(1), run(3));
@@ -318,54 +256,14 @@ fn bad_tensors_are_refused() {
     let two = new(&[D4::HFLIP.into(), D4::VFLIP.into()]).unwrap();
     let scale = new(&[Scale::new(2.0, 2.0).unwrap().into()]).unwrap();
     let table: [(&GridOperator, &[usize], DType, &[&str]); 8] = [
-        (
-            &flip,
-            &[12, 8],
-            DType::F32,
-            &["tokens (B, 12, C)", "[12, 8]"],
-        ),
-        (
-            &flip,
-            &[2, 13, 8],
-            DType::F32,
-            &["without prefix", "3x4", "[2, 13, 8]"],
-        ),
-        (
-            &flip,
-            &[2, 8, 4, 3],
-            DType::F32,
-            &["(B, C, 3, 4)", "[2, 8, 4, 3]"],
-        ),
-        (
-            &flip,
-            &[0, 12, 8],
-            DType::F32,
-            &["at least one sample", "[0, 12, 8]"],
-        ),
-        (
-            &flip,
-            &[2, 12, 0],
-            DType::F32,
-            &["one channel", "[2, 12, 0]"],
-        ),
-        (
-            &two,
-            &[3, 12, 8],
-            DType::F32,
-            &["a batch of 2", "[3, 12, 8]"],
-        ),
-        (
-            &scale,
-            &[1, 12, 1],
-            DType::U32,
-            &["floats", "only permutations", "U32"],
-        ),
-        (
-            &scale,
-            &[1, 12, 1],
-            DType::U8,
-            &["floats", "only permutations", "U8"],
-        ),
+        (&flip, &[12, 8], DType::F32, &["tokens (B, 12, C)", "[12, 8]"]),
+        (&flip, &[2, 13, 8], DType::F32, &["without prefix", "3x4", "[2, 13, 8]"]),
+        (&flip, &[2, 8, 4, 3], DType::F32, &["(B, C, 3, 4)", "[2, 8, 4, 3]"]),
+        (&flip, &[0, 12, 8], DType::F32, &["at least one sample", "[0, 12, 8]"]),
+        (&flip, &[2, 12, 0], DType::F32, &["one channel", "[2, 12, 0]"]),
+        (&two, &[3, 12, 8], DType::F32, &["a batch of 2", "[3, 12, 8]"]),
+        (&scale, &[1, 12, 1], DType::U32, &["floats", "only permutations", "U32"]),
+        (&scale, &[1, 12, 1], DType::U8, &["floats", "only permutations", "U8"]),
     ];
     for (operator, dims, dtype, parts) in table {
         let x = Tensor::zeros(dims, dtype, &Device::Cpu).unwrap();
@@ -385,10 +283,7 @@ fn bad_operators_are_refused() {
     let tiny = Scale::new(0.01, 1.0).unwrap();
     let none = GridOperator::between::<D4>(&[], grid, grid, &Resample::default());
     let table: [(ser_reg::Result<GridOperator>, &[&str]); 6] = [
-        (
-            new(&[D4::IDENTITY.into(), D4::ROT90.into()]),
-            &["odd quarter turn", "4x3 for sample 1"],
-        ),
+        (new(&[D4::IDENTITY.into(), D4::ROT90.into()]), &["odd quarter turn", "4x3 for sample 1"]),
         (new(&[]), &["one element", "none"]),
         (none, &["one element", "none"]),
         (new(&[tiny.into()]), &["at least one row", "3x4"]),
@@ -407,22 +302,10 @@ fn bad_grids_and_elements_are_refused() {
     let mut table: Vec<(ser_reg::Result<()>, &[&str])> = vec![
         (TokenGrid::new(0, 3).map(drop), &["at least one row", "0x3"]),
         (TokenGrid::new(3, 0).map(drop), &["at least one row", "3x0"]),
-        (
-            TokenGrid::new(usize::MAX, 2).map(drop),
-            &["fewer than 2^32 cells"],
-        ),
-        (
-            TokenGrid::new(1 << 20, 1 << 20).map(drop),
-            &["1048576x1048576"],
-        ),
-        (
-            Window::new(nan, 0.0, 1.0, 1.0).map(drop),
-            &["finite corner", "NaN"],
-        ),
-        (
-            affine([[1.0, 2.0], [2.0, 4.0]], [0.0; 2]),
-            &["invertible", "det A = 0"],
-        ),
+        (TokenGrid::new(usize::MAX, 2).map(drop), &["fewer than 2^32 cells"]),
+        (TokenGrid::new(1 << 20, 1 << 20).map(drop), &["1048576x1048576"]),
+        (Window::new(nan, 0.0, 1.0, 1.0).map(drop), &["finite corner", "NaN"]),
+        (affine([[1.0, 2.0], [2.0, 4.0]], [0.0; 2]), &["invertible", "det A = 0"]),
         (affine([[nan, 0.0], [0.0, 1.0]], [0.0; 2]), &["finite"]),
         (affine([[1.0, 0.0], [0.0, 1.0]], [nan, 0.0]), &["finite"]),
         (Affine::shear(1.0, 1.0).map(drop), &["invertible"]),
@@ -448,10 +331,7 @@ fn values_that_are_not_finite_reach_only_cells_that_read_them() {
     let batches: [&[Element]; 4] = [
         &[Window::new(0.5, 0.5, 0.45, 0.4).unwrap().into()],
         &[Affine::rotation(25.0).unwrap().into()],
-        &[
-            Affine::rotation(-50.0).unwrap().into(),
-            Affine::translation(0.4, 0.3).unwrap().into(),
-        ],
+        &[Affine::rotation(-50.0).unwrap().into(), Affine::translation(0.4, 0.3).unwrap().into()],
         &[
             Affine::rotation(40.0).unwrap().into(),
             Element::from(Window::new(0.2, -0.3, 0.6, 0.7).unwrap()).then(D4::ROT90),
@@ -472,10 +352,7 @@ fn values_that_are_not_finite_reach_only_cells_that_read_them() {
                 for (at, bad) in [(0, f64::NAN), (5, f64::INFINITY), (11, f64::NAN)] {
                     let token = |grid: TokenGrid, value: f64| {
                         let mut x = values(&random(&[batch, grid.len(), 1], 1));
-                        x.iter_mut()
-                            .skip(at)
-                            .step_by(grid.len())
-                            .for_each(|v| *v = value);
+                        x.iter_mut().skip(at).step_by(grid.len()).for_each(|v| *v = value);
                         Tensor::from_vec(x, (batch, grid.len(), 1), &Device::Cpu).unwrap()
                     };
                     // What reads the token: where a change of it changes the result.
@@ -517,10 +394,7 @@ fn values_that_are_not_finite_reach_only_cells_that_read_them() {
 fn a_window_is_free_of_a_nan_outside() {
     let grid = TokenGrid::square(4).unwrap();
     let window = Element::from(Window::new(0.3, 0.3, 0.9, 0.9).unwrap());
-    let resample = Resample {
-        filter: Filter::Bilinear,
-        padding: Padding::Zeros,
-    };
+    let resample = Resample { filter: Filter::Bilinear, padding: Padding::Zeros };
     let operator = GridOperator::between(&[window], grid, grid, &resample).unwrap();
     let mut x = vec![1.0; 16];
     x[0] = f64::NAN;
@@ -535,10 +409,7 @@ fn a_window_is_free_of_a_nan_outside() {
 fn moves_beyond_the_border_are_zero_in_every_type() {
     let grid = TokenGrid::new(2, 3).unwrap();
     let beyond = Window::from_cells(0, 1, 2, 3, grid).unwrap();
-    let resample = Resample {
-        filter: Filter::Nearest,
-        padding: Padding::Zeros,
-    };
+    let resample = Resample { filter: Filter::Nearest, padding: Padding::Zeros };
     let operator = GridOperator::new(&[beyond], grid, &resample).unwrap();
     assert!(operator.is_exact());
     use DType::*;
@@ -620,10 +491,7 @@ fn a_hostile_action_cannot_panic() {
 #[test]
 fn a_seeded_pair_of_crops_overlaps_where_both_look() {
     use ser_reg::view::{CropRange, ViewConfig, ViewSampler};
-    let config = ViewConfig {
-        crop: Some(CropRange::default()),
-        ..ViewConfig::default()
-    };
+    let config = ViewConfig { crop: Some(CropRange::default()), ..ViewConfig::default() };
     let sampler = ViewSampler::new(TokenGrid::square(12).unwrap(), config).unwrap();
     let views = sampler.sample_pair(&mut rng(7), 4).unwrap();
     // a smooth image: both views of it agree where they overlap
@@ -635,19 +503,12 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
         &Device::Cpu,
     )
     .unwrap();
-    let (a, b) = (
-        views.first.apply(&image).unwrap(),
-        views.second.apply(&image).unwrap(),
-    );
+    let (a, b) = (views.first.apply(&image).unwrap(), views.second.apply(&image).unwrap());
     let pixels = |x: &Tensor| TokenGrid::new(x.dims()[2], x.dims()[3]).unwrap();
     let relative = views.relative();
-    let align = GridOperator::between(
-        relative.elements(),
-        pixels(&a),
-        pixels(&b),
-        &Resample::default(),
-    )
-    .unwrap();
+    let align =
+        GridOperator::between(relative.elements(), pixels(&a), pixels(&b), &Resample::default())
+            .unwrap();
     let aligned = align.apply(&a).unwrap();
     let (got, want) = (values(&aligned), values(&b));
     let n = align.out_grid().len();
@@ -665,9 +526,5 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
             seen += 1;
         }
     }
-    assert!(
-        (n / 2..4 * n).contains(&seen),
-        "{seen} of {} cells overlap",
-        4 * n
-    );
+    assert!((n / 2..4 * n).contains(&seen), "{seen} of {} cells overlap", 4 * n);
 }

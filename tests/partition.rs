@@ -37,11 +37,7 @@ fn the_regularized_part_has_at_least_two_images() {
         (u32::MAX as usize, 1.0, u32::MAX as usize),
     ] {
         let part = Partition::new(batch, ratio).unwrap();
-        assert_eq!(
-            part.regularized().len(),
-            regularized,
-            "{ratio} of {batch} images"
-        );
+        assert_eq!(part.regularized().len(), regularized, "{ratio} of {batch} images");
         assert_eq!(part.plain().len(), batch - regularized);
     }
 }
@@ -57,11 +53,7 @@ fn settings_out_of_range_are_named() {
         (1, 1.0, ["batch", "2 to 2^32 - 1 images", "got 1"]),
         (0, 0.5, ["batch", "2 to 2^32 - 1 images", "got 0"]),
         (huge, 0.5, ["batch", "2 to 2^32 - 1 images", "4294967296"]),
-        (
-            usize::MAX,
-            0.5,
-            ["batch", "2 to 2^32 - 1 images", "18446744073709551615"],
-        ),
+        (usize::MAX, 0.5, ["batch", "2 to 2^32 - 1 images", "18446744073709551615"]),
     ] {
         let error = Partition::new(batch, ratio).unwrap_err();
         assert!(matches!(error, Error::Config { .. }));

@@ -15,18 +15,12 @@ type Done = ser_reg::Result<()>;
 #[test]
 fn the_projector_is_its_formula() -> Result<()> {
     for norm in [true, false] {
-        let config = ProjectorConfig {
-            norm,
-            ..small_head()
-        };
+        let config = ProjectorConfig { norm, ..small_head() };
         let (head, vars) = seeded_head(FieldType::trivial(CHANNELS), config, DType::F64, 3);
         let x = tokens(&mut rng(15), (2, 6, CHANNELS), DType::F64)?;
         let got = head.forward(&x)?;
         let weight = |name: &str| vars.data().lock().unwrap().get(name).map(|v| flat(v));
-        let (w1, w2) = (
-            weight("hidden.weight").unwrap(),
-            weight("out.weight").unwrap(),
-        );
+        let (w1, w2) = (weight("hidden.weight").unwrap(), weight("out.weight").unwrap());
         assert_eq!(vars.all_vars().len(), if norm { 4 } else { 2 });
         let mut expected = Vec::new();
         for token in flat(&x).chunks(CHANNELS) {
@@ -51,11 +45,8 @@ fn the_projector_is_its_formula() -> Result<()> {
                     .sum::<f64>()
                     / (2.0 * std::f64::consts::PI).sqrt()
             };
-            let hidden: Vec<f64> = w1
-                .chunks(CHANNELS)
-                .map(|w| row(w, &token))
-                .map(|x| x * phi(x))
-                .collect();
+            let hidden: Vec<f64> =
+                w1.chunks(CHANNELS).map(|w| row(w, &token)).map(|x| x * phi(x)).collect();
             expected.extend(w2.chunks(6).map(|w| row(w, &hidden)));
         }
         assert_close(&flat(&got), &expected, 1e-8);
@@ -75,10 +66,7 @@ fn the_projector_starts_xavier_uniform() -> Result<()> {
         // Half a unit in the last place of f32 above the bound is rounding.
         assert!(w.iter().all(|v| v.abs() <= bound * (1.0 + 1e-6)));
         let variance = w.iter().map(|v| v * v).sum::<f64>() / w.len() as f64;
-        assert!(
-            (variance / (bound * bound / 3.0) - 1.0).abs() < 0.02,
-            "{name}: {variance}"
-        );
+        assert!((variance / (bound * bound / 3.0) - 1.0).abs() < 0.02, "{name}: {variance}");
     }
     assert!(flat(&vars["norm.weight"]).iter().all(|v| *v == 1.0));
     assert!(flat(&vars["norm.bias"]).iter().all(|v| *v == 0.0));
@@ -100,49 +88,22 @@ fn the_projector_commutes_with_permutations() -> Done {
 #[test]
 fn bad_input_is_named() -> Done {
     let zeros = || VarBuilder::zeros(DType::F64, &Device::Cpu);
-    let shape = |hidden, out| ProjectorConfig {
-        hidden,
-        out,
-        norm: true,
-    };
+    let shape = |hidden, out| ProjectorConfig { hidden, out, norm: true };
     let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::C4, 8)?);
     let single = FieldType::regular(Subgroup::C4, 4)?;
     let trivial = FieldType::trivial;
     let huge = u32::MAX as usize + 1;
     for (field, config, parts) in [
-        (
-            trivial(5),
-            shape(0, 4),
-            &["ProjectorConfig::hidden", "size from 1", "got 0"][..],
-        ),
-        (
-            trivial(5),
-            shape(4, 0),
-            &["ProjectorConfig::out", "size from 1", "got 0"],
-        ),
-        (
-            trivial(5),
-            shape(huge, 4),
-            &["ProjectorConfig::hidden", "2^32 - 1", "4294967296"],
-        ),
-        (
-            trivial(0),
-            shape(4, 4),
-            &["channels", "size from 1", "got 0"],
-        ),
+        (trivial(5), shape(0, 4), &["ProjectorConfig::hidden", "size from 1", "got 0"][..]),
+        (trivial(5), shape(4, 0), &["ProjectorConfig::out", "size from 1", "got 0"]),
+        (trivial(5), shape(huge, 4), &["ProjectorConfig::hidden", "2^32 - 1", "4294967296"]),
+        (trivial(0), shape(4, 4), &["channels", "size from 1", "got 0"]),
         (mixed, shape(4, 4), &["Projector::on_field", "mixed field"]),
-        (
-            single.clone(),
-            shape(4, 4),
-            &["ProjectorConfig::norm", "one channel"],
-        ),
+        (single.clone(), shape(4, 4), &["ProjectorConfig::norm", "one channel"]),
     ] {
         assert_says(Projector::on_field(field, config, zeros()), parts);
     }
-    let no_norm = ProjectorConfig {
-        norm: false,
-        ..shape(4, 4)
-    };
+    let no_norm = ProjectorConfig { norm: false, ..shape(4, 4) };
     Projector::on_field(single, no_norm, zeros())?;
 
     let head = Projector::new(7, small_head(), zeros())?;

@@ -66,10 +66,7 @@ fn views(
     x: &Tensor,
     seed: u64,
 ) -> ser_reg::Result<(Tensor, Tensor, Relative<Element>)> {
-    let config = ViewConfig {
-        pairing: Pairing::Independent(group),
-        ..Default::default()
-    };
+    let config = ViewConfig { pairing: Pairing::Independent(group), ..Default::default() };
     let sampler = ViewSampler::new(TokenGrid::square(x.dims()[2])?, config)?;
     let pair = sampler.sample_pair(&mut rng(seed), x.dims()[0])?;
     Ok((pair.first.apply(x)?, pair.second.apply(x)?, pair.relative()))
@@ -83,24 +80,15 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
         let (map1, map2) = (layer.forward(&x1)?, layer.forward(&x2)?);
         let channels = 3 * group.order();
         let regular = FieldType::regular(group, channels)?;
-        for objective in [
-            Objective::Mse,
-            Objective::L1,
-            Objective::Cosine { eps: 0.0 },
-        ] {
+        for objective in [Objective::Mse, Objective::L1, Objective::Cosine { eps: 0.0 }] {
             let ser = build(with_objective(objective));
             let loss = |field: &FieldType| -> ser_reg::Result<f64> {
-                Ok(scalar(
-                    &on_field(&ser, [&map1, &map2], field, &relative)?.loss,
-                ))
+                Ok(scalar(&on_field(&ser, [&map1, &map2], field, &relative)?.loss))
             };
             let trivial = loss(&FieldType::trivial(channels))?;
             let regular = loss(&regular)?;
             println!("{group:?} {objective:?}: regular {regular:e}, trivial {trivial}");
-            assert!(
-                regular.abs() < 1e-13,
-                "{group:?} {objective:?}: {regular:e}"
-            );
+            assert!(regular.abs() < 1e-13, "{group:?} {objective:?}: {regular:e}");
             assert!(trivial > 0.05, "{group:?} {objective:?}: {trivial}");
         }
         // NT-Xent finds every partner.
@@ -125,9 +113,7 @@ fn a_group_convolution_has_no_loss_under_its_regular_representation() -> Done {
 fn a_layer_without_the_symmetry_has_a_loss_under_both() -> Done {
     let (x1, x2, relative) = views(Subgroup::D4, &images(8, 6, 2)?, 3)?;
     let kernel = tokens(&mut rng(4), (8, 2, 3, 3), DType::F64)?;
-    let layer = Lifting {
-        kernel: kernel.as_tensor().clone(),
-    };
+    let layer = Lifting { kernel: kernel.as_tensor().clone() };
     for field in [FieldType::trivial(8), FieldType::regular(Subgroup::D4, 8)?] {
         let ser = build(with_objective(Objective::Mse));
         let maps = [&layer.forward(&x1)?, &layer.forward(&x2)?];
@@ -138,11 +124,7 @@ fn a_layer_without_the_symmetry_has_a_loss_under_both() -> Done {
 
 #[test]
 fn a_head_on_each_group_element_keeps_the_field() -> Done {
-    let shape = ProjectorConfig {
-        hidden: 5,
-        out: 4,
-        norm: true,
-    };
+    let shape = ProjectorConfig { hidden: 5, out: 4, norm: true };
     let ser = build(with_objective(Objective::Mse));
     for group in GROUPS {
         let layer = Lifting::new(group, 3, 2, 1)?;
@@ -153,10 +135,7 @@ fn a_head_on_each_group_element_keeps_the_field() -> Done {
         let regular = FieldType::regular(group, channels)?;
         let (head, vars) = seeded_head(regular, shape, DType::F64, 5);
         assert_eq!(vars.data().lock().unwrap()["hidden.weight"].dims(), [5, 3]);
-        assert_eq!(
-            head.output_field(),
-            &FieldType::regular(group, 4 * group.order())?
-        );
+        assert_eq!(head.output_field(), &FieldType::regular(group, 4 * group.order())?);
         let out = ser.forward(&pair.head(&head))?;
         assert!(scalar(&out.loss) < 1e-24, "{group:?}: {}", out.loss);
         let projected = head.forward(&map1.flatten_from(2)?.transpose(1, 2)?.contiguous()?)?;
@@ -184,15 +163,9 @@ fn both_directions_undo_each_other_on_scales_and_crops() -> Done {
     let map = tokens(&mut rng(6), (2, 16, 9), DType::F64)?;
     let moved = relative.to_second(&Resample::default())?.apply(&map)?;
     let moved = FibreOperator::new(&field, &[D4::ROT90, D4::ANTI_TRANSPOSE])?.apply(&moved)?;
-    let ser = build(SerConfig {
-        symmetric: false,
-        ..with_objective(Objective::Mse)
-    });
+    let ser = build(SerConfig { symmetric: false, ..with_objective(Objective::Mse) });
     let map = map.as_tensor();
-    assert_eq!(
-        scalar(&on_field(&ser, [map, &moved], &field, &relative)?.loss),
-        0.0
-    );
+    assert_eq!(scalar(&on_field(&ser, [map, &moved], &field, &relative)?.loss), 0.0);
     let back = Relative::new(elements.map(|g| g.inverse()).to_vec(), grid, grid)?;
     let operator = back.to_second(&Resample::default())?;
     let fibre = FibreOperator::new(&field, &[D4::ROT270, D4::ANTI_TRANSPOSE])?;
@@ -216,15 +189,9 @@ fn gradients_match_differences() -> Done {
     let crop = Element::relative(&window(0.0, 0.0), &window(0.25, 0.0).then(D4::HFLIP));
     let turned = vec![D4::ROT90.into(), D4::HFLIP.into(), D4::TRANSPOSE.into()];
     let cropped = vec![D4::ROT90.into(), crop, D4::TRANSPOSE.into()];
-    let shape = ProjectorConfig {
-        hidden: 3,
-        out: 2,
-        norm: true,
-    };
-    let other_view = Objective::NtXent(Contrastive {
-        negatives: Negatives::OtherView,
-        ..Default::default()
-    });
+    let shape = ProjectorConfig { hidden: 3, out: 2, norm: true };
+    let other_view =
+        Objective::NtXent(Contrastive { negatives: Negatives::OtherView, ..Default::default() });
     let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?);
     let regular = FieldType::regular(Subgroup::D4, 24)?;
     for (elements, objective, head, field) in [

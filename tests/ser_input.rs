@@ -21,43 +21,19 @@ fn settings_out_of_range_are_named() {
         set(&mut c);
         with_objective(Objective::NtXent(c))
     };
-    let lambda = |lambda| SerConfig {
-        lambda,
-        ..Default::default()
-    };
-    let most = |most, objective| SerConfig {
-        max_tokens: Some(most),
-        ..with_objective(objective)
-    };
+    let lambda = |lambda| SerConfig { lambda, ..Default::default() };
+    let most = |most, objective| SerConfig { max_tokens: Some(most), ..with_objective(objective) };
     let cosine = |eps| with_objective(Objective::Cosine { eps });
     let normalized = |eps| with_objective(Objective::NormalizedMse { eps });
     let huber = |beta| with_objective(Objective::SmoothL1 { beta });
     for (config, parts) in [
-        (
-            contrastive(|c| c.temperature = 0.0),
-            ["temperature", "above 0", "got 0"],
-        ),
-        (
-            contrastive(|c| c.temperature = -0.1),
-            ["temperature", "above 0", "-1e-1"],
-        ),
-        (
-            contrastive(|c| c.temperature = f64::NAN),
-            ["temperature", "above 0", "NaN"],
-        ),
-        (
-            contrastive(|c| c.temperature = f64::INFINITY),
-            ["temperature", "finite", "inf"],
-        ),
+        (contrastive(|c| c.temperature = 0.0), ["temperature", "above 0", "got 0"]),
+        (contrastive(|c| c.temperature = -0.1), ["temperature", "above 0", "-1e-1"]),
+        (contrastive(|c| c.temperature = f64::NAN), ["temperature", "above 0", "NaN"]),
+        (contrastive(|c| c.temperature = f64::INFINITY), ["temperature", "finite", "inf"]),
         (contrastive(|c| c.eps = -1.0), ["eps", "above 0", "-1"]),
-        (
-            contrastive(|c| c.eps = f64::INFINITY),
-            ["eps", "finite", "inf"],
-        ),
-        (
-            contrastive(|c| c.block_bytes = 0),
-            ["block_bytes", "at least 1", "got 0"],
-        ),
+        (contrastive(|c| c.eps = f64::INFINITY), ["eps", "finite", "inf"]),
+        (contrastive(|c| c.block_bytes = 0), ["block_bytes", "at least 1", "got 0"]),
         (lambda(-0.5), ["lambda", "0, or a finite value", "-5e-1"]),
         (lambda(f64::NAN), ["lambda", "finite", "NaN"]),
         (lambda(1e300), ["lambda", "3.4e38", "1e300"]),
@@ -65,25 +41,14 @@ fn settings_out_of_range_are_named() {
         (normalized(f64::NAN), ["eps", "finite", "NaN"]),
         (huber(0.0), ["beta", "above 0", "got 0"]),
         (huber(1e-46), ["beta", "1.2e-38", "1e-46"]),
-        (
-            most(0, Objective::Mse),
-            ["max_tokens", "at least 1", "got 0"],
-        ),
-        (
-            most(1, Objective::default()),
-            ["max_tokens", "at least 2", "got 1"],
-        ),
+        (most(0, Objective::Mse), ["max_tokens", "at least 1", "got 0"]),
+        (most(1, Objective::default()), ["max_tokens", "at least 2", "got 1"]),
     ] {
         let built = SerLoss::new(config);
         assert!(matches!(built, Err(Error::Config { .. })));
         assert_says(built, &parts);
     }
-    for good in [
-        most(1, Objective::Mse),
-        most(2, Objective::default()),
-        lambda(0.0),
-        cosine(0.0),
-    ] {
+    for good in [most(1, Objective::Mse), most(2, Objective::default()), lambda(0.0), cosine(0.0)] {
         assert!(SerLoss::new(good).is_ok(), "{good:?}");
     }
 }
@@ -97,56 +62,22 @@ fn maps_that_do_not_fit_are_named() -> Done {
     let ser = build(SerConfig::default());
     let as_ints = |x: &Tensor| x.to_dtype(DType::U32);
     for (a, b, parts) in [
-        (
-            map1.as_tensor().clone(),
-            map2.narrow(1, 0, 8)?,
-            &["(B, 9, C)", "[3, 8, 5]"][..],
-        ),
-        (
-            map1.as_tensor().clone(),
-            wide.as_tensor().clone(),
-            &["one shape", "5]", "6]"],
-        ),
-        (
-            map1.as_tensor().clone(),
-            two2.clone(),
-            &["one batch", "3 images", "got 2"],
-        ),
+        (map1.as_tensor().clone(), map2.narrow(1, 0, 8)?, &["(B, 9, C)", "[3, 8, 5]"][..]),
+        (map1.as_tensor().clone(), wide.as_tensor().clone(), &["one shape", "5]", "6]"]),
+        (map1.as_tensor().clone(), two2.clone(), &["one batch", "3 images", "got 2"]),
         (two1, two2, &["relative element", "2 images", "got 3"]),
-        (
-            map1.as_tensor().clone(),
-            map2.to_dtype(DType::F32)?,
-            &["one type", "f64", "f32"],
-        ),
-        (
-            map1.i(0)?,
-            map2.as_tensor().clone(),
-            &["rank 3 or a map of rank 4", "[9, 5]"],
-        ),
-        (
-            as_ints(&map1)?,
-            as_ints(&map2)?,
-            &["f16, bf16, f32 or f64", "u32"],
-        ),
-        (
-            map1.narrow(0, 0, 0)?,
-            map2.narrow(0, 0, 0)?,
-            &["at least one sample", "[0, 9, 5]"],
-        ),
+        (map1.as_tensor().clone(), map2.to_dtype(DType::F32)?, &["one type", "f64", "f32"]),
+        (map1.i(0)?, map2.as_tensor().clone(), &["rank 3 or a map of rank 4", "[9, 5]"]),
+        (as_ints(&map1)?, as_ints(&map2)?, &["f16, bf16, f32 or f64", "u32"]),
+        (map1.narrow(0, 0, 0)?, map2.narrow(0, 0, 0)?, &["at least one sample", "[0, 9, 5]"]),
     ] {
         assert_says(forward(&ser, &a, &b, &relative), parts);
     }
 
     let one = Relative::new(vec![Element::from(D4::HFLIP)], grid(3, 3), grid(3, 3))?;
     let (a, b) = (map1.narrow(0, 0, 1)?, map2.narrow(0, 0, 1)?);
-    assert_says(
-        forward(&ser, &a, &b, &one),
-        &["at least two images", "SameImage::Keep", "got 1"],
-    );
-    let keep = Objective::NtXent(Contrastive {
-        same_image: SameImage::Keep,
-        ..Default::default()
-    });
+    assert_says(forward(&ser, &a, &b, &one), &["at least two images", "SameImage::Keep", "got 1"]);
+    let keep = Objective::NtXent(Contrastive { same_image: SameImage::Keep, ..Default::default() });
     for objective in [keep, Objective::Mse] {
         let ser = build(with_objective(objective));
         assert!(forward(&ser, &a, &b, &one).is_ok());
@@ -160,10 +91,7 @@ fn parts_that_do_not_fit_are_named() -> Done {
     let (map1, map2) = maps(21, 3, &relative);
     let maps_ = [map1.as_tensor(), map2.as_tensor()];
     let pair = MapPair::new(maps_, &relative);
-    let wider = ProjectorConfig {
-        out: 5,
-        ..small_head()
-    };
+    let wider = ProjectorConfig { out: 5, ..small_head() };
     let trivial = FieldType::trivial;
     let (head, _) = seeded_head(trivial(CHANNELS), small_head(), DType::F64, 1);
     let (other, _) = seeded_head(trivial(CHANNELS), wider, DType::F64, 1);
@@ -210,26 +138,14 @@ fn parts_that_do_not_fit_are_named() -> Done {
             pair.field(&wrong),
             &["maps of 4 channels, as the field", "got 5"],
         ),
-        (
-            "a head of another type",
-            pair.head(&single),
-            &["Projector", "f32", "f64"],
-        ),
-        (
-            "keys of another type",
-            pair.keys(double.each_ref(), None),
-            &["one type", "f64", "f32"],
-        ),
+        ("a head of another type", pair.head(&single), &["Projector", "f32", "f64"]),
+        ("keys of another type", pair.keys(double.each_ref(), None), &["one type", "f64", "f32"]),
         (
             "keys of another batch",
             pair.keys(few.each_ref(), None),
             &["one batch", "3 images", "got 2"],
         ),
-        (
-            "keys of another grid",
-            pair.keys(small.each_ref(), None),
-            &["(B, 9, C)", "[3, 8, 5]"],
-        ),
+        ("keys of another grid", pair.keys(small.each_ref(), None), &["(B, 9, C)", "[3, 8, 5]"]),
         (
             "keys of other channels",
             pair.keys(thin.each_ref(), None),
@@ -238,14 +154,9 @@ fn parts_that_do_not_fit_are_named() -> Done {
     ] {
         for objective in objectives(0.3, 1e-6) {
             let result = build(with_objective(objective)).forward(&pair);
-            let Err(e) = &result else {
-                panic!("{what} is accepted, {objective:?}")
-            };
+            let Err(e) = &result else { panic!("{what} is accepted, {objective:?}") };
             // The message of a head comes in candle's error.
-            assert!(
-                matches!(e, Error::Input { .. } | Error::Candle(_)),
-                "{what}"
-            );
+            assert!(matches!(e, Error::Input { .. } | Error::Candle(_)), "{what}");
             assert_says(result, parts);
         }
     }
@@ -285,37 +196,22 @@ fn weights_that_do_not_fit_are_named() -> Done {
     let relative = crops();
     let (map1, map2) = maps(12, 3, &relative);
     let pair = MapPair::new([&map1, &map2], &relative);
-    let samples = |w| Weights {
-        samples: Some(w),
-        ..Default::default()
-    };
+    let samples = |w| Weights { samples: Some(w), ..Default::default() };
     let on = |view: usize, w| {
         let mut tokens = [None; 2];
         tokens[view] = Some(w);
-        Weights {
-            tokens,
-            ..Default::default()
-        }
+        Weights { tokens, ..Default::default() }
     };
     let short = [1f32; 35];
     let mut negative = [1f32; 36];
     negative[7] = -2.0;
     for (weights, parts) in [
-        (
-            samples(&[1.0, 1.0]),
-            &["one weight per sample, 3", "got 2"][..],
-        ),
+        (samples(&[1.0, 1.0]), &["one weight per sample, 3", "got 2"][..]),
         (samples(&[1.0, -1.0, 1.0]), &["at least 0", "-1"]),
         (samples(&[1.0, f32::NAN, 1.0]), &["finite", "NaN"]),
         (samples(&[1.0, f32::INFINITY, 1.0]), &["finite", "inf"]),
-        (
-            on(0, &short[..]),
-            &["token of the first view, 36", "got 35"],
-        ),
-        (
-            on(1, &short[..]),
-            &["token of the second view, 36", "got 35"],
-        ),
+        (on(0, &short[..]), &["token of the first view, 36", "got 35"]),
+        (on(1, &short[..]), &["token of the second view, 36", "got 35"]),
         (on(1, &negative[..]), &["at least 0", "-2"]),
     ] {
         for objective in [Objective::Mse, Objective::default()] {
@@ -329,18 +225,9 @@ fn weights_that_do_not_fit_are_named() -> Done {
 #[test]
 fn a_batch_in_which_no_token_counts_is_an_error_of_its_own() -> Done {
     let zeros = [0f32; 36];
-    let samples = Weights {
-        samples: Some(&zeros[..3]),
-        ..Default::default()
-    };
-    let both = Weights {
-        tokens: [Some(&zeros), Some(&zeros)],
-        ..Default::default()
-    };
-    let second = Weights {
-        tokens: [None, Some(&zeros)],
-        ..Default::default()
-    };
+    let samples = Weights { samples: Some(&zeros[..3]), ..Default::default() };
+    let both = Weights { tokens: [Some(&zeros), Some(&zeros)], ..Default::default() };
+    let second = Weights { tokens: [None, Some(&zeros)], ..Default::default() };
     let relative = crops();
     let (map1, map2) = maps(12, 3, &relative);
     let apart = no_overlap();
@@ -348,20 +235,11 @@ fn a_batch_in_which_no_token_counts_is_an_error_of_its_own() -> Done {
     for objective in objectives(0.3, 1e-6) {
         for (symmetric, pair) in [
             (true, MapPair::new([&far1, &far2], &apart)),
-            (
-                true,
-                MapPair::new([&map1, &map2], &relative).weights(&samples),
-            ),
+            (true, MapPair::new([&map1, &map2], &relative).weights(&samples)),
             (true, MapPair::new([&map1, &map2], &relative).weights(&both)),
-            (
-                false,
-                MapPair::new([&map1, &map2], &relative).weights(&second),
-            ),
+            (false, MapPair::new([&map1, &map2], &relative).weights(&second)),
         ] {
-            let ser = build(SerConfig {
-                symmetric,
-                ..with_objective(objective)
-            });
+            let ser = build(SerConfig { symmetric, ..with_objective(objective) });
             let result = ser.forward(&pair);
             assert!(matches!(result, Err(Error::NoOverlap { images: 3 })));
             assert_says(result, &["no overlap in any of 3", "min_overlap"]);

@@ -29,10 +29,7 @@ fn an_equivariant_map_costs_nothing_and_matches_everywhere() -> Done {
             None => assert_close(&[scalar(&out.unweighted)], &[0.0], 1e-12),
         }
         let other = forward(&ser, &map, &map, &relative)?;
-        assert!(
-            scalar(&other.unweighted) > scalar(&out.unweighted) + 0.05,
-            "{objective:?}"
-        );
+        assert!(scalar(&other.unweighted) > scalar(&out.unweighted) + 0.05, "{objective:?}");
     }
     Ok(())
 }
@@ -41,35 +38,20 @@ fn an_equivariant_map_costs_nothing_and_matches_everywhere() -> Done {
 fn the_loss_is_the_mean_over_both_frames() -> Done {
     let (q, k) = (maps(2, 3, &scales()), maps(3, 3, &scales()));
     let relative = scales();
-    let config = SerConfig {
-        lambda: 0.3,
-        ..with_objective(nt_xent_at(0.2))
-    };
+    let config = SerConfig { lambda: 0.3, ..with_objective(nt_xent_at(0.2)) };
     let pair = MapPair::new([&q.0, &q.1], &relative).keys([&k.0, &k.1], None);
     let out = build(config).forward(&pair)?;
 
-    let (there, back) = (
-        relative.to_second(&config.resample)?,
-        relative.to_first(&config.resample)?,
-    );
-    let one_way = Contrastive {
-        temperature: 0.2,
-        ..Default::default()
-    };
+    let (there, back) =
+        (relative.to_second(&config.resample)?, relative.to_first(&config.resample)?);
+    let one_way = Contrastive { temperature: 0.2, ..Default::default() };
     let second = nt_xent(&q.1, &there.apply(&k.0)?, &one_way)?.loss;
     let first = nt_xent(&q.0, &back.apply(&k.1)?, &one_way)?.loss;
     let mean = (scalar(&first) + scalar(&second)) / 2.0;
-    assert_close(
-        &[scalar(&out.unweighted), scalar(&out.loss)],
-        &[mean, 0.3 * mean],
-        1e-14,
-    );
+    assert_close(&[scalar(&out.unweighted), scalar(&out.loss)], &[mean, 0.3 * mean], 1e-14);
     assert_eq!(out.anchors, 3 * (12 + 6));
 
-    let one_way = SerConfig {
-        symmetric: false,
-        ..config
-    };
+    let one_way = SerConfig { symmetric: false, ..config };
     let out = build(one_way).forward(&pair)?;
     assert_close(&[scalar(&out.unweighted)], &[scalar(&second)], 1e-14);
     assert_eq!(out.anchors, 3 * 12);
@@ -174,20 +156,13 @@ fn the_key_side_gets_no_gradient() -> Done {
     assert!((scalar(&own.loss) - scalar(&out.loss)).abs() > 1e-6);
 
     // Maps that serve as queries and keys: the same as stopping the keys.
-    let stopped = build(SerConfig {
-        stop_gradient: StopGradient::Keys,
-        ..Default::default()
-    });
+    let stopped = build(SerConfig { stop_gradient: StopGradient::Keys, ..Default::default() });
     let a = ser.forward(&pair.keys([&q.0, &q.1], &head))?.loss;
     let b = stopped.forward(&pair)?.loss;
     assert_eq!(scalar(&a), scalar(&b));
     let (a, b) = (a.backward()?, b.backward()?);
     for var in vars.all_vars().iter().chain([&q.0, &q.1]) {
-        assert_close(
-            &flat(a.get(var).unwrap()),
-            &flat(b.get(var).unwrap()),
-            1e-15,
-        );
+        assert_close(&flat(a.get(var).unwrap()), &flat(b.get(var).unwrap()), 1e-15);
     }
     Ok(())
 }
@@ -197,11 +172,7 @@ fn the_keys_can_be_stopped() -> Done {
     let relative = scales();
     let (map1, map2) = maps(10, 2, &relative);
     let reached = |stop_gradient| {
-        let ser = build(SerConfig {
-            stop_gradient,
-            symmetric: false,
-            ..Default::default()
-        });
+        let ser = build(SerConfig { stop_gradient, symmetric: false, ..Default::default() });
         let out = forward(&ser, &map1, &map2, &relative).unwrap();
         let grads = out.loss.backward().unwrap();
         // Keys come from the first view, anchors from the second.
@@ -261,10 +232,7 @@ fn lambda_zero_leaves_the_base_loss_as_it_is_to_the_bit() -> Done {
     let base = (map1.sqr()?.mean_all()? + map2.sqr()?.mean_all()?)?;
     for objective in objectives(0.3, 1e-6) {
         for lambda in [0.0, 0.5] {
-            let ser = build(SerConfig {
-                lambda,
-                ..with_objective(objective)
-            });
+            let ser = build(SerConfig { lambda, ..with_objective(objective) });
             let out = ser.forward(&MapPair::new([&map1, &map2], &relative).head(&head))?;
             grad::assert_reaches(&out.unweighted, grad::named(&vars, ""))?;
             let sum = (&base + &out.loss)?;
@@ -300,49 +268,31 @@ fn the_cap_on_anchors_is_spread_evenly_and_drawn_from_the_seed() -> Done {
         let out = build(config).forward(&pair).unwrap();
         let grads = out.loss.backward().unwrap();
         let grad = flat(grads.get(&map2).unwrap());
-        let rows: Vec<bool> = grad
-            .chunks(CHANNELS)
-            .map(|g| g.iter().any(|v| *v != 0.0))
-            .collect();
+        let rows: Vec<bool> = grad.chunks(CHANNELS).map(|g| g.iter().any(|v| *v != 0.0)).collect();
         (out.anchors, rows)
     };
-    for (cap, per_image) in [
-        (27, [9, 9, 9]),
-        (100, [9, 9, 9]),
-        (12, [4, 4, 4]),
-        (14, [4, 5, 5]),
-        (3, [1, 1, 1]),
-    ] {
+    for (cap, per_image) in
+        [(27, [9, 9, 9]), (100, [9, 9, 9]), (12, [4, 4, 4]), (14, [4, 5, 5]), (3, [1, 1, 1])]
+    {
         let (counted, rows) = touched(cap, 5);
-        let mut each: Vec<usize> = rows
-            .chunks(9)
-            .map(|r| r.iter().filter(|t| **t).count())
-            .collect();
+        let mut each: Vec<usize> =
+            rows.chunks(9).map(|r| r.iter().filter(|t| **t).count()).collect();
         each.sort_unstable();
         assert_eq!((counted, each), (cap.min(27), per_image.to_vec()));
         assert_eq!(rows, touched(cap, 5).1, "same seed, same draw");
     }
-    assert!(
-        (6..10).any(|seed| touched(12, seed).1 != touched(12, 5).1),
-        "the seed matters"
-    );
+    assert!((6..10).any(|seed| touched(12, seed).1 != touched(12, 5).1), "the seed matters");
     // Every token is drawn by some seed.
-    let seen = (0..60)
-        .map(|seed| touched(6, seed).1)
-        .fold(vec![false; 27], |seen, rows| {
-            seen.into_iter().zip(rows).map(|(a, b)| a || b).collect()
-        });
+    let seen = (0..60).map(|seed| touched(6, seed).1).fold(vec![false; 27], |seen, rows| {
+        seen.into_iter().zip(rows).map(|(a, b)| a || b).collect()
+    });
     assert!(seen.iter().all(|s| *s));
 
     // What an image without so many valid tokens leaves goes to the others, whichever is drawn
     // first.
     let (map1, map2) = maps(12, 3, &crops());
     let counted = |max_tokens, seed| {
-        let ser = build(SerConfig {
-            symmetric: false,
-            max_tokens,
-            ..Default::default()
-        });
+        let ser = build(SerConfig { symmetric: false, max_tokens, ..Default::default() });
         let relative = crops();
         let pair = MapPair::new([&map1, &map2], &relative).seed(seed);
         ser.forward(&pair).unwrap().anchors
@@ -365,31 +315,16 @@ fn layouts_give_the_same_loss_and_leave_prefix_tokens_alone() -> Done {
         Tensor::cat(&[prefix.as_tensor(), map1.as_tensor()], 1)?,
         Tensor::cat(&[prefix.as_tensor(), map2.as_tensor()], 1)?,
     );
-    let arranged = |layout| {
-        build(SerConfig {
-            layout,
-            ..Default::default()
-        })
-    };
-    let ser = arranged(Layout {
-        prefix: 2,
-        ..Default::default()
-    });
+    let arranged = |layout| build(SerConfig { layout, ..Default::default() });
+    let ser = arranged(Layout { prefix: 2, ..Default::default() });
     let loss = forward(&ser, &long1, &long2, &relative)?.loss;
     assert_close(&[scalar(&loss)], &[expected], 1e-14);
-    assert!(
-        loss.backward()?
-            .get(&prefix)
-            .is_none_or(|g| flat(g).iter().all(|g| *g == 0.0))
-    );
+    assert!(loss.backward()?.get(&prefix).is_none_or(|g| flat(g).iter().all(|g| *g == 0.0)));
 
     let as_map = |x: &Var, g: TokenGrid| x.reshape((2, g.rows(), g.cols(), CHANNELS));
     let (last1, last2) = (as_map(&map1, grid(2, 3))?, as_map(&map2, grid(4, 3))?);
     for (channels, move_channels) in [(Channels::Last, false), (Channels::First, true)] {
-        let ser = arranged(Layout {
-            channels,
-            ..Default::default()
-        });
+        let ser = arranged(Layout { channels, ..Default::default() });
         let place = |x: &Tensor| match move_channels {
             true => x.permute((0, 3, 1, 2))?.contiguous(),
             false => Ok(x.clone()),
@@ -425,11 +360,8 @@ fn half_precision_maps_give_an_f32_loss() -> Done {
 #[test]
 fn one_valid_image_is_no_error_and_costs_nothing() -> Done {
     let all = crops();
-    let two = Relative::new(
-        vec![all.elements()[0], all.elements()[1]],
-        all.from_grid(),
-        all.to_grid(),
-    )?;
+    let two =
+        Relative::new(vec![all.elements()[0], all.elements()[1]], all.from_grid(), all.to_grid())?;
     let (map1, map2) = maps(17, 2, &two);
     let out = forward(&build(SerConfig::default()), &map1, &map2, &two)?;
     assert!(out.anchors > 0);
@@ -441,10 +373,7 @@ fn one_valid_image_is_no_error_and_costs_nothing() -> Done {
 fn dropped_tokens_leave_a_ragged_batch() -> Done {
     let relative = crops();
     let (map1, map2) = maps(18, 3, &relative);
-    let ser = build(SerConfig {
-        symmetric: false,
-        ..with_objective(nt_xent_at(0.2))
-    });
+    let ser = build(SerConfig { symmetric: false, ..with_objective(nt_xent_at(0.2)) });
     let out = forward(&ser, &map1, &map2, &relative)?;
     let operator = relative.to_second(&Resample::default())?;
     let (mut rows, mut ids) = (Vec::new(), Vec::new());
@@ -458,10 +387,7 @@ fn dropped_tokens_leave_a_ragged_batch() -> Done {
     }
     let rows = Tensor::new(&rows[..], &Device::Cpu)?;
     let pick = |x: &Tensor| x.flatten(0, 1)?.index_select(&rows, 0);
-    let contrastive = Contrastive {
-        temperature: 0.2,
-        ..Default::default()
-    };
+    let contrastive = Contrastive { temperature: 0.2, ..Default::default() };
     let keys = pick(&operator.apply(&map1)?)?;
     let expected = nt_xent_ragged(&pick(&map2)?, &keys, &ids, None, &contrastive)?;
     assert_close(&[scalar(&out.loss)], &[scalar(&expected.loss)], 1e-14);
@@ -472,10 +398,7 @@ fn dropped_tokens_leave_a_ragged_batch() -> Done {
 fn same_seed_same_loss() -> Done {
     let relative = crops();
     let (map1, map2) = maps(20, 3, &relative);
-    let ser = build(SerConfig {
-        max_tokens: Some(7),
-        ..Default::default()
-    });
+    let ser = build(SerConfig { max_tokens: Some(7), ..Default::default() });
     let run = |seed| {
         let pair = MapPair::new([&map1, &map2], &relative).seed(seed);
         scalar(&ser.forward(&pair).unwrap().loss)

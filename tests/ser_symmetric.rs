@@ -134,10 +134,7 @@ fn permutations() -> Vec<Relative<Element>> {
         relative(&[D4::ROT90], (4, 4)),
         relative(&[D4::ROT90, D4::HFLIP, D4::IDENTITY, D4::TRANSPOSE], (3, 3)),
         relative(&[D4::HFLIP, D4::ROT180, D4::VFLIP, D4::IDENTITY], (2, 5)),
-        relative(
-            &[D4::ROT90, D4::ROT270, D4::TRANSPOSE, D4::ANTI_TRANSPOSE],
-            (2, 5),
-        ),
+        relative(&[D4::ROT90, D4::ROT270, D4::TRANSPOSE, D4::ANTI_TRANSPOSE], (2, 5)),
     ]
 }
 
@@ -153,10 +150,7 @@ fn unweighted() -> Weights<'static> {
 fn one_pass_over_both_directions_is_the_mean_of_two_directed_passes() -> Done {
     // The largest weight is 1 and all are powers of two, so that their scale does not round.
     let samples = [0.5f32, 1.0, 0.0, 0.25];
-    let weighted = Weights {
-        samples: Some(&samples),
-        ..Default::default()
-    };
+    let weighted = Weights { samples: Some(&samples), ..Default::default() };
     for relative in permutations() {
         for (negatives, same_image) in CONTRASTS {
             for dtype in [DType::F64, DType::F32] {
@@ -196,16 +190,13 @@ fn one_pass_over_both_directions_is_the_mean_of_two_directed_passes() -> Done {
     Ok(())
 }
 
-/// One pass where all images share an element. Otherwise the cosines across images differ in the two
-/// frames, because each image permutes its channels in another way.
+/// Each image permutes its channels by its own element, so the cosines of two images differ between
+/// the frames. One pass would not be the mean of both directions.
 #[test]
 fn channels_of_a_field_turn_in_both_directions() -> Done {
     let regular = FieldType::regular(Subgroup::D4, 16)?;
     let mixed = FieldType::trivial(2).and(FieldType::regular(Subgroup::D4, 8)?);
-    let contrastive = Contrastive {
-        temperature: 0.2,
-        ..Default::default()
-    };
+    let contrastive = Contrastive { temperature: 0.2, ..Default::default() };
     let ser = build(with_objective(Objective::NtXent(contrastive)));
     for relative in permutations() {
         for dtype in [DType::F64, DType::F32] {
@@ -215,15 +206,7 @@ fn channels_of_a_field_turn_in_both_directions() -> Done {
             let out = ser.forward(&MapPair::new(maps, &relative).head(&head))?;
             let field = head.output_field();
             let none = unweighted();
-            let expected = oracle(
-                maps,
-                None,
-                Some(&head),
-                field,
-                &relative,
-                &none,
-                &contrastive,
-            )?;
+            let expected = oracle(maps, None, Some(&head), field, &relative, &none, &contrastive)?;
             let mut all = vars.all_vars();
             all.extend([map1.clone(), map2.clone()]);
             let got = (&out.loss, &out.accuracy.expect("NT-Xent"));
@@ -245,10 +228,7 @@ fn channels_of_a_field_turn_in_both_directions() -> Done {
 /// Where the two frames hold different pairs of tokens, each direction is a pass of its own.
 #[test]
 fn other_pairs_take_two_directed_passes() -> Done {
-    let contrastive = Contrastive {
-        temperature: 0.2,
-        ..Default::default()
-    };
+    let contrastive = Contrastive { temperature: 0.2, ..Default::default() };
     let ser = build(with_objective(Objective::NtXent(contrastive)));
     let field = FieldType::trivial(CHANNELS);
     let tokens: Vec<f32> = (0..81).map(|i| [1.0, 0.5, 0.0, 0.25][i % 4]).collect();
@@ -262,10 +242,7 @@ fn other_pairs_take_two_directed_passes() -> Done {
             samples: Some(&[0.5, 1.0, 1.0]),
             tokens: cells.map(|n| Some(&tokens[..3 * n])),
         };
-        let first = Weights {
-            tokens: [Some(&tokens[..3 * cells[0]]), None],
-            ..Default::default()
-        };
+        let first = Weights { tokens: [Some(&tokens[..3 * cells[0]]), None], ..Default::default() };
         for (keys, weights) in [
             (None, unweighted()),
             (None, both),
@@ -287,31 +264,15 @@ fn other_pairs_take_two_directed_passes() -> Done {
     let relative = turns();
     let (map1, map2) = maps(36, 3, &relative);
     let pair = [map1.as_tensor(), map2.as_tensor()];
-    let stopped = build(SerConfig {
-        stop_gradient: StopGradient::Keys,
-        ..*ser.config()
-    });
+    let stopped = build(SerConfig { stop_gradient: StopGradient::Keys, ..*ser.config() });
     let out = stopped.forward(&MapPair::new(pair, &relative))?;
     let none = unweighted();
-    let expected = oracle(
-        pair,
-        Some(pair),
-        None,
-        &field,
-        &relative,
-        &none,
-        &contrastive,
-    )?;
+    let expected = oracle(pair, Some(pair), None, &field, &relative, &none, &contrastive)?;
     let got = (&out.loss, &out.accuracy.expect("NT-Xent"));
     assert_same(got, &expected, &[map1.clone(), map2.clone()], 1e-12);
 
     // A cap draws the anchors of each direction apart; without effect it changes nothing.
-    let capped = |max_tokens| {
-        build(SerConfig {
-            max_tokens,
-            ..*ser.config()
-        })
-    };
+    let capped = |max_tokens| build(SerConfig { max_tokens, ..*ser.config() });
     let loose = capped(Some(27)).forward(&MapPair::new(pair, &relative))?;
     let whole = ser.forward(&MapPair::new(pair, &relative))?;
     assert_close(&[scalar(&loose.loss)], &[scalar(&whole.loss)], 1e-12);
@@ -333,10 +294,7 @@ fn half_precision_maps_take_the_same_pass() -> Done {
             let out = ser.forward(&MapPair::new(maps, &relative))?;
             let none = unweighted();
             let expected = oracle(maps, None, None, &field, &relative, &none, &contrastive)?;
-            assert_eq!(
-                (out.loss.dtype(), expected.0.dtype()),
-                (DType::F32, DType::F32)
-            );
+            assert_eq!((out.loss.dtype(), expected.0.dtype()), (DType::F32, DType::F32));
             assert_close(&[scalar(&out.loss)], &[scalar(&expected.0)], 1e-6);
             let accuracy = out.accuracy.expect("NT-Xent");
             assert_close(&[scalar(&accuracy)], &[scalar(&expected.1)], 1e-6);

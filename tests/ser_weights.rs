@@ -30,10 +30,7 @@ fn drawn(n: usize, seed: u64) -> Vec<f32> {
 }
 
 fn samples(weights: &[f32]) -> Weights<'_> {
-    Weights {
-        samples: Some(weights),
-        ..Default::default()
-    }
+    Weights { samples: Some(weights), ..Default::default() }
 }
 
 #[test]
@@ -41,10 +38,7 @@ fn weights_weigh_the_anchors_of_their_own_view() -> Done {
     let relative = turns();
     let (map1, map2) = maps(1, 3, &relative);
     let (w1, w2, of_samples) = (drawn(27, 2), drawn(27, 3), [0.5, 2.0, 1.0]);
-    let weights = Weights {
-        samples: Some(&of_samples),
-        tokens: [Some(&w1), Some(&w2)],
-    };
+    let weights = Weights { samples: Some(&of_samples), tokens: [Some(&w1), Some(&w2)] };
     let product = |w: &[f32]| -> Vec<f32> {
         let all = w.iter().enumerate();
         all.map(|(i, w)| w * of_samples[i / 9]).collect()
@@ -52,17 +46,11 @@ fn weights_weigh_the_anchors_of_their_own_view() -> Done {
     let ser = build(with_objective(Objective::Mse));
     let pair = MapPair::new([&map1, &map2], &relative).weights(&weights);
     let out = ser.forward(&pair)?;
-    let (there, back) = (
-        relative.to_second(&Resample::default())?,
-        relative.to_first(&Resample::default())?,
-    );
+    let (there, back) =
+        (relative.to_second(&Resample::default())?, relative.to_first(&Resample::default())?);
     let second = loss::mse(&map2, &there.apply(&map1)?, Some(&product(&w2)))?;
     let first = loss::mse(&map1, &back.apply(&map2)?, Some(&product(&w1)))?;
-    assert_close(
-        &[scalar(&out.loss)],
-        &[(scalar(&first) + scalar(&second)) / 2.0],
-        1e-7,
-    );
+    assert_close(&[scalar(&out.loss)], &[(scalar(&first) + scalar(&second)) / 2.0], 1e-7);
     assert_eq!(out.anchors, 54);
 
     // The same against keys: the weights are those of the anchors.
@@ -109,20 +97,14 @@ fn a_token_of_weight_zero_is_dropped() -> Done {
             assert!(grad.iter().all(|g| *g == 0.0), "{objective:?}");
         }
         // A cap on anchors is not spent on them.
-        let capped = build(SerConfig {
-            max_tokens: Some(4),
-            symmetric: false,
-            ..with_objective(objective)
-        });
+        let capped =
+            build(SerConfig { max_tokens: Some(4), symmetric: false, ..with_objective(objective) });
         assert_eq!(capped.forward(&pair.weights(&weights))?.anchors, 4);
     }
     // One direction without weight: the mean is over the other.
     let ser = build(with_objective(Objective::Mse));
     let nothing = [0f32; 36];
-    let first = Weights {
-        tokens: [None, Some(&nothing)],
-        ..Default::default()
-    };
+    let first = Weights { tokens: [None, Some(&nothing)], ..Default::default() };
     let out = ser.forward(&pair.weights(&first))?;
     let back = all.to_first(&Resample::default())?;
     let mask = back.mask(DType::F32, &Device::Cpu)?;
@@ -140,10 +122,7 @@ fn one_element_for_all_images_is_that_element_for_each() -> Done {
     let three = Relative::new(vec![g; 3], grid(4, 3), grid(3, 4))?;
     let (map1, map2) = maps(8, 3, &one);
     let (w1, w2) = (drawn(36, 10), drawn(36, 11));
-    let weights = Weights {
-        samples: Some(&[0.5, 1.0, 2.0]),
-        tokens: [Some(&w1), Some(&w2)],
-    };
+    let weights = Weights { samples: Some(&[0.5, 1.0, 2.0]), tokens: [Some(&w1), Some(&w2)] };
     for objective in objectives(0.3, 1e-6) {
         let ser = build(with_objective(objective));
         let [a, b] = [&one, &three].map(|relative| {
@@ -161,16 +140,11 @@ fn gradients_match_differences_under_weights() -> Done {
     let relative = partial();
     let (map1, map2) = maps(9, 3, &relative);
     let (w1, w2) = (drawn(36, 10), drawn(36, 11));
-    let weights = Weights {
-        samples: Some(&[0.5, 1.0, 2.0]),
-        tokens: [Some(&w1), Some(&w2)],
-    };
+    let weights = Weights { samples: Some(&[0.5, 1.0, 2.0]), tokens: [Some(&w1), Some(&w2)] };
     for objective in objectives(0.3, 1e-6) {
         let ser = build(with_objective(objective));
         let pair = MapPair::new([&map1, &map2], &relative).weights(&weights);
-        assert_gradients(&[map1.clone(), map2.clone()], || {
-            ser.forward(&pair).unwrap().loss
-        });
+        assert_gradients(&[map1.clone(), map2.clone()], || ser.forward(&pair).unwrap().loss);
     }
     Ok(())
 }
@@ -178,11 +152,7 @@ fn gradients_match_differences_under_weights() -> Done {
 #[test]
 fn one_image_left_is_no_error_and_costs_nothing() -> Done {
     let contrast = |negatives, same_image| {
-        Objective::NtXent(Contrastive {
-            negatives,
-            same_image,
-            ..Default::default()
-        })
+        Objective::NtXent(Contrastive { negatives, same_image, ..Default::default() })
     };
     let quarter = Element::from(D4::ROT90);
     let relative = Relative::new(vec![quarter], grid(3, 3), grid(3, 3))?;
@@ -199,10 +169,7 @@ fn one_image_left_is_no_error_and_costs_nothing() -> Done {
             assert_eq!((scalar(&out.loss), out.anchors), (0.0, 18));
         }
         // Objectives without negatives, or with those of the same image, go on.
-        for objective in [
-            contrast(Negatives::BothViews, SameImage::Keep),
-            Objective::Mse,
-        ] {
+        for objective in [contrast(Negatives::BothViews, SameImage::Keep), Objective::Mse] {
             let out = build(with_objective(objective)).forward(&pair)?;
             assert!(scalar(&out.loss) > 0.0);
         }
@@ -239,12 +206,7 @@ impl Dropped {
             holes.iter().for_each(|&(b, c)| weights[9 * b + c] = 0.0);
             weights
         });
-        Self {
-            relative,
-            holes,
-            tokens: Some(weights),
-            samples: None,
-        }
+        Self { relative, holes, tokens: Some(weights), samples: None }
     }
 
     /// The second view is the right half of the first; one image shares nothing.
@@ -257,12 +219,7 @@ impl Dropped {
         let mut first: Vec<_> = [left(0), left(2)].concat();
         first.extend((0..8).map(|c| (1, c)));
         let second = (0..4).map(|c| (1, c)).collect();
-        Self {
-            relative,
-            holes: [first, second],
-            tokens: None,
-            samples: None,
-        }
+        Self { relative, holes: [first, second], tokens: None, samples: None }
     }
 
     fn by_sample_weight() -> Self {

@@ -55,10 +55,7 @@ fn settings_round_trip() {
                     objective,
                     symmetric: false,
                     stop_gradient,
-                    layout: Layout {
-                        prefix: 5,
-                        channels: Channels::Last,
-                    },
+                    layout: Layout { prefix: 5, channels: Channels::Last },
                     max_tokens,
                     resample: Resample::from(Filter::BicubicAntialias),
                 };
@@ -66,11 +63,7 @@ fn settings_round_trip() {
             }
         }
     }
-    let head = ProjectorConfig {
-        hidden: 7,
-        out: 9,
-        norm: false,
-    };
+    let head = ProjectorConfig { hidden: 7, out: 9, norm: false };
     assert_eq!(round_trip(&head), head);
 }
 
@@ -79,15 +72,9 @@ fn missing_settings_take_their_default() {
     let parse = |text| serde_json::from_str::<SerConfig>(text).unwrap();
     assert_eq!(parse("{}"), SerConfig::default());
     let config = parse(r#"{"lambda": 0.5, "objective": {"nt-xent": {"temperature": 0.5}}}"#);
-    let contrastive = Contrastive {
-        temperature: 0.5,
-        ..Default::default()
-    };
-    let expected = SerConfig {
-        lambda: 0.5,
-        objective: Objective::NtXent(contrastive),
-        ..Default::default()
-    };
+    let contrastive = Contrastive { temperature: 0.5, ..Default::default() };
+    let expected =
+        SerConfig { lambda: 0.5, objective: Objective::NtXent(contrastive), ..Default::default() };
     assert_eq!(config, expected);
     let objective: Objective = serde_json::from_str(r#""mse""#).unwrap();
     assert_eq!(objective, Objective::Mse);

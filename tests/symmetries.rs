@@ -73,10 +73,7 @@ fn fourier_matches_the_transform() {
             let operator = GridOperator::new(&[roll], grid(n, 1), &fourier()).unwrap();
             let want = slow_fourier(&values(&x), n, shift);
             for (got, want) in values(&operator.apply(&x).unwrap()).iter().zip(&want) {
-                assert!(
-                    (got - want).abs() < 1e-12,
-                    "{n} by {shift}: {got}, not {want}"
-                );
+                assert!((got - want).abs() < 1e-12, "{n} by {shift}: {got}, not {want}");
             }
         }
     }
@@ -120,17 +117,11 @@ fn fourier_chains_of_one_direction_are_exact_on_every_map() {
         let x = random(&[1, a.len(), 2], 1);
         let up = between(a, b).apply(&x).unwrap();
         assert!(max_gap(&between(b, a).apply(&up).unwrap(), &x) < 1e-12);
-        let (twice, once) = (
-            between(b, c).apply(&up).unwrap(),
-            between(a, c).apply(&x).unwrap(),
-        );
+        let (twice, once) = (between(b, c).apply(&up).unwrap(), between(a, c).apply(&x).unwrap());
         assert!(max_gap(&twice, &once) < 1e-12);
         let y = random(&[1, c.len(), 2], 2);
         let down = between(c, b).apply(&y).unwrap();
-        let (twice, once) = (
-            between(b, a).apply(&down).unwrap(),
-            between(c, a).apply(&y).unwrap(),
-        );
+        let (twice, once) = (between(b, a).apply(&down).unwrap(), between(c, a).apply(&y).unwrap());
         assert!(max_gap(&twice, &once) < 1e-12);
     }
     // A smaller grid loses what lies above its band.
@@ -151,9 +142,7 @@ fn fourier_scales_commute_with_flips_and_turns() {
         for g in D4::ALL {
             let turn = |at| GridOperator::new(&[g], at, &fourier()).unwrap();
             let (turned_from, turned_to) = (g.out_grid(from).unwrap(), g.out_grid(to).unwrap());
-            let one = turn(to)
-                .apply(&between(from, to).apply(&x).unwrap())
-                .unwrap();
+            let one = turn(to).apply(&between(from, to).apply(&x).unwrap()).unwrap();
             let two = between(turned_from, turned_to).apply(&turn(from).apply(&x).unwrap());
             assert!(max_gap(&one, &two.unwrap()) < 1e-12, "{g:?} {from} {to}");
         }
@@ -171,10 +160,7 @@ fn the_law_suite_holds_fourier_to_its_tolerance() {
         let scaled = testing::action_errors(&scales, &x, grid, &fourier()).unwrap();
         let shifted = testing::action_errors(&shifts, &x, grid, &fourier()).unwrap();
         assert!(scaled.worst() < 1e-10 && scaled.cells > 0, "{scaled:?}");
-        assert!(
-            shifted.worst() < 1e-10 && shifted.cells == grid.len(),
-            "{shifted:?}"
-        );
+        assert!(shifted.worst() < 1e-10 && shifted.cells == grid.len(), "{shifted:?}");
         testing::check_action_laws(&scales, grid, &fourier(), f64::MAX, &mut rng(6)).unwrap();
         testing::check_action_laws(&shifts, grid, &fourier(), f64::MAX, &mut rng(7)).unwrap();
         let turned = scales.map(|s| Element::from(s).then(D4::TRANSPOSE));
@@ -208,10 +194,7 @@ fn fourier_has_the_gradient_of_central_differences() {
 fn fourier_names_what_it_cannot_do() {
     let grid = grid(6, 6);
     for padding in [Padding::Zeros, Padding::Border, Padding::Reflection] {
-        let resample = Resample {
-            filter: Filter::Fourier,
-            padding,
-        };
+        let resample = Resample { filter: Filter::Fourier, padding };
         let padding = format!("{padding:?}");
         assert_says(
             GridOperator::new(&[D4::ROT90], grid, &resample),
@@ -236,10 +219,7 @@ fn fourier_names_what_it_cannot_do() {
     // border.
     let shift = Affine::translation(0.0, 0.5).unwrap();
     let operator = GridOperator::new(&[shift], grid, &fourier()).unwrap();
-    assert_eq!(
-        operator.valid(0).unwrap()[..6],
-        [false, false, false, true, true, true]
-    );
+    assert_eq!(operator.valid(0).unwrap()[..6], [false, false, false, true, true, true]);
 }
 
 /// Not affine, and of another period along the rows.
@@ -264,34 +244,18 @@ impl GroupAction for Squeeze {
 #[test]
 fn rolls_by_whole_cells_are_exact_and_a_finite_group() {
     let grid = grid(3, 4);
-    let all: Vec<Roll> = (0..12)
-        .map(|i| Roll::from_cells(i / 4, i % 4, grid).unwrap())
-        .collect();
+    let all: Vec<Roll> = (0..12).map(|i| Roll::from_cells(i / 4, i % 4, grid).unwrap()).collect();
     let generators = [(1, 0), (0, -1)].map(|(y, x)| Roll::from_cells(y, x, grid).unwrap());
     testing::check_closure(&generators, &all, POINTS).unwrap();
     testing::check_group_laws(&all, POINTS).unwrap();
     for filter in Filter::ALL {
         testing::check_action_laws(&all, grid, &filter.into(), EXACT, &mut rng(1)).unwrap();
-        assert!(
-            GridOperator::new(&all, grid, &filter.into())
-                .unwrap()
-                .is_exact()
-        );
+        assert!(GridOperator::new(&all, grid, &filter.into()).unwrap().is_exact());
     }
     // As the definition says, in any type.
-    let x = Tensor::arange(0u32, 12, &Device::Cpu)
-        .unwrap()
-        .reshape((1, 12, 1))
-        .unwrap();
+    let x = Tensor::arange(0u32, 12, &Device::Cpu).unwrap().reshape((1, 12, 1)).unwrap();
     let rolled = GridOperator::new(&[Roll::from_cells(1, 2, grid).unwrap()], grid, &fourier());
-    let y = rolled
-        .unwrap()
-        .apply(&x)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<u32>()
-        .unwrap();
+    let y = rolled.unwrap().apply(&x).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
     assert_eq!(y, [10, 11, 8, 9, 2, 3, 0, 1, 6, 7, 4, 5]);
 }
 
@@ -300,10 +264,7 @@ fn rolls_by_fractions_are_separable_and_wrap_around() {
     let grid = grid(5, 6);
     let roll = Roll::new(0.13, 0.4).unwrap();
     for filter in [Filter::Bilinear, Filter::Bicubic, Filter::Fourier] {
-        let resample = Resample {
-            filter,
-            padding: Padding::Periodic,
-        };
+        let resample = Resample { filter, padding: Padding::Periodic };
         let operator = GridOperator::new(&[roll], grid, &resample).unwrap();
         assert_eq!(operator.kind(), OperatorKind::Separable);
         assert!(operator.valid(0).is_none());
@@ -317,10 +278,7 @@ fn rolls_by_fractions_are_separable_and_wrap_around() {
     }
     for bad in [f64::NAN, f64::INFINITY] {
         let message = Roll::new(bad, 0.0).unwrap_err().to_string();
-        assert!(
-            message.contains("Roll: expected a finite shift"),
-            "{message}"
-        );
+        assert!(message.contains("Roll: expected a finite shift"), "{message}");
     }
 }
 
@@ -364,15 +322,11 @@ proptest! {
 #[test]
 fn continuous_symmetries_hold_to_the_stated_tolerance() {
     let grid = grid(16, 16);
-    let rotations: Vec<Affine> = [10.0, 33.0, -75.0]
-        .map(|a| Affine::rotation(a).unwrap())
-        .into();
-    let shifts: Vec<Affine> = [(0.1, -0.07), (0.03, 0.2)]
-        .map(|(y, x)| Affine::translation(y, x).unwrap())
-        .into();
-    let shears: Vec<Affine> = [(0.2, 0.0), (0.0, -0.3)]
-        .map(|(y, x)| Affine::shear(y, x).unwrap())
-        .into();
+    let rotations: Vec<Affine> = [10.0, 33.0, -75.0].map(|a| Affine::rotation(a).unwrap()).into();
+    let shifts: Vec<Affine> =
+        [(0.1, -0.07), (0.03, 0.2)].map(|(y, x)| Affine::translation(y, x).unwrap()).into();
+    let shears: Vec<Affine> =
+        [(0.2, 0.0), (0.0, -0.3)].map(|(y, x)| Affine::shear(y, x).unwrap()).into();
     for (name, elements, bilinear, bicubic) in [
         ("rotations", &rotations, ROTATION[0], ROTATION[1]),
         ("shifts", &shifts, SHIFT[0], SHIFT[1]),
@@ -387,10 +341,7 @@ fn continuous_symmetries_hold_to_the_stated_tolerance() {
                 worst = worst.max(errors.worst());
             }
             println!("{name} {filter:?}: {worst:.4}");
-            assert!(
-                worst <= tolerance,
-                "{name} {filter:?}: {worst} above {tolerance}"
-            );
+            assert!(worst <= tolerance, "{name} {filter:?}: {worst} above {tolerance}");
         }
     }
 }
@@ -414,18 +365,11 @@ fn a_pose_that_leaves_no_overlap_is_an_error() {
     let aside = Affine::translation(2.0, 0.0).unwrap();
     let turn = Affine::rotation(40.0).unwrap();
     let about = aside.compose(&turn).compose(&aside.inverse());
-    for g in [
-        about,
-        Affine::translation(0.0, 1.0).unwrap(),
-        Affine::translation(-1.1, 0.2).unwrap(),
-    ] {
+    for g in
+        [about, Affine::translation(0.0, 1.0).unwrap(), Affine::translation(-1.1, 0.2).unwrap()]
+    {
         let message = loss(g).unwrap_err().to_string();
-        for part in [
-            "at least one token",
-            "smaller angles and shifts",
-            "min_overlap",
-            "2 images",
-        ] {
+        for part in ["at least one token", "smaller angles and shifts", "min_overlap", "2 images"] {
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }
     }

@@ -50,10 +50,7 @@ struct Mlp {
 impl Mlp {
     fn new(vb: VarBuilder) -> Self {
         let block = |i| linear(4, 4, vb.pp(i)).unwrap();
-        Self {
-            blocks: (0..3).map(block).collect(),
-            ran: Cell::new(0),
-        }
+        Self { blocks: (0..3).map(block).collect(), ran: Cell::new(0) }
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -81,10 +78,7 @@ fn the_gradient_reaches_the_blocks_before_the_tap_and_none_after() {
     assert_eq!((y.dims(), net.ran.get()), (&[2, 4][..], 3));
     let until = tap::capture_until("block1", || net.forward(&x)).unwrap();
     assert_eq!(net.ran.get(), 3 + 2, "the block behind the tap did not run");
-    assert_eq!(
-        until.to_vec2::<f32>().unwrap(),
-        map.to_vec2::<f32>().unwrap()
-    );
+    assert_eq!(until.to_vec2::<f32>().unwrap(), map.to_vec2::<f32>().unwrap());
     for map in [map, until] {
         let loss = map.sqr().unwrap().mean_all().unwrap();
         for block in ["0", "1"] {
@@ -173,12 +167,7 @@ fn several_layers_of_one_forward_come_in_the_order_of_their_names() {
     assert_eq!(out, "output");
     assert_eq!(maps.iter().map(value).collect::<Vec<_>>(), [3., 1.]);
     let none: [&str; 0] = [];
-    assert!(
-        tap::capture_all(&none, || forward(&["a"]))
-            .unwrap()
-            .1
-            .is_empty()
-    );
+    assert!(tap::capture_all(&none, || forward(&["a"])).unwrap().1.is_empty());
 }
 
 #[test]
@@ -277,16 +266,8 @@ fn an_error_of_the_closure_passes_through_and_ends_the_capture() {
 fn a_panic_in_the_closure_leaves_the_stack_clean() {
     let panics = || -> Result<()> { panic!("in the model") };
     for run in [
-        || {
-            drop(tap::capture("a", || -> Result<()> {
-                panic!("in the model")
-            }))
-        },
-        || {
-            drop(tap::capture_until("a", || -> Result<()> {
-                panic!("in the model")
-            }))
-        },
+        || drop(tap::capture("a", || -> Result<()> { panic!("in the model") })),
+        || drop(tap::capture_until("a", || -> Result<()> { panic!("in the model") })),
         || drop(tap::shield(|| -> Result<()> { panic!("in the model") })),
     ] {
         assert!(catch_unwind(run).is_err());
@@ -309,28 +290,16 @@ fn nothing_is_kept_alive_without_a_capture_or_after_it() {
     let (dropped, op) = Canary::new();
     let (x, held) = tap::capture("a", || {
         record("other", &op.tensor())?;
-        assert_eq!(
-            dropped.load(Ordering::SeqCst),
-            1,
-            "a tensor of another name was kept"
-        );
+        assert_eq!(dropped.load(Ordering::SeqCst), 1, "a tensor of another name was kept");
         let x = op.tensor();
         record("a", &x)?;
         Ok(x)
     })
     .unwrap();
     drop(x);
-    assert_eq!(
-        dropped.load(Ordering::SeqCst),
-        1,
-        "the captured tensor belongs to the caller"
-    );
+    assert_eq!(dropped.load(Ordering::SeqCst), 1, "the captured tensor belongs to the caller");
     drop(held);
-    assert_eq!(
-        dropped.load(Ordering::SeqCst),
-        2,
-        "the capture kept the tensor"
-    );
+    assert_eq!(dropped.load(Ordering::SeqCst), 2, "the capture kept the tensor");
 }
 
 #[test]
@@ -409,9 +378,7 @@ fn a_tapped_module_returns_and_records_the_output_of_its_module() {
     // A layer of candle-nn that is no `Module`.
     let vb = VarBuilder::from_varmap(&VarMap::new(), DType::F32, &Device::Cpu);
     let norm = TappedT::new("norm", batch_norm(2, 1e-5, vb).unwrap());
-    let x = Init::Const(1.)
-        .var((2, 2, 1, 1), DType::F32, &Device::Cpu)
-        .unwrap();
+    let x = Init::Const(1.).var((2, 2, 1, 1), DType::F32, &Device::Cpu).unwrap();
     tap::capture("norm", || norm.forward_t(&x, true)).unwrap();
 }
 
@@ -419,13 +386,12 @@ fn a_tapped_module_returns_and_records_the_output_of_its_module() {
 fn a_sequential_ends_at_its_tapped_layer() {
     let ran = Arc::new(AtomicUsize::new(0));
     let counter = ran.clone();
-    let net = seq()
-        .add(Activation::Relu)
-        .add(Tapped::new("square", |x: &Tensor| x.sqr()))
-        .add_fn(move |x| {
+    let net = seq().add(Activation::Relu).add(Tapped::new("square", |x: &Tensor| x.sqr())).add_fn(
+        move |x| {
             counter.fetch_add(1, Ordering::SeqCst);
             x.affine(2., 0.)
-        });
+        },
+    );
     let x = scalar(3.);
     let map = tap::capture_until("square", || net.forward(&x)).unwrap();
     assert_eq!((value(&map), ran.load(Ordering::SeqCst)), (9., 0));

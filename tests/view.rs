@@ -15,17 +15,11 @@ use ser_reg::{
 };
 
 fn scaled(pairing: Pairing) -> ViewConfig {
-    ViewConfig {
-        pairing,
-        ..ViewConfig::paper()
-    }
+    ViewConfig { pairing, ..ViewConfig::paper() }
 }
 
 fn unscaled(pairing: Pairing) -> ViewConfig {
-    ViewConfig {
-        pairing,
-        ..ViewConfig::default()
-    }
+    ViewConfig { pairing, ..ViewConfig::default() }
 }
 
 fn error<T: std::fmt::Debug>(result: Result<T>) -> String {
@@ -117,20 +111,13 @@ fn free_pairing_draws_all_relative_elements_alike() {
     )
     .unwrap();
     let views = sampler.sample_pair(&mut rng(1), 8000).unwrap();
-    for elements in [
-        views.relative().elements(),
-        views.first.elements(),
-        views.second.elements(),
-    ] {
+    for elements in [views.relative().elements(), views.first.elements(), views.second.elements()] {
         let mut counts = [0usize; 8];
         for g in elements {
             counts[g.as_d4().expect("no scale, no crop").index()] += 1;
         }
         // 1000 expected, standard deviation 30
-        assert!(
-            counts.iter().all(|&c| (850..1150).contains(&c)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|&c| (850..1150).contains(&c)), "{counts:?}");
     }
 }
 
@@ -144,12 +131,7 @@ fn complement_pairing_shares_one_reflection() {
         let relative = views.relative();
         let first = relative.elements()[0].as_d4().unwrap();
         assert!(first.flip(), "{first:?} is no reflection");
-        assert!(
-            relative
-                .elements()
-                .iter()
-                .all(|g| *g == Element::from(first))
-        );
+        assert!(relative.elements().iter().all(|g| *g == Element::from(first)));
         seen[first.index()] = true;
     }
     assert_eq!(seen, [false, false, false, false, true, true, true, true]);
@@ -166,11 +148,7 @@ fn a_non_square_base_keeps_one_parity_per_view() {
     for seed in 0..64 {
         let view = sampler.sample_pair(&mut rng(seed), 6).unwrap().first;
         let odd = |g: &Element| g.as_d4().unwrap().swaps_axes();
-        assert!(
-            view.elements()
-                .iter()
-                .all(|g| odd(g) == odd(&view.elements()[0]))
-        );
+        assert!(view.elements().iter().all(|g| odd(g) == odd(&view.elements()[0])));
         turned += odd(&view.elements()[0]) as usize;
     }
     assert!((16..48).contains(&turned), "{turned} of 64 turned");
@@ -179,105 +157,38 @@ fn a_non_square_base_keeps_one_parity_per_view() {
 #[test]
 fn a_bad_configuration_is_refused_when_built() {
     let default = ViewConfig::default();
-    let crop = |area, aspect| ViewConfig {
-        crop: Some(CropRange { area, aspect }),
-        ..default
-    };
+    let crop = |area, aspect| ViewConfig { crop: Some(CropRange { area, aspect }), ..default };
     let none = AffineRange::default();
-    let moved = |range: AffineRange| ViewConfig {
-        affine: Some(range),
-        ..default
-    };
+    let moved = |range: AffineRange| ViewConfig { affine: Some(range), ..default };
     let area = |area| ViewConfig { area, ..default };
     let aspect = |aspect| ViewConfig { aspect, ..default };
-    let overlap = |min_overlap| ViewConfig {
-        min_overlap,
-        ..default
-    };
+    let overlap = |min_overlap| ViewConfig { min_overlap, ..default };
     let rotation = |rotation| moved(AffineRange { rotation, ..none });
-    let translation = |translation| {
-        moved(AffineRange {
-            translation,
-            ..none
-        })
-    };
+    let translation = |translation| moved(AffineRange { translation, ..none });
     let shear = |shear| moved(AffineRange { shear, ..none });
-    let fourier = |config| ViewConfig {
-        resample: Filter::Fourier.into(),
-        ..config
-    };
+    let fourier = |config| ViewConfig { resample: Filter::Fourier.into(), ..config };
     let ratio = (0.75, 4.0 / 3.0);
-    let cases: [(ViewConfig, [&str; 3]); 21] = [
+    let cases: [(ViewConfig, [&str; 3]); 20] = [
         (area((0.0, 1.0)), ["ViewConfig::area", "0 < low", "(0, 1)"]),
         (area((1.3, 0.7)), ["ViewConfig::area", "low <= high", "1.3"]),
-        (
-            area((1.0, 1e30)),
-            ["ViewConfig::area", "2^32 tokens", "1e30"],
-        ),
-        (
-            aspect((f64::NAN, 1.0)),
-            ["ViewConfig::aspect", "finite", "NaN"],
-        ),
-        (
-            aspect((1e-5, 1.0)),
-            ["ViewConfig::aspect", "0.0001 <= low", "0.00001"],
-        ),
-        (
-            aspect((1.0, 1e5)),
-            ["ViewConfig::aspect", "high <= 10000", "100000"],
-        ),
+        (area((1.0, 1e30)), ["ViewConfig::area", "2^32 tokens", "1e30"]),
+        (aspect((f64::NAN, 1.0)), ["ViewConfig::aspect", "finite", "NaN"]),
+        (aspect((1e-5, 1.0)), ["ViewConfig::aspect", "0.0001 <= low", "0.00001"]),
+        (aspect((1.0, 1e5)), ["ViewConfig::aspect", "high <= 10000", "100000"]),
         (crop((0.5, 1.5), ratio), ["CropRange::area", "<= 1", "1.5"]),
-        (
-            crop((1e-9, 1.0), ratio),
-            ["CropRange::area", "0.000001 <= low", "1"],
-        ),
-        (
-            crop((0.5, 1.0), (1.0, 1e9)),
-            ["CropRange::aspect", "<= 10000", "1000000000"],
-        ),
-        (
-            rotation((20.0, -20.0)),
-            ["AffineRange::rotation", "low <= high", "(20, -20)"],
-        ),
-        (
-            rotation((f64::NAN, 0.0)),
-            ["AffineRange::rotation", "<= 360", "NaN"],
-        ),
-        (
-            rotation((0.0, 400.0)),
-            ["AffineRange::rotation", "<= 360", "400"],
-        ),
-        (
-            translation((0.0, 1.0)),
-            ["AffineRange::translation", "< 1", "(0, 1)"],
-        ),
-        (
-            shear((-1.5, 0.0)),
-            ["AffineRange::shear", "<= 0.999999", "-1.5"],
-        ),
-        (
-            shear((0.0, 1.0 - 1e-12)),
-            ["AffineRange::shear", "<= 0.999999", "0.99"],
-        ),
+        (crop((1e-9, 1.0), ratio), ["CropRange::area", "0.000001 <= low", "1"]),
+        (crop((0.5, 1.0), (1.0, 1e9)), ["CropRange::aspect", "<= 10000", "1000000000"]),
+        (rotation((20.0, -20.0)), ["AffineRange::rotation", "low <= high", "(20, -20)"]),
+        (rotation((f64::NAN, 0.0)), ["AffineRange::rotation", "<= 360", "NaN"]),
+        (rotation((0.0, 400.0)), ["AffineRange::rotation", "<= 360", "400"]),
+        (translation((0.0, 1.0)), ["AffineRange::translation", "< 1", "(0, 1)"]),
+        (shear((-1.5, 0.0)), ["AffineRange::shear", "<= 0.999999", "-1.5"]),
+        (shear((0.0, 1.0 - 1e-12)), ["AffineRange::shear", "<= 0.999999", "0.99"]),
         (overlap(-0.1), ["min_overlap", "[0, 1]", "-0.1"]),
         (overlap(1.5), ["min_overlap", "[0, 1]", "1.5"]),
         (overlap(f64::NAN), ["min_overlap", "[0, 1]", "NaN"]),
-        (
-            fourier(moved(none)),
-            ["ViewConfig::resample", "Fourier", "whole images"],
-        ),
-        (
-            fourier(crop((0.5, 1.0), ratio)),
-            ["ViewConfig::resample", "Fourier", "whole"],
-        ),
-        (
-            ViewConfig {
-                area: (1.0, 4.0),
-                aspect: (1e-4, 1e4),
-                ..rotation((0.0, 9.0))
-            },
-            ["ViewConfig::area", "rotated views", "factor of 1e5"],
-        ),
+        (fourier(moved(none)), ["ViewConfig::resample", "Fourier", "whole images"]),
+        (fourier(crop((0.5, 1.0), ratio)), ["ViewConfig::resample", "Fourier", "whole"]),
     ];
     let base = TokenGrid::square(400).unwrap();
     for (config, parts) in cases {
@@ -287,6 +198,13 @@ fn a_bad_configuration_is_refused_when_built() {
         }
     }
     assert!(ViewSampler::new(base, fourier(default)).is_ok());
+
+    // Rotated views of a slender grid.
+    let slender = ViewConfig { aspect: (1e-4, 1e4), ..rotation((0.0, 9.0)) };
+    let message = error(ViewSampler::new(TokenGrid::new(1, 4000).unwrap(), slender));
+    for part in ["ViewConfig::area", "rotated views", "factor of 1e5"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
 }
 
 #[test]
@@ -294,53 +212,26 @@ fn bad_input_is_named() {
     let base = TokenGrid::square(4).unwrap();
     let images = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let sampler = ViewSampler::new(base, ViewConfig::default()).unwrap();
-    let larger = ViewConfig {
-        area: (1.5, 1.5),
-        ..ViewConfig::default()
-    };
+    let larger = ViewConfig { area: (1.5, 1.5), ..ViewConfig::default() };
     let larger = ViewSampler::new(base, larger).unwrap();
     let apply = |sampler: &ViewSampler, batch: usize, shape: &[usize]| {
         let views = sampler.sample_pair(&mut rng(0), batch).unwrap();
         error(views.first.apply(&images(shape)))
     };
     let cases: [(String, &[&str]); 9] = [
-        (
-            error(sampler.sample_pair(&mut rng(0), 0)),
-            &["at least one sample"],
-        ),
-        (
-            error(Relative::<D4>::new(vec![], base, base)),
-            &["one element"],
-        ),
-        (
-            apply(&sampler, 2, &[2, 32, 32]),
-            &["images (B, C, H, W)", "[2, 32, 32]"],
-        ),
-        (
-            apply(&sampler, 2, &[2, 3, 0, 32]),
-            &["without an empty side", "0"],
-        ),
-        (
-            apply(&sampler, 2, &[3, 3, 32, 32]),
-            &["2 samples", "for each batch", "[3, 3, 32, 32]"],
-        ),
+        (error(sampler.sample_pair(&mut rng(0), 0)), &["at least one sample"]),
+        (error(Relative::<D4>::new(vec![], base, base)), &["one element"]),
+        (apply(&sampler, 2, &[2, 32, 32]), &["images (B, C, H, W)", "[2, 32, 32]"]),
+        (apply(&sampler, 2, &[2, 3, 0, 32]), &["without an empty side", "0"]),
+        (apply(&sampler, 2, &[3, 3, 32, 32]), &["2 samples", "for each batch", "[3, 3, 32, 32]"]),
         // A view of one sample is no view of three.
-        (
-            apply(&sampler, 1, &[3, 3, 32, 32]),
-            &["1 samples", "sample_pair(&mut rng, batch)"],
-        ),
-        (
-            apply(&larger, 2, &[2, 3, 30, 32]),
-            &["scaled view", "H a multiple of 4", "area (1, 1)"],
-        ),
+        (apply(&sampler, 1, &[3, 3, 32, 32]), &["1 samples", "sample_pair(&mut rng, batch)"]),
+        (apply(&larger, 2, &[2, 3, 30, 32]), &["scaled view", "H a multiple of 4", "area (1, 1)"]),
         (
             apply(&sampler, 16, &[16, 3, 30, 33]),
             &["square images", "by a quarter", "[16, 3, 30, 33]"],
         ),
-        (
-            apply(&sampler, 16, &[16, 3, 32, 36]),
-            &["square images", "[16, 3, 32, 36]"],
-        ),
+        (apply(&sampler, 16, &[16, 3, 32, 36]), &["square images", "[16, 3, 32, 36]"]),
     ];
     for (message, parts) in cases {
         for part in parts {
@@ -348,25 +239,16 @@ fn bad_input_is_named() {
         }
     }
     for (batch, ratio, part) in [
-        (64, 0.01, "leaves 1"),
         (64, -0.1, "[0, 1]"),
         (64, f64::NAN, "NaN"),
-        (64, 0.01, "0.0312 does"),
-        (1, 1.0, "at least 2 images, got 1"),
-        (0, 0.5, "at least 2 images, got 0"),
+        (1, 1.0, "2 to 2^32 - 1 images, got 1"),
+        (0, 0.5, "2 to 2^32 - 1 images, got 0"),
     ] {
         let message = error(Partition::new(batch, ratio));
         assert!(message.contains(part), "{message:?} lacks {part:?}");
     }
-    let message = error(
-        Partition::new(8, 0.5)
-            .unwrap()
-            .split(&images(&[3, 3, 32, 32])),
-    );
-    assert!(
-        message.contains("8 samples") && message.contains("[3, 3, 32, 32]"),
-        "{message}"
-    );
+    let message = error(Partition::new(8, 0.5).unwrap().split(&images(&[3, 3, 32, 32])));
+    assert!(message.contains("8 images") && message.contains("[3, 3, 32, 32]"), "{message}");
     assert!(error(Schedule::constant(f64::NAN)).contains("finite"));
     assert!(error(Schedule::cosine(1.0, 0.0, 0)).contains("at least one step"));
 }
@@ -401,12 +283,7 @@ fn visibility_is_the_share_that_both_views_see() {
     let turn = Element::from(Affine::rotation(45.0).unwrap());
     let pair = relative(vec![turn], grid(16, 16), grid(16, 16));
     let area = 2.0 * (2f64.sqrt() - 1.0);
-    for (seen, pair) in pair
-        .visibility()
-        .unwrap()
-        .iter()
-        .zip(pair.pair_visibility().unwrap())
-    {
+    for (seen, pair) in pair.visibility().unwrap().iter().zip(pair.pair_visibility().unwrap()) {
         let mean = seen.iter().sum::<f64>() / 256.0;
         assert!((mean - area).abs() < 0.005, "{mean}");
         assert!((pair[0] - area).abs() < 0.03, "{pair:?}");
@@ -426,10 +303,7 @@ fn an_accepted_configuration_never_fails_at_a_draw() {
     let extreme = ViewConfig {
         area: (1e-300, 1.0),
         aspect: (1e-4, 1e4),
-        crop: Some(CropRange {
-            area: (1e-6, 1e-6),
-            aspect: (1e-4, 1e4),
-        }),
+        crop: Some(CropRange { area: (1e-6, 1e-6), aspect: (1e-4, 1e4) }),
         affine: Some(AffineRange {
             rotation: (-360.0, 360.0),
             translation: (-0.999, 0.999),
@@ -438,29 +312,12 @@ fn an_accepted_configuration_never_fails_at_a_draw() {
         min_overlap: 1.0,
         ..ViewConfig::default()
     };
-    let thin = ViewConfig {
-        area: (0.2, 1.0),
-        ..ViewConfig::paper()
-    };
+    let thin = ViewConfig { area: (0.2, 1.0), ..ViewConfig::paper() };
     for (config, base, draws) in [
         (thin, TokenGrid::new(1, 16), 1000),
-        (
-            ViewConfig {
-                area: (0.001, 1.0),
-                ..thin
-            },
-            TokenGrid::square(7),
-            1000,
-        ),
+        (ViewConfig { area: (0.001, 1.0), ..thin }, TokenGrid::square(7), 1000),
         (extreme, TokenGrid::square(3), 20),
-        (
-            ViewConfig {
-                pairing: Pairing::Complement,
-                ..extreme
-            },
-            TokenGrid::new(1, 16),
-            20,
-        ),
+        (ViewConfig { pairing: Pairing::Complement, ..extreme }, TokenGrid::new(1, 16), 20),
     ] {
         let base = base.unwrap();
         let sampler = ViewSampler::new(base, config).unwrap();
@@ -468,18 +325,12 @@ fn an_accepted_configuration_never_fails_at_a_draw() {
         for _ in 0..draws {
             let views = sampler.sample_pair(rng, 2).unwrap();
             views.relative().visibility().unwrap();
-            let images = Tensor::zeros(
-                (2, 1, 2 * base.rows(), 2 * base.cols()),
-                DType::F32,
-                &Device::Cpu,
-            );
+            let images =
+                Tensor::zeros((2, 1, 2 * base.rows(), 2 * base.cols()), DType::F32, &Device::Cpu);
             let images = images.unwrap();
             for view in [&views.first, &views.second] {
                 let (rows, cols) = (view.grid().rows(), view.grid().cols());
-                assert_eq!(
-                    view.apply(&images).unwrap().dims(),
-                    [2, 1, 2 * rows, 2 * cols]
-                );
+                assert_eq!(view.apply(&images).unwrap().dims(), [2, 1, 2 * rows, 2 * cols]);
             }
         }
     }
@@ -498,10 +349,7 @@ fn unscaled_views_take_any_side() {
             let sampler = ViewSampler::new(base, unscaled(pairing)).unwrap();
             for seed in 0..8 {
                 let views = sampler.sample_pair(&mut rng(seed), 6).unwrap();
-                let (a, b) = (
-                    views.first.apply(&x).unwrap(),
-                    views.second.apply(&x).unwrap(),
-                );
+                let (a, b) = (views.first.apply(&x).unwrap(), views.second.apply(&x).unwrap());
                 let forward = views.relative().to_second(&Resample::default()).unwrap();
                 assert!(max_gap(&forward.apply(&layer(&a)).unwrap(), &layer(&b)) < 1e-12);
             }
@@ -510,10 +358,7 @@ fn unscaled_views_take_any_side() {
     // Crops and motions keep the size of the image too.
     let config = ViewConfig {
         crop: Some(CropRange::default()),
-        affine: Some(AffineRange {
-            rotation: (-30.0, 30.0),
-            ..AffineRange::default()
-        }),
+        affine: Some(AffineRange { rotation: (-30.0, 30.0), ..AffineRange::default() }),
         ..ViewConfig::default()
     };
     let sampler = ViewSampler::new(TokenGrid::square(5).unwrap(), config).unwrap();
@@ -531,15 +376,9 @@ fn the_default_keeps_the_size_of_the_image_and_the_paper_scales_it() {
         let draw = |seed| sampler.sample_pair(&mut rng(seed), 2).unwrap().first.grid();
         (0..40).map(draw).collect()
     };
-    assert!(
-        grids(ViewConfig::default())
-            .iter()
-            .all(|g| *g == TokenGrid::square(14).unwrap())
-    );
-    let mut scaled: Vec<_> = grids(ViewConfig::paper())
-        .iter()
-        .map(|g| (g.rows(), g.cols()))
-        .collect();
+    assert!(grids(ViewConfig::default()).iter().all(|g| *g == TokenGrid::square(14).unwrap()));
+    let mut scaled: Vec<_> =
+        grids(ViewConfig::paper()).iter().map(|g| (g.rows(), g.cols())).collect();
     scaled.sort_unstable();
     scaled.dedup();
     assert!(scaled.len() > 10, "{scaled:?}");
@@ -551,21 +390,14 @@ fn a_configuration_survives_json() {
     let config = ViewConfig {
         pairing: Pairing::Complement,
         crop: Some(CropRange::default()),
-        affine: Some(AffineRange {
-            rotation: (-30.0, 45.5),
-            ..AffineRange::default()
-        }),
+        affine: Some(AffineRange { rotation: (-30.0, 45.5), ..AffineRange::default() }),
         min_overlap: 0.1,
         resample: Filter::Bilinear.into(),
         ..ViewConfig::paper()
     };
     for config in [config, ViewConfig::default()] {
         let text = serde_json::to_string(&config).unwrap();
-        assert_eq!(
-            serde_json::from_str::<ViewConfig>(&text).unwrap(),
-            config,
-            "{text}"
-        );
+        assert_eq!(serde_json::from_str::<ViewConfig>(&text).unwrap(), config, "{text}");
     }
 }
 
@@ -582,20 +414,14 @@ fn turned_views_want_square_patches() {
     };
     assert!(act(Subgroup::Flips).is_ok());
     let message = act(Subgroup::C4).unwrap_err().to_string();
-    assert!(
-        message.contains("square patches") && message.contains("2x4"),
-        "{message}"
-    );
+    assert!(message.contains("square patches") && message.contains("2x4"), "{message}");
 }
 
 #[test]
 fn a_crop_that_fits_nowhere_is_the_largest_of_the_nearest_aspect() {
     let window = |area, aspect| {
         let crop = Some(CropRange { area, aspect });
-        let config = ViewConfig {
-            crop,
-            ..unscaled(Pairing::Independent(Subgroup::Trivial))
-        };
+        let config = ViewConfig { crop, ..unscaled(Pairing::Independent(Subgroup::Trivial)) };
         let sampler = ViewSampler::new(TokenGrid::square(8).unwrap(), config).unwrap();
         let view = sampler.sample_pair(&mut rng(3), 1).unwrap().first;
         let ([t, l], [b, r]) = {
@@ -606,10 +432,7 @@ fn a_crop_that_fits_nowhere_is_the_largest_of_the_nearest_aspect() {
     };
     let near = |a: [f64; 4], b: [f64; 4]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
     // All of the image fits, and the aspect 1 is allowed.
-    assert!(near(
-        window((1.0, 1.0), (0.75, 4.0 / 3.0)),
-        [0.0, 0.0, 1.0, 1.0]
-    ));
+    assert!(near(window((1.0, 1.0), (0.75, 4.0 / 3.0)), [0.0, 0.0, 1.0, 1.0]));
     // Twice as wide as high at least.
     assert!(near(window((1.0, 1.0), (2.0, 3.0)), [0.25, 0.0, 0.75, 1.0]));
 }
@@ -637,16 +460,9 @@ fn the_stream_of_older_configurations_stays() {
     let default = ViewConfig::paper();
     for (config, hash, next) in [
         (default, 0xce75_5601_a992_cfca, 0x41fb_dd28_9a72_c803),
+        (ViewConfig { crop, ..default }, 0xff90_d0a5_0eca_28b7, 0x83d9_9292_1c65_e26d),
         (
-            ViewConfig { crop, ..default },
-            0xff90_d0a5_0eca_28b7,
-            0x83d9_9292_1c65_e26d,
-        ),
-        (
-            ViewConfig {
-                crop,
-                ..scaled(Pairing::Complement)
-            },
+            ViewConfig { crop, ..scaled(Pairing::Complement) },
             0x0083_9f24_c5a5_675d,
             0xeb2d_1e1e_1a86_9f37,
         ),
@@ -704,9 +520,7 @@ fn poses_are_rigid_in_cells_and_within_their_ranges() {
         (o, step([0.75, 0.5]), step([0.5, 0.5 + 1.0 / 6.0]))
     };
     let spread = |values: &[f64], (lo, hi): (f64, f64)| {
-        let (low, high) = values
-            .iter()
-            .fold((hi, lo), |(a, b), &v| (v.min(a), v.max(b)));
+        let (low, high) = values.iter().fold((hi, lo), |(a, b), &v| (v.min(a), v.max(b)));
         let tenth = (hi - lo) / 10.0;
         assert!(low >= lo - 1e-9 && high <= hi + 1e-9, "{low} {high}");
         assert!(low < lo + tenth && high > hi - tenth, "{low} {high}");
@@ -725,10 +539,7 @@ fn poses_are_rigid_in_cells_and_within_their_ranges() {
     spread(&angles, rotation);
     let (mut y, mut x) = (Vec::new(), Vec::new());
     let translation = (-0.3, 0.1);
-    for g in draw(AffineRange {
-        translation,
-        ..none
-    }) {
+    for g in draw(AffineRange { translation, ..none }) {
         let [v, u] = g.source([0.5, 0.5]);
         y.push(0.5 - v);
         x.push(0.5 - u);
@@ -769,11 +580,7 @@ fn posed_crops_of_a_smooth_image_align() {
     let mut compared = 0;
     for seed in 0..6 {
         let one = ser_reg::testing::smooth(base, &mut rng(seed)).unwrap();
-        let image = one
-            .transpose(1, 2)
-            .unwrap()
-            .reshape((1, 2, 24, 24))
-            .unwrap();
+        let image = one.transpose(1, 2).unwrap().reshape((1, 2, 24, 24)).unwrap();
         let images = Tensor::cat(&[&image, &image, &image], 0).unwrap();
         let views = sampler.sample_pair(&mut rng(seed), 3).unwrap();
         let relative = views.relative();
@@ -790,10 +597,7 @@ fn posed_crops_of_a_smooth_image_align() {
             // away from the borders of the source and of the first view, where padding shows
             if within(source) && within(relative.elements()[sample].source(center)) {
                 assert!(forward.valid(sample).is_none_or(|v| v[cell]));
-                assert!(
-                    *gap < 0.02,
-                    "seed {seed}, sample {sample}, cell {cell}: {gap}"
-                );
+                assert!(*gap < 0.02, "seed {seed}, sample {sample}, cell {cell}: {gap}");
                 compared += 1;
             }
         }
@@ -804,10 +608,7 @@ fn posed_crops_of_a_smooth_image_align() {
 #[test]
 fn every_pair_overlaps_where_that_is_asked_for() {
     let base = TokenGrid::square(7).unwrap();
-    let crop = Some(CropRange {
-        area: (0.02, 0.1),
-        ..CropRange::default()
-    });
+    let crop = Some(CropRange { area: (0.02, 0.1), ..CropRange::default() });
     let affine = Some(AffineRange {
         rotation: (-180.0, 180.0),
         translation: (-0.9, 0.9),
@@ -816,12 +617,7 @@ fn every_pair_overlaps_where_that_is_asked_for() {
     for pairing in [Pairing::Independent(Subgroup::D4), Pairing::Complement] {
         for (crop, affine) in [(crop, None), (None, affine), (crop, affine)] {
             let draw = |min_overlap| -> (ViewPair, u64) {
-                let config = ViewConfig {
-                    crop,
-                    affine,
-                    min_overlap,
-                    ..scaled(pairing)
-                };
+                let config = ViewConfig { crop, affine, min_overlap, ..scaled(pairing) };
                 let rng = &mut rng(3);
                 let sampler = ViewSampler::new(base, config).unwrap();
                 (sampler.sample_pair(rng, 60).unwrap(), rng.next_u64())
@@ -836,10 +632,7 @@ fn every_pair_overlaps_where_that_is_asked_for() {
                 // The caller's generator moves on as it would; what was good enough stays.
                 assert_eq!(after, then);
                 assert_eq!(loose.first.elements(), pair.first.elements());
-                let kept = shares
-                    .iter()
-                    .zip(loose.second.elements())
-                    .zip(pair.second.elements());
+                let kept = shares.iter().zip(loose.second.elements()).zip(pair.second.elements());
                 for ((&share, before), now) in kept {
                     assert_eq!(share >= min_overlap, before == now);
                 }

@@ -54,7 +54,5 @@ pub fn gather(x: &Tensor, indices: &Tensor) -> Result<Tensor> {
 /// The backward pass of [`gather`]: a scatter that adds.
 pub fn scatter(cotangent: &Tensor, indices: &Tensor) -> Result<Tensor> {
     let flat = cotangent.flatten(0, 1)?;
-    flat.zeros_like()?
-        .index_add(indices, &flat, 0)?
-        .reshape(cotangent.dims())
+    flat.zeros_like()?.index_add(indices, &flat, 0)?.reshape(cotangent.dims())
 }

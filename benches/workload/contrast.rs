@@ -17,18 +17,12 @@ impl Pair {
     pub fn new(shape: (usize, usize, usize)) -> Self {
         let (b, n, d) = shape;
         let var = |seed| Var::from_tensor(&random(&[b, n, d], seed)).unwrap();
-        Self {
-            z: var(1),
-            zp: var(2),
-        }
+        Self { z: var(1), zp: var(2) }
     }
 
     /// Ours, forward and backward.
     pub fn ours(&self, symmetric: bool) -> f32 {
-        let config = Contrastive {
-            temperature: TEMPERATURE,
-            ..Default::default()
-        };
+        let config = Contrastive { temperature: TEMPERATURE, ..Default::default() };
         let out = match symmetric {
             true => nt_xent_symmetric(&self.z, &self.zp, &config),
             false => nt_xent(&self.z, &self.zp, &config),

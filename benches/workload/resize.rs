@@ -6,11 +6,7 @@ use ser_reg::{Filter, GridOperator, TokenGrid, group::Scale};
 pub const SHAPE: [usize; 3] = [64, 196, 384];
 
 pub fn operator(filter: Filter) -> GridOperator {
-    between(
-        TokenGrid::square(14).unwrap(),
-        TokenGrid::new(12, 16).unwrap(),
-        filter,
-    )
+    between(TokenGrid::square(14).unwrap(), TokenGrid::new(12, 16).unwrap(), filter)
 }
 
 fn between(from: TokenGrid, to: TokenGrid, filter: Filter) -> GridOperator {
@@ -32,10 +28,7 @@ impl Plain {
             let matrix = between(line(n_in), line(n_out), filter).apply(&eye);
             matrix.unwrap().squeeze(0).unwrap()
         };
-        Self {
-            rows: dense(14, 12),
-            cols: dense(14, 16),
-        }
+        Self { rows: dense(14, 12), cols: dense(14, 16) }
     }
 
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {

@@ -60,20 +60,13 @@ impl AddOn {
         let Some(addon) = &settings.addon else {
             return Ok(Self(None));
         };
-        let Addon {
-            layer,
-            lambda,
-            hidden,
-            out,
-            ..
-        } = *addon;
+        let Addon { layer, lambda, hidden, out, .. } = *addon;
         let block = (layer < vit.depth).then(|| format!("block{layer}"));
         let reads = match &block {
             None => AddonInput::Embedding,
-            Some(_) => AddonInput::Tokens(Layout {
-                prefix: vit.prefix(layer),
-                ..Layout::default()
-            }),
+            Some(_) => {
+                AddonInput::Tokens(Layout { prefix: vit.prefix(layer), ..Layout::default() })
+            }
         };
         let dim = vit.dim;
         let kind = match addon.name {
@@ -98,11 +91,7 @@ impl AddOn {
                 Kind::AugSelf(AugSelf::new(config, reads, dim, vb)?)
             }
             AddonName::ESsl => {
-                let config = ESslConfig {
-                    hidden,
-                    out,
-                    lambda,
-                };
+                let config = ESslConfig { hidden, out, lambda };
                 Kind::ESsl(ESsl::new(config, reads, dim, vb)?)
             }
             AddonName::Stl => {
@@ -119,12 +108,7 @@ impl AddOn {
             }
             AddonName::Care => Kind::Care(Care::new(care(lambda), reads, dim, vb)?),
         };
-        Ok(Self(Some(Inner {
-            kind,
-            layer,
-            block,
-            read: RefCell::new(None),
-        })))
+        Ok(Self(Some(Inner { kind, layer, block, read: RefCell::new(None) })))
     }
 
     /// Whether the settings name one.
@@ -163,12 +147,7 @@ impl AddOn {
         let views = views.context("the add-on watched no crops in this step")?;
         let views = views.each_ref();
         let parameters = drawn.parameters.each_ref().map(Vec::as_slice);
-        let third = || {
-            drawn
-                .third
-                .as_ref()
-                .context("the loader made no third view")
-        };
+        let third = || drawn.third.as_ref().context("the loader made no third view");
         Ok(match &inner.kind {
             Kind::EquiMod(addon) => {
                 let plain = inner.read(encoder, third()?, drop_path)?;
@@ -251,20 +230,11 @@ pub fn extras(settings: &Settings) -> Result<Extras> {
     let name = addon.name.name();
     Ok(match addon.name {
         AddonName::AugSelf => Extras::default(),
-        AddonName::EquiMod => Extras {
-            third: Some(Third::Untouched),
-            ..Extras::default()
-        },
+        AddonName::EquiMod => Extras { third: Some(Third::Untouched), ..Extras::default() },
         AddonName::ESsl => Extras {
             third: Some(Third::Small(match settings.preset {
-                Preset::FashionTiny => SmallCrop {
-                    side: 16,
-                    area: (0.2, 1.0),
-                },
-                Preset::ImagenetVitS16 => SmallCrop {
-                    side: 96,
-                    area: (0.05, 0.14),
-                },
+                Preset::FashionTiny => SmallCrop { side: 16, area: (0.2, 1.0) },
+                Preset::ImagenetVitS16 => SmallCrop { side: 96, area: (0.05, 0.14) },
             })),
             ..Extras::default()
         },
@@ -276,49 +246,31 @@ pub fn extras(settings: &Settings) -> Result<Extras> {
                     settings.batch_size
                 );
             }
-            Extras {
-                alike: (0..plain).map(|i| i / 2 * 2).collect(),
-                ..Extras::default()
-            }
+            Extras { alike: (0..plain).map(|i| i / 2 * 2).collect(), ..Extras::default() }
         }
         AddonName::Care => {
             let chunks = care(addon.lambda).ranges(plain);
             let chunks = chunks.with_context(|| format!("--addon {name}: batch too small"))?;
-            let alike = chunks
-                .into_iter()
-                .flat_map(|chunk| std::iter::repeat_n(chunk.start, chunk.len()));
-            Extras {
-                alike: alike.collect(),
-                ..Extras::default()
-            }
+            let alike =
+                chunks.into_iter().flat_map(|chunk| std::iter::repeat_n(chunk.start, chunk.len()));
+            Extras { alike: alike.collect(), ..Extras::default() }
         }
     })
 }
 
 fn care(lambda: f64) -> CareConfig {
-    CareConfig {
-        lambda,
-        ..CareConfig::default()
-    }
+    CareConfig { lambda, ..CareConfig::default() }
 }
 
 /// Means and deviations of the augmentation's parameters for square images.
 fn statistics(seed: u64, augment: &Augment, channels: usize) -> Result<ParameterStatistics> {
     let mut rng = generator(seed, Purpose::AddonStatistics, 0);
-    let drawn: Vec<_> = (0..SAMPLES)
-        .flat_map(|_| augment.draw(channels, &mut rng))
-        .collect();
+    let drawn: Vec<_> = (0..SAMPLES).flat_map(|_| augment.draw(channels, &mut rng)).collect();
     Ok(ParameterStatistics::of(&drawn, true)?)
 }
 
 /// Widths of the ranges that the strengths of the jitter are drawn from.
 fn color_widths(colors: &Photometric) -> [f64; 4] {
-    let Photometric {
-        brightness,
-        contrast,
-        saturation,
-        hue,
-        ..
-    } = *colors;
+    let Photometric { brightness, contrast, saturation, hue, .. } = *colors;
     [brightness, contrast, saturation, hue].map(|(low, high)| f64::from(high - low))
 }

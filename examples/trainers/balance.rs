@@ -27,17 +27,12 @@ pub struct BalanceRule {
 impl BalanceRule {
     /// The rule of the options; `None` if neither is given.
     pub fn new(every: Option<usize>, target: Option<f64>) -> Option<Self> {
-        (every.is_some() || target.is_some()).then_some(Self {
-            every: every.unwrap_or(EVERY),
-            target,
-        })
+        (every.is_some() || target.is_some())
+            .then_some(Self { every: every.unwrap_or(EVERY), target })
     }
 
     pub fn check(&self, lambda: f64) -> Result<()> {
-        ensure!(
-            self.every > 0,
-            "--balance-every: expected at least 1, got 0"
-        );
+        ensure!(self.every > 0, "--balance-every: expected at least 1, got 0");
         ensure!(
             lambda > 0.0,
             "--balance-every, --balance-target: expected a run with the regularizer, without --baseline and with --lambda \
@@ -64,9 +59,8 @@ pub struct Balance {
 
 impl Balance {
     pub fn new(ser: &Ser, vit: &VitConfig) -> Result<Self> {
-        let mut prefixes: Vec<String> = (1..=vit.depth)
-            .map(|block| format!("encoder.block{block}"))
-            .collect();
+        let mut prefixes: Vec<String> =
+            (1..=vit.depth).map(|block| format!("encoder.block{block}")).collect();
         if !vit.frozen_patches {
             prefixes.insert(0, "encoder.patch".to_string());
         }
@@ -81,10 +75,7 @@ impl Balance {
     /// The variables for a checkpoint: none, unless λ follows the measurements.
     pub fn buffers(&self) -> Vec<(&'static str, Var)> {
         let follows = self.rule.is_some_and(|rule| rule.target.is_some());
-        follows
-            .then(|| ("lambda", self.average.clone()))
-            .into_iter()
-            .collect()
+        follows.then(|| ("lambda", self.average.clone())).into_iter().collect()
     }
 
     /// The weight of the equivariance loss now.
@@ -114,11 +105,7 @@ impl Balance {
         if let Some(target_ratio) = rule.target
             && balance.suggested_lambda(target_ratio)?.is_some()
         {
-            let config = LambdaConfig {
-                target_ratio,
-                initial: self.initial,
-                ..Default::default()
-            };
+            let config = LambdaConfig { target_ratio, initial: self.initial, ..Default::default() };
             let mut balancer = match self.average.to_scalar::<f64>()? {
                 0.0 => LambdaBalancer::new(config)?,
                 average => LambdaBalancer::resume(config, average)?,

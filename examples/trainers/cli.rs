@@ -103,12 +103,7 @@ pub struct Args {
     pub balance_every: Option<usize>,
     /// Lambda follows these comparisons, starting from --lambda. On the weights that both losses reach, the norm of the
     /// equivariance gradient becomes this fraction of the base method's: 0.2.
-    #[arg(
-        long,
-        value_name = "RATIO",
-        allow_negative_numbers = true,
-        help_heading = "Regularizer"
-    )]
+    #[arg(long, value_name = "RATIO", allow_negative_numbers = true, help_heading = "Regularizer")]
     pub balance_target: Option<f64>,
 
     /// Add the loss of another method, on the images that the regularizer does not share with the base method.
@@ -159,7 +154,7 @@ pub struct Args {
     /// At the end, measure the trained encoder alone: no untrained encoder, no raw pixels.
     #[arg(long, help_heading = "Run")]
     pub brief: bool,
-    /// Also train the baseline and lambda = 0, in folders below the run's, and compare the three on one page.
+    /// Train the baseline and lambda = 0 too, in folders below the run's, and compare the three on one page.
     #[arg(long, help_heading = "Run")]
     pub compare: bool,
     /// Threads that decode and augment images [default: 1, of imagenet-vit-s16: one for each core].
@@ -249,10 +244,7 @@ impl Args {
             ranges.translation = self.translation.unwrap_or(ranges.translation);
             ranges.shear = self.shear.unwrap_or(ranges.shear);
         }
-        let crop = |area| CropRange {
-            area,
-            ..CropRange::default()
-        };
+        let crop = |area| CropRange { area, ..CropRange::default() };
         ViewConfig {
             pairing: self.group.unwrap_or(old.pairing),
             area: self.scale.unwrap_or(old.area),

@@ -30,22 +30,13 @@ fn shrink(
     max_norm: f64,
     measured: fn(f64, f64) -> f64,
 ) -> Result<f64> {
-    ensure!(
-        max_norm > 0.0,
-        "expected a positive norm to clip gradients to, got {max_norm}"
-    );
-    let present: Vec<_> = named
-        .iter()
-        .filter_map(|(name, var)| Some((name, var, grads.get(var)?)))
-        .collect();
+    ensure!(max_norm > 0.0, "expected a positive norm to clip gradients to, got {max_norm}");
+    let present: Vec<_> =
+        named.iter().filter_map(|(name, var)| Some((name, var, grads.get(var)?))).collect();
     let squares = square_norms(present.iter().map(|(_, _, grad)| *grad))?;
     let bad = present.iter().zip(&squares).filter(|(_, s)| !s.is_finite());
     let bad: Vec<&str> = bad.map(|((name, ..), _)| name.as_str()).take(5).collect();
-    ensure!(
-        bad.is_empty(),
-        "expected finite gradients, got others at: {}",
-        bad.join(", ")
-    );
+    ensure!(bad.is_empty(), "expected finite gradients, got others at: {}", bad.join(", "));
     let joint = squares.iter().sum::<f64>().sqrt();
     let mut clipped = Vec::new();
     for ((_, var, grad), square) in present.iter().zip(&squares) {
@@ -75,10 +66,7 @@ pub fn clip_to(
 /// Takes the gradients of the parameters whose names begin with `prefix` out, so that the optimizer leaves those alone:
 /// DINO keeps its prototypes fixed in the first epoch.
 pub fn freeze(named: &[(String, Var)], grads: &mut GradStore, prefix: &str) -> Result<()> {
-    let mut frozen = named
-        .iter()
-        .filter(|(name, _)| name.starts_with(prefix))
-        .peekable();
+    let mut frozen = named.iter().filter(|(name, _)| name.starts_with(prefix)).peekable();
     ensure!(
         frozen.peek().is_some(),
         "expected parameters whose names begin with {prefix}, got none"
@@ -104,9 +92,7 @@ fn square_norms<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> candle_core::R
     }
     if !waiting.is_empty() {
         let (places, squares): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-        for (place, square) in places
-            .into_iter()
-            .zip(Tensor::stack(&squares, 0)?.to_vec1::<f32>()?)
+        for (place, square) in places.into_iter().zip(Tensor::stack(&squares, 0)?.to_vec1::<f32>()?)
         {
             norms[place] = f64::from(square);
         }

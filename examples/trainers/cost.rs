@@ -68,6 +68,11 @@ pub fn predicted(settings: &Settings, vit: &VitConfig) -> Result<Option<Cost>> {
     let (head, key_head, loss) = heads(settings, vit)?;
     let tokens = images * (vit.grid() * vit.grid()) as f64;
     let width = ser.head.out as f64;
+    let keys = match (momentum, taps(ser, vit.grid())) {
+        (true, _) => Keys::Momentum,
+        (false, 0) => Keys::TrainedAndPermuted,
+        (false, _) => Keys::Trained,
+    };
     let pixels = (vit.channels * vit.side * vit.side) as f64;
     Ok(Some(Cost {
         encoder: batch * passes * forward(vit, vit.depth),
@@ -82,23 +87,35 @@ pub fn predicted(settings: &Settings, vit: &VitConfig) -> Result<Option<Cost>> {
             directions * tokens * width * taps(ser, vit.grid()) as f64
         },
         views: 2.0 * images * pixels * taps(ser, vit.side) as f64,
-        contrast: 2.0 * products(ser.negatives()?, momentum) * tokens * tokens * width,
+        contrast: products(ser.negatives()?, keys) * tokens * tokens * width,
     }))
 }
 
-/// Products of `M×D` by `D×M` in one direction of the contrast, gradient included.
+/// The encoder that makes the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// A momentum encoder: keys have no gradient.
+    Momentum,
+    /// The trained encoder.
+    Trained,
+    /// The trained encoder, and all relative elements are permutations of tokens. Both directions share their cosines.
+    TrainedAndPermuted,
+}
+
+/// Products of `M×D` by `D×M` in both directions of the contrast, gradient included.
 ///
-/// The anchors and the keys are two sets of tokens. The cosines of the anchors with each candidate set are one product, the
-/// gradient of the anchors is another one. A candidate set with a gradient takes a third. Keys of a momentum encoder have
-/// none.
-pub fn products(negatives: Negatives, momentum: bool) -> f64 {
-    match (negatives, momentum) {
+/// In one direction the cosines of the anchors with each candidate set are one product, and the gradient of the anchors is
+/// another one. A candidate set with a gradient takes a third. Both directions at once take 4/3 of one.
+pub fn products(negatives: Negatives, keys: Keys) -> f64 {
+    match (negatives, keys) {
         // Candidates are the anchors and the keys.
-        (Negatives::BothViews, true) => 5.0,
-        (Negatives::BothViews, false) => 6.0,
+        (Negatives::BothViews, Keys::Momentum) => 2.0 * 5.0,
+        (Negatives::BothViews, Keys::Trained) => 2.0 * 6.0,
+        (Negatives::BothViews, Keys::TrainedAndPermuted) => 8.0,
         // Candidates are the keys.
-        (Negatives::OtherView, true) => 2.0,
-        (Negatives::OtherView, false) => 3.0,
+        (Negatives::OtherView, Keys::Momentum) => 2.0 * 2.0,
+        (Negatives::OtherView, Keys::Trained) => 2.0 * 3.0,
+        (Negatives::OtherView, Keys::TrainedAndPermuted) => 4.0,
     }
 }
 

@@ -37,10 +37,7 @@ impl Card {
     /// # Errors
     /// If both differ in anything that a forward pass depends on: the names of the fields.
     pub fn fitted(&self, vit: VitConfig) -> Result<VitConfig> {
-        let fitted = VitConfig {
-            cls_after: self.vit.cls_after,
-            ..vit
-        };
+        let fitted = VitConfig { cls_after: self.vit.cls_after, ..vit };
         // These belong to a run and not to its weights.
         let own = VitConfig {
             last_map: fitted.last_map,

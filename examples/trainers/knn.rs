@@ -70,9 +70,7 @@ impl Bank {
         let near = NEIGHBOURS.min(order.len());
         // Nearest first, and the earlier image first among equals: the same answer on every run.
         let by_cosine = |&a: &u32, &b: &u32| {
-            cosines[b as usize]
-                .total_cmp(&cosines[a as usize])
-                .then(a.cmp(&b))
+            cosines[b as usize].total_cmp(&cosines[a as usize]).then(a.cmp(&b))
         };
         if near < order.len() {
             order.select_nth_unstable_by(near, by_cosine);
@@ -83,9 +81,7 @@ impl Bank {
         for i in order {
             votes[self.labels[i as usize] as usize] += (cosines[i as usize] / TEMPERATURE).exp();
         }
-        let best = (0..self.classes)
-            .rev()
-            .max_by(|&a, &b| votes[a].total_cmp(&votes[b]));
+        let best = (0..self.classes).rev().max_by(|&a, &b| votes[a].total_cmp(&votes[b]));
         best.unwrap_or(0) as u32
     }
 }

@@ -111,11 +111,7 @@ impl AdamW {
         let restored = self.parameters.iter().map(|p| {
             let (dims, dtype) = (p.var.dims(), p.var.dtype());
             let steps = get(p, "steps", &[], DType::U32)?.to_scalar()?;
-            Ok((
-                get(p, "first", dims, dtype)?,
-                get(p, "second", dims, dtype)?,
-                steps,
-            ))
+            Ok((get(p, "first", dims, dtype)?, get(p, "second", dims, dtype)?, steps))
         });
         let restored = restored.collect::<Result<Vec<_>>>()?;
         for (p, (first, second, steps)) in self.parameters.iter_mut().zip(restored) {
@@ -147,28 +143,15 @@ impl Parameter {
         self.second = ((&self.second * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
         let length = ((&self.second * rule.scale)?.sqrt()? + rule.eps)?;
         let kept = (self.var.as_detached_tensor() * rule.keep)?;
-        self.var
-            .set(&(kept - ((&self.first * rule.rate)? / length)?)?)
+        self.var.set(&(kept - ((&self.first * rule.rate)? / length)?)?)
     }
 
     /// The same roundings, in place and on all threads.
     fn advance_fused(&mut self, grad: &Tensor, rule: &Rule) -> candle_core::Result<()> {
         let grad = grad.contiguous()?;
         let (beta1, beta2) = rule.betas;
-        self.first.inplace_op2(
-            &grad,
-            &Moment {
-                beta: beta1,
-                power: 1,
-            },
-        )?;
-        self.second.inplace_op2(
-            &grad,
-            &Moment {
-                beta: beta2,
-                power: 2,
-            },
-        )?;
+        self.first.inplace_op2(&grad, &Moment { beta: beta1, power: 1 })?;
+        self.second.inplace_op2(&grad, &Moment { beta: beta2, power: 2 })?;
         self.var.inplace_op3(&self.first, &self.second, rule)
     }
 }

@@ -69,10 +69,7 @@ fn shared(
         let model = colored(|x: &Tensor| vit.forward(x));
         let map = |view| tap::capture_until(ser.layer(), || model(view));
         let [first, second] = views.each_ref().map(map);
-        Ok([
-            Var::from_tensor(&first?.detach())?,
-            Var::from_tensor(&second?.detach())?,
-        ])
+        Ok([Var::from_tensor(&first?.detach())?, Var::from_tensor(&second?.detach())?])
     };
     let anchors = maps(encoder)?;
     let keys = match keys {

@@ -22,16 +22,8 @@ impl Progress {
     /// For `steps` steps with `batch` images each.
     pub fn new(steps: usize, batch: usize) -> Result<Self> {
         let bar = ProgressBar::new(steps as u64);
-        bar.set_style(ProgressStyle::with_template(
-            "{bar:24} {pos}/{len}  {msg}  {eta} left",
-        )?);
-        Ok(Self {
-            bar,
-            batch,
-            steps: Vec::new(),
-            seconds: 0.0,
-            clock: Instant::now(),
-        })
+        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")?);
+        Ok(Self { bar, batch, steps: Vec::new(), seconds: 0.0, clock: Instant::now() })
     }
 
     /// Starts at `step`.
@@ -52,9 +44,7 @@ impl Progress {
         self.clock = Instant::now();
         self.seconds += seconds;
         self.steps.push(*step);
-        let momentum = step
-            .momentum
-            .map_or(String::new(), |m| format!("  momentum {m:.4}"));
+        let momentum = step.momentum.map_or(String::new(), |m| format!("  momentum {m:.4}"));
         self.bar.set_message(format!(
             "loss {:.3}  lambda {}{momentum}  {:.0} images/s",
             step.loss,
@@ -88,18 +78,10 @@ impl Progress {
         };
         say("invariance", mean(|s| Some(s.invariance)).map(f64::from), 4);
         say("equivariance", mean(|s| s.equivariance).map(f64::from), 4);
-        say(
-            "matching %",
-            mean(|s| s.matching).map(|m| 100.0 * f64::from(m)),
-            1,
-        );
+        say("matching %", mean(|s| s.matching).map(|m| 100.0 * f64::from(m)), 1);
         if !measured.accuracy.is_empty() {
             say("feature std", measured.feature_std.map(f64::from), 3);
-            say(
-                "score",
-                measured.equivariance.get(layer - 1).copied().flatten(),
-                3,
-            );
+            say("score", measured.equivariance.get(layer - 1).copied().flatten(), 3);
             say("kNN %", measured.accuracy.first().copied(), 1);
         }
         for (name, value) in &measured.extra {

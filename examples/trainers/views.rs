@@ -34,11 +34,7 @@ pub fn colored(model: impl Fn(&Tensor) -> Result<Tensor>) -> impl Fn(&Tensor) ->
     move |view| {
         let channels = view.dim(1)? / 2;
         let call = calls.replace(calls.get() + 1);
-        model(
-            &view
-                .narrow(1, channels * (call % 2), channels)?
-                .contiguous()?,
-        )
+        model(&view.narrow(1, channels * (call % 2), channels)?.contiguous()?)
     }
 }
 
@@ -52,10 +48,7 @@ pub fn encode(
         return Ok(None);
     }
     let features = model(&Tensor::cat(&[first, second], 0)?)?;
-    Ok(Some([
-        features.narrow(0, 0, count)?,
-        features.narrow(0, count, count)?,
-    ]))
+    Ok(Some([features.narrow(0, 0, count)?, features.narrow(0, count, count)?]))
 }
 
 /// The features of a whole batch: those of the base method's crops, then those of the views that serve both losses.

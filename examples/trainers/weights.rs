@@ -90,20 +90,12 @@ impl Weights {
                 Some(_) => {}
             }
         }
-        let extra = tensors
-            .keys()
-            .filter(|name| !own.contains_key(name.as_str()));
+        let extra = tensors.keys().filter(|name| !own.contains_key(name.as_str()));
         problems.extend(extra.map(|name| format!("{name} is not in this encoder")));
         problems.sort();
-        ensure!(
-            problems.is_empty(),
-            "the weights do not fit: {}",
-            problems.join("; ")
-        );
+        ensure!(problems.is_empty(), "the weights do not fit: {}", problems.join("; "));
         for (name, var) in own {
-            let value = tensors[name]
-                .to_dtype(var.dtype())?
-                .to_device(var.device())?;
+            let value = tensors[name].to_dtype(var.dtype())?.to_device(var.device())?;
             var.set(&value)?;
         }
         Ok(())
@@ -158,9 +150,7 @@ impl SimpleBackend for Weights {
             bail!("weight {name} is asked for twice; expected each name once");
         }
         let value = match source {
-            Source::Seed(rng) => draw(&shape, init, rng)?
-                .to_device(device)?
-                .to_dtype(dtype)?,
+            Source::Seed(rng) => draw(&shape, init, rng)?.to_device(device)?.to_dtype(dtype)?,
             Source::Copy(from) => match find(from, name) {
                 Some(var) if var.shape() == &shape => var.as_detached_tensor().copy()?,
                 Some(var) => bail!("weight {name}: expected {shape:?}, got {:?}", var.shape()),
@@ -197,11 +187,7 @@ fn draw(shape: &Shape, init: Init, rng: &mut StdRng) -> candle_core::Result<Tens
         Init::Const(value) => vec![value as f32; n],
         Init::Uniform { lo, up } => uniform(lo, up),
         Init::Randn { mean, stdev } => normal(n, mean, stdev, rng),
-        Init::Kaiming {
-            dist,
-            fan,
-            non_linearity,
-        } => {
+        Init::Kaiming { dist, fan, non_linearity } => {
             let std = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
             match dist {
                 candle_nn::init::NormalOrUniform::Uniform => {

@@ -54,11 +54,7 @@ impl AddonOutput {
         lambda: f64,
         metrics: Vec<(&'static str, Tensor)>,
     ) -> Result<Self> {
-        Ok(Self {
-            loss: (&unweighted * lambda)?,
-            unweighted,
-            metrics,
-        })
+        Ok(Self { loss: (&unweighted * lambda)?, unweighted, metrics })
     }
 
     /// The weighted sum of at least one named term `(name, weight, loss)`. The metrics are the
@@ -161,9 +157,5 @@ pub(super) fn check_batch(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()
     if a == b {
         return Ok(());
     }
-    Err(Error::input(
-        op,
-        format!("views of one batch, {a} samples"),
-        b,
-    ))
+    Err(Error::input(op, format!("views of one batch, {a} samples"), b))
 }

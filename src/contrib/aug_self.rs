@@ -108,14 +108,8 @@ enum Target {
 }
 
 impl Task {
-    const ALL: [Self; 6] = [
-        Self::Crop,
-        Self::Color,
-        Self::Flip,
-        Self::Blur,
-        Self::Solarize,
-        Self::Rotation,
-    ];
+    const ALL: [Self; 6] =
+        [Self::Crop, Self::Color, Self::Flip, Self::Blur, Self::Solarize, Self::Rotation];
 
     fn name(self) -> &'static str {
         match self {
@@ -261,11 +255,7 @@ impl AugSelf {
                 heads.push((task, Mlp::new(&head, vb.pp(task.name()))?));
             }
         }
-        Ok(Self {
-            config,
-            reader,
-            heads,
-        })
+        Ok(Self { config, reader, heads })
     }
 
     /// The loss of the features of two views, `(B, D)` or token maps as [`AddonInput`] says.

@@ -35,11 +35,7 @@ pub struct CareConfig {
 impl Default for CareConfig {
     /// The authors' values: 8 chunks, and `λ = 0.01` with the sum of their code.
     fn default() -> Self {
-        Self {
-            chunks: 8,
-            mean: GramMean::Code,
-            lambda: 0.01,
-        }
+        Self { chunks: 8, mean: GramMean::Code, lambda: 0.01 }
     }
 }
 
@@ -62,11 +58,7 @@ impl CareConfig {
                 "at least 2 samples in each of {} chunks (CareConfig::chunks)",
                 self.chunks
             );
-            return Err(Error::input(
-                "Care",
-                expected,
-                format!("a batch of {batch}"),
-            ));
+            return Err(Error::input("Care", expected, format!("a batch of {batch}")));
         }
         // The product may exceed a usize.
         let start = |k: usize| (batch as u128 * k as u128 / self.chunks as u128) as usize;
@@ -113,10 +105,7 @@ impl Care {
             return Err(Error::config("CareConfig::chunks", "at least 1 chunk", 0));
         }
         check::not_negative("CareConfig::lambda", config.lambda)?;
-        Ok(Self {
-            config,
-            reader: Reader::new(input, channels, vb)?,
-        })
+        Ok(Self { config, reader: Reader::new(input, channels, vb)? })
     }
 
     /// The loss of the features of two views, `(B, D)` or token maps as [`AddonInput`] says.

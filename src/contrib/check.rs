@@ -9,22 +9,14 @@ pub(super) fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
     match x.dtype() {
         DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
         DType::F64 => Ok(DType::F64),
-        other => Err(Error::input(
-            op,
-            "a tensor of type f16, bf16, f32 or f64",
-            other.as_str(),
-        )),
+        other => Err(Error::input(op, "a tensor of type f16, bf16, f32 or f64", other.as_str())),
     }
 }
 
 /// `a` and `b` have one shape, type and device, and at least one element.
 pub(super) fn pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
     if a.elem_count() == 0 {
-        return Err(Error::input(
-            op,
-            "at least one element",
-            format!("{:?}", a.dims()),
-        ));
+        return Err(Error::input(op, "at least one element", format!("{:?}", a.dims())));
     }
     if a.dims() != b.dims() {
         let expected = format!("tensors of one shape, the first {:?}", a.dims());
@@ -35,15 +27,8 @@ pub(super) fn pair(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
         return Err(Error::input(op, expected, b.dtype().as_str()));
     }
     if !a.device().same_device(b.device()) {
-        let expected = format!(
-            "tensors on one device, the first {:?}",
-            a.device().location()
-        );
-        return Err(Error::input(
-            op,
-            expected,
-            format!("{:?}", b.device().location()),
-        ));
+        let expected = format!("tensors on one device, the first {:?}", a.device().location());
+        return Err(Error::input(op, expected, format!("{:?}", b.device().location())));
     }
     Ok(())
 }

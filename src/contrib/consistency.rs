@@ -58,10 +58,7 @@ pub struct PredictionConsistency {
 impl Default for PredictionConsistency {
     /// Symmetric KL at temperature 1.
     fn default() -> Self {
-        Self {
-            kind: Divergence::default(),
-            temperature: 1.0,
-        }
+        Self { kind: Divergence::default(), temperature: 1.0 }
     }
 }
 
@@ -155,10 +152,7 @@ impl PredictionConsistency {
         }
         let gradient = Tensor::cat(&gradients, 0)?;
         let batch = batch as f64;
-        Ok((
-            (sum(&values)? * (value / batch))?,
-            (gradient * (slope / (batch * self.temperature)))?,
-        ))
+        Ok(((sum(&values)? * (value / batch))?, (gradient * (slope / (batch * self.temperature)))?))
     }
 
     /// [`forward`](Self::forward) for one tensor `(B, C)` per view.
@@ -206,15 +200,9 @@ fn log_softmax(z: &Tensor, tau: f64) -> Result<Tensor> {
 /// views.
 pub fn mean_pairwise_symmetric_kl(logits: &Tensor) -> Result<f64> {
     check::work_dtype("mean_pairwise_symmetric_kl", logits)?;
-    let logits = logits
-        .detach()
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F64)?;
+    let logits = logits.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     let value = PredictionConsistency::default().forward(&logits)?;
-    let masked = logits
-        .eq(f64::NEG_INFINITY)?
-        .to_dtype(DType::F64)?
-        .mean(0)?;
+    let masked = logits.eq(f64::NEG_INFINITY)?.to_dtype(DType::F64)?.mean(0)?;
     let masked = masked.flatten_all()?.to_vec1::<f64>()?;
     let value = match masked.iter().any(|m| *m > 0.0 && *m < 1.0) {
         true => f64::INFINITY,

@@ -27,11 +27,7 @@ pub struct ESslConfig {
 impl Default for ESslConfig {
     /// The authors' values: 2048-2048-128, `λ = 0.4`.
     fn default() -> Self {
-        Self {
-            hidden: 2048,
-            out: 128,
-            lambda: 0.4,
-        }
+        Self { hidden: 2048, out: 128, lambda: 0.4 }
     }
 }
 

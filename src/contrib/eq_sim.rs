@@ -71,10 +71,7 @@ pub struct EqSim {
 impl Default for EqSim {
     /// Weight 1, no margin.
     fn default() -> Self {
-        Self {
-            diagonal: 1.0,
-            margin: Margin::None,
-        }
+        Self { diagonal: 1.0, margin: Margin::None }
     }
 }
 
@@ -133,9 +130,7 @@ impl EqSim {
                 (loss, asymmetry.zeros_like()?)
             }
             Margin::Mean(_) | Margin::Pair(_) => {
-                let a = centered
-                    .unsqueeze(1)?
-                    .broadcast_sub(&centered.unsqueeze(0)?)?;
+                let a = centered.unsqueeze(1)?.broadcast_sub(&centered.unsqueeze(0)?)?;
                 let sides = Tensor::stack(&[(&a - &b)?.sqr()?, (&a + &b)?.sqr()?], 0)?;
                 // One number per side, or one per side and pair.
                 let (terms, each) = match self.margin {

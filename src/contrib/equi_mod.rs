@@ -115,10 +115,7 @@ impl EquiMod {
         vb: VarBuilder,
     ) -> Result<Self> {
         let EquiModConfig { hidden, out, .. } = config;
-        check::widths(&[
-            ("EquiModConfig::hidden", hidden),
-            ("EquiModConfig::out", out),
-        ])?;
+        check::widths(&[("EquiModConfig::hidden", hidden), ("EquiModConfig::out", out)])?;
         check::not_negative("EquiModConfig::lambda", config.lambda)?;
         check::positive("EquiModConfig::temperature", config.temperature)?;
         if let Some(statistics) = &config.statistics {
@@ -138,10 +135,7 @@ impl EquiMod {
                 nn::linear(numbers, out, false, describe.clone())?,
                 BatchNorm::new(out, describe.pp("norm"))?,
             ),
-            predictor: (
-                nn::linear(2 * out, out, false, predict)?,
-                BatchNorm::without_affine(),
-            ),
+            predictor: (nn::linear(2 * out, out, false, predict)?, BatchNorm::without_affine()),
             config,
         })
     }
@@ -202,11 +196,6 @@ impl EquiMod {
         }
         let width = parameters::width(self.config.solarize);
         let shape = (numbers.len() / width, width);
-        Ok(nn::constant(
-            numbers,
-            shape,
-            self.reader.dtype(),
-            like.device(),
-        )?)
+        Ok(nn::constant(numbers, shape, self.reader.dtype(), like.device())?)
     }
 }

@@ -21,16 +21,12 @@ pub struct Monomial {
 impl Monomial {
     /// `F(t)^exponent`.
     pub fn power(exponent: u32) -> Self {
-        Self {
-            factors: vec![([0, 0], exponent)],
-        }
+        Self { factors: vec![([0, 0], exponent)] }
     }
 
     /// `F(t)·F(t + offset)`.
     pub fn product(offset: [i32; 2]) -> Self {
-        Self {
-            factors: vec![([0, 0], 1), (offset, 1)],
-        }
+        Self { factors: vec![([0, 0], 1), (offset, 1)] }
     }
 }
 
@@ -82,11 +78,7 @@ impl InvariantIntegration {
         for monomial in &monomials {
             if monomial.factors.is_empty() || monomial.factors.iter().any(|&(_, b)| b == 0) {
                 let expected = "at least one factor each, with exponents of at least 1";
-                return Err(Error::config(
-                    field,
-                    expected,
-                    format!("{:?}", monomial.factors),
-                ));
+                return Err(Error::config(field, expected, format!("{:?}", monomial.factors)));
             }
         }
         Ok(Self { group, monomials })
@@ -158,10 +150,7 @@ impl Windows {
             let window = map.narrow(2, y, self.size.0)?.narrow(3, x, self.size.1)?;
             power(&window, exponent)
         };
-        debug_assert!(
-            !self.factors.is_empty(),
-            "InvariantIntegration::new checks the factors"
-        );
+        debug_assert!(!self.factors.is_empty(), "InvariantIntegration::new checks the factors");
         let mut product = factor(&self.factors[0])?;
         for next in &self.factors[1..] {
             product = (product * factor(next)?)?;

@@ -14,10 +14,7 @@ const EPS: f64 = 1e-6;
 /// `Wx`, or `Wx + b`; weights start uniform within `1/√inputs`.
 pub(super) fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
     let bound = 1.0 / (inputs as f64).sqrt();
-    let init = Init::Uniform {
-        lo: -bound,
-        up: bound,
-    };
+    let init = Init::Uniform { lo: -bound, up: bound };
     let weight = vb.get_with_hints((outputs, inputs), "weight", init)?;
     let bias = match bias {
         true => Some(vb.get_with_hints(outputs, "bias", init)?),
@@ -68,9 +65,7 @@ impl BatchNorm {
     const EPS: f64 = 1e-5;
 
     pub(super) fn new(width: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            affine: Some(affine(width, &vb)?),
-        })
+        Ok(Self { affine: Some(affine(width, &vb)?) })
     }
 
     pub(super) fn without_affine() -> Self {
@@ -160,10 +155,7 @@ impl Mlp {
             Normalized::new(inputs, outputs, output, vb.pp(format!("layer{i}")))
         };
         let hidden = (1..maps).map(|i| layer(i, Output::Normalized(config.norm)));
-        Ok(Self {
-            hidden: hidden.collect::<Result<_>>()?,
-            output: layer(maps, config.output)?,
-        })
+        Ok(Self { hidden: hidden.collect::<Result<_>>()?, output: layer(maps, config.output)? })
     }
 }
 

@@ -34,11 +34,7 @@ impl Pool {
         let shape = shape.into();
         if shape.rank() == 0 || shape.elem_count() == 0 {
             let expected = "the shape of one orbit member without the batch, such as (N, C)";
-            return Err(Error::config(
-                "Pool::attention",
-                expected,
-                format!("{:?}", shape.dims()),
-            ));
+            return Err(Error::config("Pool::attention", expected, format!("{:?}", shape.dims())));
         }
         let template = vb.get_with_hints(shape, "template", Init::Const(0.0))?;
         Ok(Self::Attention(template))

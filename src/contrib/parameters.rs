@@ -20,12 +20,7 @@ pub struct CropParameters {
 
 impl CropParameters {
     /// The whole image.
-    pub const WHOLE: Self = Self {
-        top: 0.0,
-        left: 0.0,
-        height: 1.0,
-        width: 1.0,
-    };
+    pub const WHOLE: Self = Self { top: 0.0, left: 0.0, height: 1.0, width: 1.0 };
 
     /// The center `(y, x)`, with x mirrored or not.
     fn center(&self, mirrored: bool) -> [f64; 2] {
@@ -132,18 +127,11 @@ impl AugmentationParameters {
         let crop = need("EquiMod", "crop", self.crop)?;
         let jitter = need("EquiMod", "jitter", self.jitter)?;
         let flag = |on: bool| if on { 1.0 } else { 0.0 };
-        let mut vector = [crop.top, crop.left, crop.height, crop.width]
-            .map(f64::from)
-            .to_vec();
+        let mut vector = [crop.top, crop.left, crop.height, crop.width].map(f64::from).to_vec();
         vector.push(flag(need("EquiMod", "flip", self.flip)?));
         vector.push(flag(jitter.applied));
         vector.extend(jitter.order.map(f64::from));
-        let strengths = [
-            jitter.brightness,
-            jitter.contrast,
-            jitter.saturation,
-            jitter.hue,
-        ];
+        let strengths = [jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue];
         vector.extend(strengths.map(f64::from));
         vector.push(flag(need("EquiMod", "grayscale", self.grayscale)?));
         let sigma = need("EquiMod", "blur", self.blur)?;
@@ -157,10 +145,7 @@ impl AugmentationParameters {
     /// AugSelf's differences of center y, center x, height and width. Both centers are mirrored if
     /// this view is flipped.
     pub(super) fn crop_difference(&self, other: &Self) -> Result<Vec<f64>> {
-        let (a, b) = (
-            self.known("crop", self.crop)?,
-            self.known("crop", other.crop)?,
-        );
+        let (a, b) = (self.known("crop", self.crop)?, self.known("crop", other.crop)?);
         let mirrored = self.known("flip", self.flip)?;
         let ([y1, x1], [y2, x2]) = (a.center(mirrored), b.center(mirrored));
         let sides = |c: CropParameters| (f64::from(c.height), f64::from(c.width));
@@ -172,13 +157,7 @@ impl AugmentationParameters {
     /// of no width.
     pub(super) fn color_difference(&self, other: &Self, widths: &[f64; 4]) -> Result<Vec<f64>> {
         let strengths = |jitter: JitterParameters| {
-            let JitterParameters {
-                brightness,
-                contrast,
-                saturation,
-                hue,
-                ..
-            } = jitter;
+            let JitterParameters { brightness, contrast, saturation, hue, .. } = jitter;
             [brightness, contrast, saturation, hue].map(f64::from)
         };
         let a = strengths(self.known("jitter", self.jitter)?);
@@ -189,10 +168,7 @@ impl AugmentationParameters {
     }
 
     pub(super) fn blur_difference(&self, other: &Self) -> Result<Vec<f64>> {
-        let (a, b) = (
-            self.known("blur", self.blur)?,
-            self.known("blur", other.blur)?,
-        );
+        let (a, b) = (self.known("blur", self.blur)?, self.known("blur", other.blur)?);
         finite("AugSelf", vec![f64::from(a) - f64::from(b)])
     }
 
@@ -204,10 +180,7 @@ impl AugmentationParameters {
 
     /// 1 if the flips of both views agree, else 0.
     pub(super) fn flips_agree(&self, other: &Self) -> Result<u32> {
-        let (a, b) = (
-            self.known("flip", self.flip)?,
-            self.known("flip", other.flip)?,
-        );
+        let (a, b) = (self.known("flip", self.flip)?, self.known("flip", other.flip)?);
         Ok(u32::from(a == b))
     }
 
@@ -283,9 +256,7 @@ impl ParameterStatistics {
         let mean_of =
             |f: &dyn Fn(&[f64], usize) -> f64, k| vectors.iter().map(|v| f(v, k)).sum::<f64>() / n;
         let mean: Vec<f64> = (0..size).map(|k| mean_of(&|v, k| v[k], k)).collect();
-        let std = (0..size)
-            .map(|k| mean_of(&|v, k| (v[k] - mean[k]).powi(2), k).sqrt())
-            .collect();
+        let std = (0..size).map(|k| mean_of(&|v, k| (v[k] - mean[k]).powi(2), k).sqrt()).collect();
         Ok(Self { mean, std })
     }
 
@@ -299,11 +270,7 @@ impl ParameterStatistics {
             ));
         }
         let bad = |v: &&f64| !v.is_finite();
-        let bad = self
-            .mean
-            .iter()
-            .find(bad)
-            .or(self.std.iter().find(|v| bad(v) || **v < 0.0));
+        let bad = self.mean.iter().find(bad).or(self.std.iter().find(|v| bad(v) || **v < 0.0));
         match bad {
             Some(v) => Err(Error::config(
                 "EquiModConfig::statistics",

@@ -34,10 +34,7 @@ pub enum WeightSpace {
 impl Default for WeightSpace {
     /// A kernel with trivial representations.
     fn default() -> Self {
-        Self::Kernel {
-            output: Representation::Trivial,
-            input: Representation::Trivial,
-        }
+        Self::Kernel { output: Representation::Trivial, input: Representation::Trivial }
     }
 }
 
@@ -88,12 +85,7 @@ pub struct ReynoldsPenalty {
 impl Default for ReynoldsPenalty {
     /// D4 on a kernel with trivial representations, relative, `eps = 1e-12`.
     fn default() -> Self {
-        Self {
-            group: Subgroup::D4,
-            space: WeightSpace::default(),
-            relative: true,
-            eps: 1e-12,
-        }
+        Self { group: Subgroup::D4, space: WeightSpace::default(), relative: true, eps: 1e-12 }
     }
 }
 
@@ -141,11 +133,7 @@ impl ReynoldsPenalty {
                     return Err(Error::input(OP, "a kernel (O, I, kh, kw)", got()));
                 };
                 if weight.elem_count() == 0 {
-                    return Err(Error::input(
-                        OP,
-                        "a kernel with at least one element",
-                        got(),
-                    ));
+                    return Err(Error::input(OP, "a kernel with at least one element", got()));
                 }
                 for (side, representation, channels) in [("output", output, o), ("input", input, i)]
                 {

@@ -57,11 +57,7 @@ pub struct SoftWeight {
 impl Default for SoftWeight {
     /// `p_min = 0`, because SER has no classes and so no chance level; `k = 2`; pairs.
     fn default() -> Self {
-        Self {
-            p_min: 0.0,
-            k: 2.0,
-            scope: WeightScope::default(),
-        }
+        Self { p_min: 0.0, k: 2.0, scope: WeightScope::default() }
     }
 }
 

@@ -148,16 +148,10 @@ impl Stl {
         vb: VarBuilder,
     ) -> Result<Self> {
         config.check()?;
-        let StlConfig {
-            hidden,
-            out,
-            transformation_width: wide,
-            ..
-        } = config;
+        let StlConfig { hidden, out, transformation_width: wide, .. } = config;
         let entries = channels.checked_mul(channels).filter(|n| {
             // The weights of the hypernetwork must fit a tensor.
-            n.checked_mul(wide)
-                .is_some_and(|all| all < isize::MAX as usize / 8)
+            n.checked_mul(wide).is_some_and(|all| all < isize::MAX as usize / 8)
         });
         let Some(entries) = entries else {
             let expected = "a width whose square fits the hypernetwork";
@@ -165,11 +159,7 @@ impl Stl {
         };
         let reader = Reader::new(input, channels, vb.clone())?;
         let mlp = |widths: &[usize], name: &str| {
-            let config = MlpConfig {
-                widths,
-                norm: Norm::Batch,
-                output: Output::Linear,
-            };
+            let config = MlpConfig { widths, norm: Norm::Batch, output: Output::Linear };
             Mlp::new(&config, vb.pp(name))
         };
         let transformation = || -> Result<Transformation> {
@@ -216,12 +206,7 @@ impl Stl {
             let loss = contrast(&project.forward(&h1)?, &project.forward(&h2)?)?;
             terms.push(("invariance", config.invariance, loss));
         }
-        if let Some(Transformation {
-            encoder,
-            equivariant,
-            projector,
-        }) = &self.transformation
-        {
+        if let Some(Transformation { encoder, equivariant, projector }) = &self.transformation {
             let t12 = encoder.forward(&Tensor::cat(&[&h1, &h2], 1)?)?;
             let t21 = encoder.forward(&Tensor::cat(&[&h2, &h1], 1)?)?;
             if let Some((hypernetwork, project)) = equivariant {

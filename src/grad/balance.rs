@@ -4,34 +4,11 @@ use std::{borrow::Borrow, collections::HashSet, fmt};
 
 use candle_core::{DType, Device, Tensor, TensorId, Var, backprop::GradStore};
 
-use super::{check_scalar, covers, moments::Moments};
+use super::{
+    check_scalar, covers,
+    moments::{GradientPair, Moments},
+};
 use crate::{Error, Result};
-
-/// The norms and the cosine of the gradients of two losses on some parameters.
-///
-/// They are computed in f64 from scaled values, so the squares of gradients neither overflow nor
-/// underflow.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct GradientPair {
-    /// The prefix of the parameter names.
-    pub name: String,
-    /// `‖∇L_inv‖`; 0 if the loss reaches none of the parameters, NaN or infinite if a gradient is
-    /// not finite.
-    pub norm_inv: f64,
-    /// `‖∇L_equiv‖`, as `norm_inv`.
-    pub norm_equiv: f64,
-    /// The cosine between the gradients; negative if they conflict. NaN if a norm is zero or not
-    /// finite.
-    pub cosine: f64,
-}
-
-impl GradientPair {
-    /// `‖∇L_equiv‖ / ‖∇L_inv‖`: infinite if only the denominator is zero, NaN if both norms are.
-    pub fn ratio(&self) -> f64 {
-        self.norm_equiv / self.norm_inv
-    }
-}
 
 /// The balance of the base loss `L_inv` and a regularizer `L_equiv`: norm ratio and cosine of their
 /// gradients.
@@ -147,11 +124,7 @@ impl GradientBalance {
                 }
             }
         }
-        Ok(Self {
-            groups: named,
-            shared: shared.pair("shared"),
-            overall: overall.pair("overall"),
-        })
+        Ok(Self { groups: named, shared: shared.pair("shared"), overall: overall.pair("overall") })
     }
 
     /// The `λ` with `‖λ∇L_equiv‖ = target_ratio · ‖∇L_inv‖` on the shared parameters.
@@ -201,9 +174,6 @@ pub(super) fn check_positive(field: &'static str, value: f64) -> Result<()> {
 
 /// The gradient on the host.
 fn values(grad: &Tensor) -> Result<Vec<f64>> {
-    let grad = grad
-        .detach()
-        .to_device(&Device::Cpu)?
-        .to_dtype(DType::F64)?;
+    let grad = grad.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     Ok(grad.flatten_all()?.to_vec1()?)
 }

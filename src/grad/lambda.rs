@@ -23,13 +23,7 @@ pub struct LambdaConfig {
 impl Default for LambdaConfig {
     /// Target ratio 0.2, momentum 0.9, `λ` from 1, between 1e-3 and 1e3.
     fn default() -> Self {
-        Self {
-            target_ratio: 0.2,
-            momentum: 0.9,
-            initial: 1.0,
-            min: 1e-3,
-            max: 1e3,
-        }
+        Self { target_ratio: 0.2, momentum: 0.9, initial: 1.0, min: 1e-3, max: 1e3 }
     }
 }
 
@@ -83,10 +77,7 @@ impl LambdaBalancer {
                 config.momentum,
             ));
         }
-        Ok(Self {
-            config,
-            lambda: None,
-        })
+        Ok(Self { config, lambda: None })
     }
 
     /// A balancer whose average is `lambda`, clamped to the bounds, to resume from a checkpoint.
@@ -96,17 +87,12 @@ impl LambdaBalancer {
     pub fn resume(config: LambdaConfig, lambda: f64) -> Result<Self> {
         check_positive("lambda", lambda)?;
         let new = Self::new(config)?;
-        Ok(Self {
-            lambda: Some(lambda.clamp(config.min, config.max)),
-            ..new
-        })
+        Ok(Self { lambda: Some(lambda.clamp(config.min, config.max)), ..new })
     }
 
     /// The current `λ`, within its bounds.
     pub fn lambda(&self) -> f64 {
-        let LambdaConfig {
-            initial, min, max, ..
-        } = self.config;
+        let LambdaConfig { initial, min, max, .. } = self.config;
         self.lambda.unwrap_or(initial).clamp(min, max)
     }
 

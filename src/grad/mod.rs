@@ -36,8 +36,9 @@ use candle_nn::VarMap;
 
 use crate::{Error, Result};
 
-pub use balance::{GradientBalance, GradientPair};
+pub use balance::GradientBalance;
 pub use lambda::{LambdaBalancer, LambdaConfig};
+pub use moments::GradientPair;
 pub use reach::{Reach, assert_reaches, reach, unreached};
 pub use routed::routed;
 

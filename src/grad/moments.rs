@@ -1,6 +1,30 @@
-//! Second moments of two gradients, accumulated without overflow.
+//! Norms and cosine of two gradients, accumulated without overflow.
 
-use super::GradientPair;
+/// The norms and the cosine of the gradients of two losses on some parameters.
+///
+/// They are computed in f64 from scaled values, so the squares of gradients neither overflow nor
+/// underflow.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct GradientPair {
+    /// The prefix of the parameter names.
+    pub name: String,
+    /// `‖∇L_inv‖`; 0 if the loss reaches none of the parameters, NaN or infinite if a gradient is
+    /// not finite.
+    pub norm_inv: f64,
+    /// `‖∇L_equiv‖`, as `norm_inv`.
+    pub norm_equiv: f64,
+    /// The cosine between the gradients; negative if they conflict. NaN if a norm is zero or not
+    /// finite.
+    pub cosine: f64,
+}
+
+impl GradientPair {
+    /// `‖∇L_equiv‖ / ‖∇L_inv‖`: infinite if only the denominator is zero, NaN if both norms are.
+    pub fn ratio(&self) -> f64 {
+        self.norm_equiv / self.norm_inv
+    }
+}
 
 /// Second moments of two vectors `x`, `y`, each in units of its largest magnitude.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,18 +47,10 @@ impl Moments {
             v.map_or(0.0, |v| v.iter().map(|v| (v / s) * (v / s)).sum())
         };
         let product = match (x, y) {
-            (Some(x), Some(y)) => x
-                .iter()
-                .zip(y)
-                .map(|(x, y)| (x / by[0]) * (y / by[1]))
-                .sum(),
+            (Some(x), Some(y)) => x.iter().zip(y).map(|(x, y)| (x / by[0]) * (y / by[1])).sum(),
             _ => 0.0,
         };
-        Self {
-            scale,
-            squares: [squares(x, by[0]), squares(y, by[1])],
-            product,
-        }
+        Self { scale, squares: [squares(x, by[0]), squares(y, by[1])], product }
     }
 
     /// Whether both gradients are nonzero.

@@ -51,10 +51,7 @@ pub fn reach<S: Into<String>, V: Borrow<Var>>(
     let mut reached = Vec::new();
     for (name, var) in vars {
         let norm = grads.get(var.borrow()).map(norm).transpose()?;
-        reached.push(Reach {
-            name: name.into(),
-            norm,
-        });
+        reached.push(Reach { name: name.into(), norm });
     }
     // A check of no variable always passes. The likely cause is a prefix that matches no name.
     if reached.is_empty() {
@@ -126,12 +123,7 @@ pub fn assert_reaches<S: Into<String>, V: Borrow<Var>>(
     if absent.is_empty() && zero.is_empty() && not_finite.is_empty() {
         return Ok(());
     }
-    Err(Error::Unreached {
-        absent,
-        zero,
-        not_finite,
-        total,
-    })
+    Err(Error::Unreached { absent, zero, not_finite, total })
 }
 
 /// In f64, where the square of an f32 gradient neither overflows nor underflows.

@@ -14,10 +14,7 @@ struct Centered {
 }
 
 impl Centered {
-    const IDENTITY: Self = Self {
-        a: [[1.0, 0.0], [0.0, 1.0]],
-        b: [0.0, 0.0],
-    };
+    const IDENTITY: Self = Self { a: [[1.0, 0.0], [0.0, 1.0]], b: [0.0, 0.0] };
 
     fn apply(&self, [y, x]: Point) -> Point {
         [
@@ -33,10 +30,7 @@ impl Centered {
                 *value = self.a[i][0] * first.a[0][j] + self.a[i][1] * first.a[1][j];
             }
         }
-        Self {
-            a,
-            b: self.apply(first.b),
-        }
+        Self { a, b: self.apply(first.b) }
     }
 }
 
@@ -77,20 +71,10 @@ impl Affine {
                 format!("A = {a:?}, b = {b:?}, det A = {det:e}"),
             ));
         }
-        let inverse = [
-            [a[1][1] / det, -a[0][1] / det],
-            [-a[1][0] / det, a[0][0] / det],
-        ];
+        let inverse = [[a[1][1] / det, -a[0][1] / det], [-a[1][0] / det, a[0][0] / det]];
         let forward = Centered { a, b };
-        let [y, x] = Centered {
-            a: inverse,
-            b: [0.0; 2],
-        }
-        .apply(b);
-        let backward = Centered {
-            a: inverse,
-            b: [-y, -x],
-        };
+        let [y, x] = Centered { a: inverse, b: [0.0; 2] }.apply(b);
+        let backward = Centered { a: inverse, b: [-y, -x] };
         Ok(Self { forward, backward })
     }
 
@@ -117,15 +101,10 @@ impl Affine {
     /// If the angle is not finite.
     pub fn rotation_on(degrees: f64, from: TokenGrid, to: TokenGrid) -> Result<Self> {
         let a = Self::rotation(degrees)?.forward.a;
-        let (to, from) = (
-            [to.rows() as f64, to.cols() as f64],
-            [from.rows() as f64, from.cols() as f64],
-        );
+        let (to, from) =
+            ([to.rows() as f64, to.cols() as f64], [from.rows() as f64, from.cols() as f64]);
         let cell = |i: usize, j: usize| a[i][j] * from[j] / to[i];
-        Self::new(
-            [[cell(0, 0), cell(0, 1)], [cell(1, 0), cell(1, 1)]],
-            [0.0; 2],
-        )
+        Self::new([[cell(0, 0), cell(0, 1)], [cell(1, 0), cell(1, 1)]], [0.0; 2])
     }
 
     /// A shift by `(dy, dx)` in units of the image's side, down and to the right.
@@ -166,10 +145,7 @@ impl Affine {
     /// inverse.
     pub(super) fn from_pair(forward: (Matrix, Point), backward: (Matrix, Point)) -> Self {
         let centered = |(a, b)| Centered { a, b };
-        Self {
-            forward: centered(forward),
-            backward: centered(backward),
-        }
+        Self { forward: centered(forward), backward: centered(backward) }
     }
 
     /// `g⁻¹` on points relative to the center: the matrix (rows and columns `(y, x)`) and the
@@ -181,10 +157,7 @@ impl Affine {
 
 impl GroupAction for Affine {
     fn identity() -> Self {
-        Self {
-            forward: Centered::IDENTITY,
-            backward: Centered::IDENTITY,
-        }
+        Self { forward: Centered::IDENTITY, backward: Centered::IDENTITY }
     }
 
     fn compose(&self, first: &Self) -> Self {
@@ -195,10 +168,7 @@ impl GroupAction for Affine {
     }
 
     fn inverse(&self) -> Self {
-        Self {
-            forward: self.backward,
-            backward: self.forward,
-        }
+        Self { forward: self.backward, backward: self.forward }
     }
 
     fn source(&self, [y, x]: Point) -> Point {

@@ -117,11 +117,7 @@ impl D4 {
         let mut indices = Vec::with_capacity(grid.len());
         for i in 0..rows {
             let start = source(i, 0) as i64;
-            let step = if cols > 1 {
-                source(i, 1) as i64 - start
-            } else {
-                0
-            };
+            let step = if cols > 1 { source(i, 1) as i64 - start } else { 0 };
             indices.extend((0..cols as i64).map(|j| (start + step * j) as u32));
         }
         indices
@@ -158,10 +154,7 @@ impl From<D4> for Affine {
         let map = |g: D4| {
             let (u, v) = (g.source_centered([1.0, 0.0]), g.source_centered([0.0, 1.0]));
             // `+ 0.0` turns a negative zero into zero.
-            (
-                [[u[0] + 0.0, v[0] + 0.0], [u[1] + 0.0, v[1] + 0.0]],
-                [0.0; 2],
-            )
+            ([[u[0] + 0.0, v[0] + 0.0], [u[1] + 0.0, v[1] + 0.0]], [0.0; 2])
         };
         Affine::from_pair(map(g.inverse()), map(g))
     }
@@ -181,20 +174,12 @@ impl GroupAction for D4 {
 
     fn compose(&self, first: &Self) -> Self {
         // hflip ∘ rot90^k = rot90^−k ∘ hflip
-        let turns = if self.flip {
-            4 - first.turns
-        } else {
-            first.turns
-        };
+        let turns = if self.flip { 4 - first.turns } else { first.turns };
         Self::of((self.turns + turns) % 4, self.flip ^ first.flip)
     }
 
     fn inverse(&self) -> Self {
-        let turns = if self.flip {
-            self.turns
-        } else {
-            (4 - self.turns) % 4
-        };
+        let turns = if self.flip { self.turns } else { (4 - self.turns) % 4 };
         Self::of(turns, self.flip)
     }
 
@@ -204,11 +189,7 @@ impl GroupAction for D4 {
     }
 
     fn out_grid(&self, grid: TokenGrid) -> Result<TokenGrid> {
-        Ok(if self.swaps_axes() {
-            grid.transposed()
-        } else {
-            grid
-        })
+        Ok(if self.swaps_axes() { grid.transposed() } else { grid })
     }
 
     fn affine(&self) -> Option<Affine> {

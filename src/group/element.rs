@@ -39,49 +39,31 @@ impl Element {
 
     /// The D4 element that equals this element to the bit; `None` if there is none.
     pub fn as_d4(&self) -> Option<D4> {
-        self.map
-            .as_d4()
-            .filter(|g| self.zoom == [1.0, 1.0] && self.swap == g.swaps_axes())
+        self.map.as_d4().filter(|g| self.zoom == [1.0, 1.0] && self.swap == g.swaps_axes())
     }
 }
 
 impl From<D4> for Element {
     fn from(g: D4) -> Self {
-        Self {
-            map: g.into(),
-            swap: g.swaps_axes(),
-            zoom: [1.0, 1.0],
-        }
+        Self { map: g.into(), swap: g.swaps_axes(), zoom: [1.0, 1.0] }
     }
 }
 
 impl From<Scale> for Element {
     fn from(s: Scale) -> Self {
-        Self {
-            map: Affine::identity(),
-            swap: false,
-            zoom: s.factors(),
-        }
+        Self { map: Affine::identity(), swap: false, zoom: s.factors() }
     }
 }
 
 impl From<Window> for Element {
     fn from(w: Window) -> Self {
-        Self {
-            map: w.into(),
-            swap: false,
-            zoom: w.size(),
-        }
+        Self { map: w.into(), swap: false, zoom: w.size() }
     }
 }
 
 impl From<Affine> for Element {
     fn from(map: Affine) -> Self {
-        Self {
-            map,
-            swap: false,
-            zoom: [1.0, 1.0],
-        }
+        Self { map, swap: false, zoom: [1.0, 1.0] }
     }
 }
 

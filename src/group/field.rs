@@ -134,9 +134,7 @@ impl FieldType {
 
     /// Whether no element changes any channel.
     pub fn is_trivial(&self) -> bool {
-        self.parts
-            .iter()
-            .all(|(r, _)| *r == Representation::Trivial)
+        self.parts.iter().all(|(r, _)| *r == Representation::Trivial)
     }
 
     /// For every channel of the turned fibre, its source channel.

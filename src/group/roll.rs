@@ -34,11 +34,7 @@ const WHOLE: f64 = 1e-12;
 
 fn wrap(x: f64) -> f64 {
     let part = x.rem_euclid(1.0);
-    if (WHOLE..=1.0 - WHOLE).contains(&part) {
-        part
-    } else {
-        0.0
-    }
+    if (WHOLE..=1.0 - WHOLE).contains(&part) { part } else { 0.0 }
 }
 
 impl Roll {
@@ -48,15 +44,9 @@ impl Roll {
     /// If a value is not finite.
     pub fn new(dy: f64, dx: f64) -> Result<Self> {
         if !(dy.is_finite() && dx.is_finite()) {
-            return Err(Error::config(
-                "Roll",
-                "a finite shift (dy, dx)",
-                format!("({dy}, {dx})"),
-            ));
+            return Err(Error::config("Roll", "a finite shift (dy, dx)", format!("({dy}, {dx})")));
         }
-        Ok(Self {
-            shift: [wrap(dy), wrap(dx)],
-        })
+        Ok(Self { shift: [wrap(dy), wrap(dx)] })
     }
 
     /// By whole cells of `grid`: a permutation of its tokens.
@@ -79,18 +69,11 @@ impl GroupAction for Roll {
     }
 
     fn compose(&self, first: &Self) -> Self {
-        Self {
-            shift: [
-                wrap(self.shift[0] + first.shift[0]),
-                wrap(self.shift[1] + first.shift[1]),
-            ],
-        }
+        Self { shift: [wrap(self.shift[0] + first.shift[0]), wrap(self.shift[1] + first.shift[1])] }
     }
 
     fn inverse(&self) -> Self {
-        Self {
-            shift: [wrap(-self.shift[0]), wrap(-self.shift[1])],
-        }
+        Self { shift: [wrap(-self.shift[0]), wrap(-self.shift[1])] }
     }
 
     fn source(&self, [y, x]: Point) -> Point {

@@ -53,17 +53,11 @@ impl GroupAction for Scale {
     }
 
     fn compose(&self, first: &Self) -> Self {
-        Self {
-            sy: self.sy * first.sy,
-            sx: self.sx * first.sx,
-        }
+        Self { sy: self.sy * first.sy, sx: self.sx * first.sx }
     }
 
     fn inverse(&self) -> Self {
-        Self {
-            sy: 1.0 / self.sy,
-            sx: 1.0 / self.sx,
-        }
+        Self { sy: 1.0 / self.sy, sx: 1.0 / self.sx }
     }
 
     fn source(&self, p: Point) -> Point {

@@ -42,10 +42,7 @@ impl Window {
                 return Err(Error::config("Window", "finite sides above zero", s));
             }
         }
-        Ok(Self {
-            origin: [top, left],
-            size: [height, width],
-        })
+        Ok(Self { origin: [top, left], size: [height, width] })
     }
 
     /// The window of `height × width` whole cells of `grid`, its upper left cell at `(top, left)`.
@@ -60,12 +57,7 @@ impl Window {
         grid: TokenGrid,
     ) -> Result<Self> {
         let (rows, cols) = (grid.rows() as f64, grid.cols() as f64);
-        Self::new(
-            top as f64 / rows,
-            left as f64 / cols,
-            height as f64 / rows,
-            width as f64 / cols,
-        )
+        Self::new(top as f64 / rows, left as f64 / cols, height as f64 / rows, width as f64 / cols)
     }
 
     /// The sides `[height, width]`.
@@ -78,10 +70,7 @@ impl From<Window> for Affine {
     fn from(w: Window) -> Self {
         let map = |w: Window| {
             let ([y, x], [h, l]) = (w.origin, w.size);
-            (
-                [[h, 0.0], [0.0, l]],
-                [y + (h - 1.0) / 2.0, x + (l - 1.0) / 2.0],
-            )
+            ([[h, 0.0], [0.0, l]], [y + (h - 1.0) / 2.0, x + (l - 1.0) / 2.0])
         };
         Affine::from_pair(map(w.inverse()), map(w))
     }
@@ -89,10 +78,7 @@ impl From<Window> for Affine {
 
 impl GroupAction for Window {
     fn identity() -> Self {
-        Self {
-            origin: [0.0, 0.0],
-            size: [1.0, 1.0],
-        }
+        Self { origin: [0.0, 0.0], size: [1.0, 1.0] }
     }
 
     fn compose(&self, first: &Self) -> Self {
@@ -104,19 +90,13 @@ impl GroupAction for Window {
 
     fn inverse(&self) -> Self {
         Self {
-            origin: [
-                -self.origin[0] / self.size[0],
-                -self.origin[1] / self.size[1],
-            ],
+            origin: [-self.origin[0] / self.size[0], -self.origin[1] / self.size[1]],
             size: [1.0 / self.size[0], 1.0 / self.size[1]],
         }
     }
 
     fn source(&self, [y, x]: Point) -> Point {
-        [
-            self.origin[0] + y * self.size[0],
-            self.origin[1] + x * self.size[1],
-        ]
+        [self.origin[0] + y * self.size[0], self.origin[1] + x * self.size[1]]
     }
 
     fn out_grid(&self, grid: TokenGrid) -> Result<TokenGrid> {

@@ -73,10 +73,7 @@ pub fn info_nce(
     let roles = Roles {
         anchors: (sets.enter(anchors.tokens), anchors.labels),
         positives: sets.enter(positives),
-        candidates: candidates
-            .iter()
-            .map(|set| (sets.enter(set.tokens), set.labels))
-            .collect(),
+        candidates: candidates.iter().map(|set| (sets.enter(set.tokens), set.labels)).collect(),
     };
     let dtype = work_dtype(op, anchors.tokens)?;
     let engine = Engine::of(anchors.tokens);

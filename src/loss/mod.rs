@@ -34,11 +34,7 @@ pub(crate) fn work_dtype(op: &'static str, x: &Tensor) -> Result<DType> {
     match x.dtype() {
         DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
         DType::F64 => Ok(DType::F64),
-        other => Err(Error::input(
-            op,
-            "tokens of type f16, bf16, f32 or f64",
-            other.as_str(),
-        )),
+        other => Err(Error::input(op, "tokens of type f16, bf16, f32 or f64", other.as_str())),
     }
 }
 

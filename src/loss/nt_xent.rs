@@ -110,15 +110,7 @@ pub fn nt_xent_portable(
     symmetric: bool,
 ) -> Result<ContrastiveOutput> {
     let op = "nt_xent_portable";
-    run(
-        op,
-        Engine::Portable,
-        [z, zp],
-        image_ids,
-        weights,
-        config,
-        symmetric,
-    )
+    run(op, Engine::Portable, [z, zp], image_ids, weights, config, symmetric)
 }
 
 /// NT-Xent of flat tokens (M, D), in one direction or as the mean of both.
@@ -142,9 +134,7 @@ fn image_ids(op: &'static str, z: &Tensor, zp: &Tensor) -> Result<Vec<u32>> {
         return Err(Error::input(op, expected, format!("{:?}", z.dims())));
     };
     let ids = 0..images as u32;
-    Ok(ids
-        .flat_map(|image| std::iter::repeat_n(image, tokens))
-        .collect())
+    Ok(ids.flat_map(|image| std::iter::repeat_n(image, tokens)).collect())
 }
 
 fn run(

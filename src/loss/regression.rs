@@ -53,9 +53,7 @@ fn unit(x: &Tensor, eps: f64) -> Result<Tensor> {
 /// # Errors
 /// If shapes, types or devices differ, a tensor is empty or not of a floating point type, or the weights do not fit.
 pub fn mse(a: &Tensor, b: &Tensor, weights: Option<&[f32]>) -> Result<Tensor> {
-    over_tokens("mse", a, b, weights, |a, b| {
-        Ok((a - b)?.sqr()?.mean(D::Minus1)?)
-    })
+    over_tokens("mse", a, b, weights, |a, b| Ok((a - b)?.sqr()?.mean(D::Minus1)?))
 }
 
 /// Mean over tokens of `|â − b̂|² = 2 − 2cos(a, b)`, with `x̂ = x/√(|x|² + eps)`.
@@ -99,9 +97,7 @@ fn abs(d: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// See above.
 pub fn l1(a: &Tensor, b: &Tensor, weights: Option<&[f32]>) -> Result<Tensor> {
-    over_tokens("l1", a, b, weights, |a, b| {
-        Ok(abs(&(a - b)?)?.mean(D::Minus1)?)
-    })
+    over_tokens("l1", a, b, weights, |a, b| Ok(abs(&(a - b)?)?.mean(D::Minus1)?))
 }
 
 /// Mean over all elements of `d²/(2β)` where `|d| < β`, else `|d| − β/2`, with `d = a − b` (Huber's loss over β).

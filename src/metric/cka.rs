@@ -95,11 +95,7 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
         let debiased = product - n / (n - 2.) * dot + sums / ((n - 1.) * (n - 2.));
         // What the difference of such large terms leaves below their rounding is nothing.
         let rounding = 1e-14 * n * (product + 2. * dot + sums / (n * n));
-        if debiased.abs() < rounding {
-            0.
-        } else {
-            debiased
-        }
+        if debiased.abs() < rounding { 0. } else { debiased }
     };
     let squares =
         |x: &Observations| -> Vec<f64> { x.0.column_iter().map(|c| c.norm_squared()).collect() };

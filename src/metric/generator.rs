@@ -62,17 +62,11 @@ impl Generator {
     ];
 
     const fn linear(matrix: [[f64; 2]; 2]) -> Self {
-        Self {
-            matrix,
-            shift: [0.; 2],
-        }
+        Self { matrix, shift: [0.; 2] }
     }
 
     const fn constant(shift: [f64; 2]) -> Self {
-        Self {
-            matrix: [[0.; 2]; 2],
-            shift,
-        }
+        Self { matrix: [[0.; 2]; 2], shift }
     }
 
     /// The largest distance in pixels per unit of `t` that the generator moves a point of the

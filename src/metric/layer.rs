@@ -23,9 +23,6 @@ pub struct Layer {
 impl From<TokenGrid> for Layer {
     /// No prefix tokens, channels first.
     fn from(grid: TokenGrid) -> Self {
-        Self {
-            grid,
-            layout: Layout::default(),
-        }
+        Self { grid, layout: Layout::default() }
     }
 }

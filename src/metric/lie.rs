@@ -84,10 +84,7 @@ impl LieDerivative {
     /// For token maps on `grid`: no prefix tokens, channels first, a step of 0.001, bilinear with
     /// reflected borders, 64 images at a time.
     pub fn of_maps(grid: TokenGrid) -> Self {
-        Self {
-            output: Some(grid.into()),
-            ..Self::of_vectors()
-        }
+        Self { output: Some(grid.into()), ..Self::of_vectors() }
     }
 
     /// For vectors, which no motion of the image should change; else as [`of_maps`](Self::of_maps).
@@ -95,10 +92,7 @@ impl LieDerivative {
         Self {
             output: None,
             step: 0.001,
-            resample: Resample {
-                filter: Filter::Bilinear,
-                padding: Padding::Reflection,
-            },
+            resample: Resample { filter: Filter::Bilinear, padding: Padding::Reflection },
             chunk: 64,
         }
     }
@@ -117,11 +111,7 @@ impl LieDerivative {
         mut map: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<Vec<LieReport>> {
         if !(self.step > 0. && self.step.is_finite()) {
-            return Err(Error::config(
-                "LieDerivative::step",
-                "a step above 0",
-                self.step,
-            ));
+            return Err(Error::config("LieDerivative::step", "a step above 0", self.step));
         }
         let one = TokenGrid::square(1)?;
         let harness = Harness {
@@ -165,11 +155,8 @@ impl LieDerivative {
                 let expected = format!("{} values for the transformed images too", still.len());
                 return Err(Error::input(OP, expected, plus.len()));
             }
-            let derivative: Vec<f64> = plus
-                .iter()
-                .zip(&minus)
-                .map(|(p, m)| (p - m) / (2. * self.step))
-                .collect();
+            let derivative: Vec<f64> =
+                plus.iter().zip(&minus).map(|(p, m)| (p - m) / (2. * self.step)).collect();
             let n = derivative.len() as f64;
             let (size, still) = (norm(&derivative), norm(&still));
             reports.push(LieReport {

@@ -125,15 +125,9 @@ pub(super) fn svd(
     m: DMatrix<f64>,
 ) -> Result<(DMatrix<f64>, Vec<f64>, DMatrix<f64>)> {
     match SVD::try_new(m, true, true, f64::EPSILON, SWEEPS) {
-        Some(SVD {
-            u: Some(u),
-            v_t: Some(v_t),
-            singular_values,
-        }) => Ok((
-            u,
-            singular_values.iter().copied().collect(),
-            v_t.transpose(),
-        )),
+        Some(SVD { u: Some(u), v_t: Some(v_t), singular_values }) => {
+            Ok((u, singular_values.iter().copied().collect(), v_t.transpose()))
+        }
         _ => Err(diverged(op)),
     }
 }

@@ -47,10 +47,7 @@ impl MatchedMaps {
         if aligned.dims() != moved.dims() {
             return Err(Error::input(
                 op,
-                format!(
-                    "a map of {:?} for the transformed images too",
-                    aligned.dims()
-                ),
+                format!("a map of {:?} for the transformed images too", aligned.dims()),
                 format!("{:?}", moved.dims()),
             ));
         }

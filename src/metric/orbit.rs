@@ -66,11 +66,7 @@ const OP: &str = "Orbit::measure";
 impl Orbit {
     /// For images of this token grid: the default filter, 64 images at a time.
     pub fn new(grid: TokenGrid) -> Self {
-        Self {
-            grid,
-            resample: Resample::default(),
-            chunk: 64,
-        }
+        Self { grid, resample: Resample::default(), chunk: 64 }
     }
 
     /// Measures `map`, from images to vectors `(B, D)`, on `images` of shape `(B, C, H, W)`. It
@@ -85,12 +81,8 @@ impl Orbit {
         elements: &[G],
         mut map: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<OrbitReport<G>> {
-        let harness = Harness {
-            op: OP,
-            grid: self.grid,
-            resample: &self.resample,
-            chunk: self.chunk,
-        };
+        let harness =
+            Harness { op: OP, grid: self.grid, resample: &self.resample, chunk: self.chunk };
         harness.check(images, elements.len())?;
         let batch = images.dims()[0];
         if batch < 2 {
@@ -111,10 +103,8 @@ impl Orbit {
             let mover = harness.mover(images, g)?;
             let moved = harness.vectors(images, Some(&mover), &mut map)?;
             if moved.dims() != upright.dims() {
-                let expected = format!(
-                    "vectors {:?} for the transformed images too",
-                    upright.dims()
-                );
+                let expected =
+                    format!("vectors {:?} for the transformed images too", upright.dims());
                 return Err(Error::input(OP, expected, format!("{:?}", moved.dims())));
             }
             let moved = scaled(&moved)?;
@@ -134,10 +124,7 @@ impl Orbit {
             0. => f64::NAN,
             between => between,
         };
-        let within = sum
-            .iter()
-            .zip(&squares)
-            .map(|(s, q)| q / n - (s / n) * (s / n));
+        let within = sum.iter().zip(&squares).map(|(s, q)| q / n - (s / n) * (s / n));
         let within = within.sum::<f64>() / batch as f64;
         let consistency = scored.iter().map(|(_, c)| c).sum::<f64>() / elements.len() as f64;
         Ok(OrbitReport {
@@ -157,11 +144,7 @@ fn variance(x: &[f64], width: usize) -> f64 {
         let mean = values().sum::<f64>() / rows;
         let variance = values().map(|v| (v - mean) * (v - mean)).sum::<f64>() / rows;
         // rounding of the mean
-        if variance <= 1e-24 * mean * mean {
-            0.
-        } else {
-            variance
-        }
+        if variance <= 1e-24 * mean * mean { 0. } else { variance }
     };
     (0..width).map(column).sum()
 }

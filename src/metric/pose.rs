@@ -71,12 +71,7 @@ const OP: &str = "PoseProbe::measure";
 impl PoseProbe {
     /// For images of this token grid: a penalty of 0.001, 64 images at a time.
     pub fn new(group: Subgroup, grid: TokenGrid) -> Self {
-        Self {
-            group,
-            grid,
-            lambda: 1e-3,
-            chunk: 64,
-        }
+        Self { group, grid, lambda: 1e-3, chunk: 64 }
     }
 
     /// Fits the classifier on the `train` images and measures it on the `test` images, each `(B, C,
@@ -98,12 +93,7 @@ impl PoseProbe {
             return Err(Error::config("PoseProbe::group", expected, poses.len()));
         }
         let resample = Resample::default();
-        let harness = Harness {
-            op: OP,
-            grid: self.grid,
-            resample: &resample,
-            chunk: self.chunk,
-        };
+        let harness = Harness { op: OP, grid: self.grid, resample: &resample, chunk: self.chunk };
         let mut features = |images: &Tensor| -> Result<Tensor> {
             harness.check(images, poses.len())?;
             let mut all = Vec::with_capacity(poses.len());
@@ -149,9 +139,5 @@ fn recognized(ridge: &Ridge, x: &Tensor, poses: usize) -> Result<Vec<f64>> {
         let rows = rows.chunks_exact(poses);
         rows.filter(|row| first_largest(row) == pose).count() as f64 / images as f64
     };
-    Ok(scores
-        .chunks_exact(images * poses)
-        .enumerate()
-        .map(right)
-        .collect())
+    Ok(scores.chunks_exact(images * poses).enumerate().map(right).collect())
 }

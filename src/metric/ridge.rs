@@ -53,10 +53,7 @@ impl Ridge {
             ));
         }
         let (means, offsets) = (x.center(), y.center());
-        let scales: Vec<f64> =
-            x.0.row_iter()
-                .map(|r| norm(r.iter()) / (n as f64).sqrt())
-                .collect();
+        let scales: Vec<f64> = x.0.row_iter().map(|r| norm(r.iter()) / (n as f64).sqrt()).collect();
         for (mut row, &s) in x.0.row_iter_mut().zip(&scales) {
             if s > 0. {
                 row /= s;
@@ -70,11 +67,8 @@ impl Ridge {
             }
             // A pivot that is rounding would pass as positive.
             let solved = Cholesky::new(m).filter(|c| {
-                let smallest = c
-                    .l_dirty()
-                    .diagonal()
-                    .iter()
-                    .fold(f64::INFINITY, |a, &b| a.min(b * b));
+                let smallest =
+                    c.l_dirty().diagonal().iter().fold(f64::INFINITY, |a, &b| a.min(b * b));
                 smallest > 1e-13 * largest
             });
             solved.map(|c| c.solve(&b)).ok_or_else(|| {
@@ -98,12 +92,7 @@ impl Ridge {
             let dual = solve(x.kernel(), y.0.transpose())?;
             (&x.0 * dual).transpose()
         };
-        Ok(Self {
-            means,
-            scales,
-            weights,
-            offsets,
-        })
+        Ok(Self { means, scales, weights, offsets })
     }
 
     /// The targets `(n, k)` that the fit expects of features `x` `(n, d)`; `f64` on the host.
@@ -119,11 +108,7 @@ impl Ridge {
         }
         for mut x in x.0.column_iter_mut() {
             for (i, x) in x.iter_mut().enumerate() {
-                *x = if self.scales[i] > 0. {
-                    (*x - self.means[i]) / self.scales[i]
-                } else {
-                    0.
-                };
+                *x = if self.scales[i] > 0. { (*x - self.means[i]) / self.scales[i] } else { 0. };
             }
         }
         let mut y = &self.weights * &x.0;
@@ -202,21 +187,14 @@ pub fn parameter_r2(
         })
         .collect();
     let defined: Vec<f64> = parameters.iter().copied().filter(|r| !r.is_nan()).collect();
-    Ok(ParameterR2 {
-        mean: defined.iter().sum::<f64>() / defined.len() as f64,
-        parameters,
-    })
+    Ok(ParameterR2 { mean: defined.iter().sum::<f64>() / defined.len() as f64, parameters })
 }
 
 /// A matrix `(n, d)` of finite values; rank 2 and nothing else, so that rows are counted as the
 /// caller counts them.
 fn matrix(op: &'static str, x: &Tensor) -> Result<Observations> {
     if x.rank() != 2 {
-        return Err(Error::input(
-            op,
-            "a matrix (n, d)",
-            format!("{:?}", x.dims()),
-        ));
+        return Err(Error::input(op, "a matrix (n, d)", format!("{:?}", x.dims())));
     }
     let rows = Observations::rows(op, x)?;
     match rows.0.iter().find(|v| v.abs() > LARGEST) {

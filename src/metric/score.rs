@@ -84,12 +84,7 @@ impl EqScore {
     /// For maps of one layer, given by its token grid (no prefix tokens, channels first) or as a
     /// [`Layer`]; channels that do not turn, the default filter, 64 images at a time.
     pub fn new(layer: impl Into<Layer>) -> Self {
-        Self {
-            layers: vec![layer.into()],
-            resample: Resample::default(),
-            chunk: 64,
-            field: None,
-        }
+        Self { layers: vec![layer.into()], resample: Resample::default(), chunk: 64, field: None }
     }
 
     /// Scores `map` under each of `elements`, on `images` of shape `(B, C, H, W)`.
@@ -244,12 +239,7 @@ impl EqScore {
         let Some(grid) = grids.min_by_key(|grid| grid.len()) else {
             return Err(Error::input(op, "at least one layer", "none"));
         };
-        Ok(Harness {
-            op,
-            grid,
-            resample: &self.resample,
-            chunk: self.chunk,
-        })
+        Ok(Harness { op, grid, resample: &self.resample, chunk: self.chunk })
     }
 }
 

@@ -161,11 +161,7 @@ pub(super) fn compare(
         score: score(&|i| i),
         shuffled_positions: (positions > 1).then(|| {
             let shuffles: Vec<usize> = (0..images)
-                .flat_map(|b| {
-                    cycle(positions, rng)
-                        .into_iter()
-                        .map(move |p| b * positions + p)
-                })
+                .flat_map(|b| cycle(positions, rng).into_iter().map(move |p| b * positions + p))
                 .collect();
             score(&|i| shuffles[i])
         }),

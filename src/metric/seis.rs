@@ -117,11 +117,7 @@ impl Seis {
         rng: &mut (impl Rng + ?Sized),
     ) -> Result<SeisReport> {
         if !(self.energy > 0. && self.energy < 1.) {
-            return Err(Error::config(
-                "Seis::energy",
-                "a fraction within (0, 1)",
-                self.energy,
-            ));
+            return Err(Error::config("Seis::energy", "a fraction within (0, 1)", self.energy));
         }
         if a.dims() != b.dims() {
             let expected = format!("a second map of the first one's shape, {:?}", a.dims());
@@ -141,10 +137,7 @@ impl Seis {
         }
         let order = cycle(n, rng);
         let (Some(a), Some(b)) = (self.whiten(a)?, self.whiten(b)?) else {
-            let nan = SeisScore {
-                equivariance: f64::NAN,
-                invariance: f64::NAN,
-            };
+            let nan = SeisScore { equivariance: f64::NAN, invariance: f64::NAN };
             return Ok(SeisReport {
                 score: nan,
                 shuffled: nan,
@@ -181,10 +174,7 @@ impl Seis {
         for (mut v, s2) in directions.column_iter_mut().zip(&energies) {
             v /= s2.sqrt();
         }
-        Ok(Some(Whitened {
-            observations,
-            directions,
-        }))
+        Ok(Some(Whitened { observations, directions }))
     }
 }
 

@@ -27,17 +27,11 @@ mod tests {
     fn the_unit_of_any_magnitude_is_a_finite_power_of_two() {
         for largest in [5e-324, 1e-310, 1e-200, 0.75, 1.0, 3.0, 1e200, f64::MAX] {
             let u = unit(&[0.0, -largest, largest / 3.0]);
-            assert!(
-                u.is_normal() && u.to_bits() << 12 == 0,
-                "{largest:e}: {u:e}"
-            );
+            assert!(u.is_normal() && u.to_bits() << 12 == 0, "{largest:e}: {u:e}");
             let scaled = largest * u;
             // The scales of the subnormal numbers and of the largest ones would overflow.
             let within = (1.0..2.0).contains(&scaled);
-            assert!(
-                within || !(1e-300..1e300).contains(&largest),
-                "{largest:e}: {scaled:e}"
-            );
+            assert!(within || !(1e-300..1e300).contains(&largest), "{largest:e}: {scaled:e}");
             assert!(scaled * scaled < 1e10, "{largest:e}: {scaled:e}");
         }
         assert!(unit(&[0.0]).is_normal());

@@ -51,10 +51,9 @@ impl GridOperator {
         let (b, _, c) = tokens.dims3()?;
         let (rows, cols) = (self.out_grid().rows(), self.out_grid().cols());
         Ok(match (x.rank(), layout.channels) {
-            (4, Channels::First) => tokens
-                .transpose(1, 2)?
-                .contiguous()?
-                .reshape((b, c, rows, cols))?,
+            (4, Channels::First) => {
+                tokens.transpose(1, 2)?.contiguous()?.reshape((b, c, rows, cols))?
+            }
             (4, Channels::Last) => tokens.reshape((b, rows, cols, c))?,
             _ if layout.prefix == 0 => tokens,
             _ => Tensor::cat(&[&x.narrow(1, 0, layout.prefix)?, &tokens], 1)?,
@@ -72,17 +71,13 @@ impl GridOperator {
                 let tokens = x.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
                 let (rows, cols) = (self.out_grid().rows(), self.out_grid().cols());
                 let out = portable::apply(&self.chains, &tokens)?;
-                out.transpose(1, 2)?
-                    .contiguous()?
-                    .reshape((b, c, rows, cols))?
+                out.transpose(1, 2)?.contiguous()?.reshape((b, c, rows, cols))?
             }
         })
     }
 
     fn check(&self, x: &Tensor) -> Result<Memory> {
-        let (op, got) = ("GridOperator::apply", || {
-            format!("{:?} {:?}", x.dims(), x.dtype())
-        });
+        let (op, got) = ("GridOperator::apply", || format!("{:?} {:?}", x.dims(), x.dtype()));
         let grid = self.in_grid();
         let (n, rows, cols) = (grid.len(), grid.rows(), grid.cols());
         let memory = match *x.dims() {
@@ -98,11 +93,7 @@ impl GridOperator {
         };
         let batch = x.dims()[0];
         if batch == 0 || x.elem_count() == 0 {
-            return Err(Error::input(
-                op,
-                "at least one sample and one channel",
-                got(),
-            ));
+            return Err(Error::input(op, "at least one sample and one channel", got()));
         }
         if self.samples() != 1 && self.samples() != batch {
             let expected = format!("a batch of {} samples, one per element", self.samples());

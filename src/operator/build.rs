@@ -53,10 +53,7 @@ pub(super) fn chain<G: GroupAction>(
             }
         }
     };
-    Ok((
-        Chain::new(from, to, steps),
-        valid.filter(|v| !v.iter().all(|&v| v)),
-    ))
+    Ok((Chain::new(from, to, steps), valid.filter(|v| !v.iter().all(|&v| v))))
 }
 
 /// [`Filter::Fourier`] resamples whole periods only.
@@ -81,10 +78,7 @@ struct Sources {
 impl Sources {
     fn of<G: GroupAction>(g: &G, grid: TokenGrid) -> Self {
         let center = |i: usize| grid.center(i / grid.cols(), i % grid.cols());
-        Self {
-            grid,
-            points: (0..grid.len()).map(|i| g.source(center(i))).collect(),
-        }
+        Self { grid, points: (0..grid.len()).map(|i| g.source(center(i))).collect() }
     }
 
     /// The sources of rows and of columns, if rows come from rows and columns come from columns.
@@ -127,17 +121,11 @@ fn separable(axes: [Vec<f64>; 2], from: TokenGrid, resample: &Resample) -> Built
             Filter::Area => 1.0,
             _ => 0.0,
         };
-        let at = |p: &f64| Footprint {
-            center: p * n as f64,
-            width,
-        };
+        let at = |p: &f64| Footprint { center: p * n as f64, width };
         axis.iter().map(at).collect::<Vec<_>>()
     };
     let [rows, cols] = axes;
-    let (rows, cols) = (
-        footprints(&rows, from.rows()),
-        footprints(&cols, from.cols()),
-    );
+    let (rows, cols) = (footprints(&rows, from.rows()), footprints(&cols, from.cols()));
     let inside = |axis: &[Footprint], n| axis.iter().map(|f| f.is_inside(n)).collect::<Vec<_>>();
     let valid = outer(&inside(&rows, from.rows()), &inside(&cols, from.cols()));
     let step = Step::separable(
@@ -169,32 +157,18 @@ fn axis_aligned(map: &Affine) -> Option<AxisAligned> {
     // on `b`.
     let forward = |v| turn.inverse().source_centered(v);
     let (u, v) = (forward([a[0][0], a[1][0]]), forward([a[0][1], a[1][1]]));
-    Some(AxisAligned {
-        turn,
-        zoom: [u[0], v[1]],
-        shift: forward(b),
-    })
+    Some(AxisAligned { turn, zoom: [u[0], v[1]], shift: forward(b) })
 }
 
 impl AxisAligned {
     fn steps(&self, from: TokenGrid, to: TokenGrid, resample: &Resample) -> Built {
-        let middle = if self.turn.swaps_axes() {
-            from.transposed()
-        } else {
-            from
-        };
+        let middle = if self.turn.swaps_axes() { from.transposed() } else { from };
         let axis = |k: usize, n_in: usize, n_out: usize| {
             let start = (0.5 - self.zoom[k] / 2.0 + self.shift[k]) * n_in as f64;
             let width = self.zoom[k] * n_in as f64 / n_out as f64;
-            (0..n_out).map(move |i| Footprint {
-                center: start + (i as f64 + 0.5) * width,
-                width,
-            })
+            (0..n_out).map(move |i| Footprint { center: start + (i as f64 + 0.5) * width, width })
         };
-        let (rows, cols) = (
-            axis(0, middle.rows(), to.rows()),
-            axis(1, middle.cols(), to.cols()),
-        );
+        let (rows, cols) = (axis(0, middle.rows(), to.rows()), axis(1, middle.cols(), to.cols()));
         let inside = |axis: &dyn Fn() -> Vec<Footprint>, n| {
             axis().iter().map(|f| f.is_inside(n)).collect::<Vec<_>>()
         };
@@ -244,14 +218,8 @@ fn sparse(
     let mut valid = Vec::with_capacity(to.len());
     let mut cols: Vec<(usize, f64)> = Vec::new();
     for &[y, x] in &sources.points {
-        let row = Footprint {
-            center: y * h,
-            width: height,
-        };
-        let col = Footprint {
-            center: x * w,
-            width,
-        };
+        let row = Footprint { center: y * h, width: height };
+        let col = Footprint { center: x * w, width };
         cols.clear();
         resample.taps(col, from.cols(), |j, v| cols.push((j, v)));
         resample.taps(row, from.rows(), |i, u| {

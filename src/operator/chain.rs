@@ -29,12 +29,7 @@ impl Chain {
                 (_, step) => steps.push(step),
             }
         }
-        Self {
-            in_grid,
-            out_grid,
-            steps,
-            adjoint: OnceLock::new(),
-        }
+        Self { in_grid, out_grid, steps, adjoint: OnceLock::new() }
     }
 
     pub fn adjoint(&self) -> Arc<Self> {
@@ -115,11 +110,7 @@ impl Chains {
         out_grid: TokenGrid,
         each: impl IntoIterator<Item = Arc<Chain>>,
     ) -> Self {
-        Self {
-            in_grid,
-            out_grid,
-            each: each.into_iter().collect(),
-        }
+        Self { in_grid, out_grid, each: each.into_iter().collect() }
     }
 
     /// Number of chains: 1, or the number of samples.

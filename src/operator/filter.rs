@@ -259,11 +259,7 @@ fn split(center: f64) -> (i64, f64) {
 }
 
 fn snap(s: f64) -> f64 {
-    if (s - s.round()).abs() < SNAP {
-        s.round()
-    } else {
-        s
-    }
+    if (s - s.round()).abs() < SNAP { s.round() } else { s }
 }
 
 /// Fourier interpolation of `n` cells at `center`, in cells, for a target of `m` cells.
@@ -284,15 +280,8 @@ fn fourier(center: f64, n: usize, m: usize, mut put: impl FnMut(i64, f64)) {
     for j in 0..n {
         let d = (center - j as f64 - 0.5) / n as f64;
         let d = d - d.round();
-        let below = if d == 0.0 {
-            terms
-        } else {
-            (PI * terms * d).sin() / (PI * d).sin()
-        };
-        put(
-            j as i64,
-            (below + nyquist * (PI * band as f64 * d).cos()) / n as f64,
-        );
+        let below = if d == 0.0 { terms } else { (PI * terms * d).sin() / (PI * d).sin() };
+        put(j as i64, (below + nyquist * (PI * band as f64 * d).cos()) / n as f64);
     }
 }
 

@@ -184,10 +184,7 @@ impl GridOperator {
     ///
     /// It is computed once per distinct element.
     pub fn adjoint(&self) -> Self {
-        Self {
-            chains: self.chains.adjoint(),
-            valid: vec![None; self.samples()].into(),
-        }
+        Self { chains: self.chains.adjoint(), valid: vec![None; self.samples()].into() }
     }
 
     /// `self ∘ first`. A cell of the result is valid if it is valid in `self` and reads only cells
@@ -277,12 +274,7 @@ mod tests {
     use crate::group::{D4, Window};
 
     fn operator<G: GroupAction>(elements: &[G]) -> GridOperator {
-        GridOperator::new(
-            elements,
-            TokenGrid::square(9).unwrap(),
-            &Resample::default(),
-        )
-        .unwrap()
+        GridOperator::new(elements, TokenGrid::square(9).unwrap(), &Resample::default()).unwrap()
     }
 
     #[test]

@@ -42,12 +42,7 @@ impl Permutation {
                 Some(run) if run.first != NONE && j != NONE && step(source[i - 1]) == run.step => {
                     run.end += 1;
                 }
-                _ => runs.push(Run {
-                    first: j,
-                    step: 0,
-                    start: i,
-                    end: i + 1,
-                }),
+                _ => runs.push(Run { first: j, step: 0, start: i, end: i + 1 }),
             }
         }
         Self { source, n_in, runs }
@@ -146,11 +141,7 @@ impl<'a> Turned<'a> {
         };
         let is_whole = |run: &Run| run.first != NONE && run.len() == len;
         let is_turned = lines.iter().all(is_whole) && lines.windows(2).all(follows);
-        is_turned.then_some(Self {
-            lines,
-            len,
-            ascending,
-        })
+        is_turned.then_some(Self { lines, len, ascending })
     }
 
     fn fill<T: Copy + Default>(&self, x: &[T], out: &mut [T]) {
@@ -192,11 +183,7 @@ impl Run {
             let x = &x[..=self.first as usize - at * step];
             put(x.iter().rev(), step, out);
         } else {
-            put(
-                x[self.first as usize + at * step..].iter(),
-                step.max(1),
-                out,
-            );
+            put(x[self.first as usize + at * step..].iter(), step.max(1), out);
         }
     }
 }
@@ -206,10 +193,7 @@ fn put<'a, T: Copy + 'a>(x: impl ExactSizeIterator<Item = &'a T>, step: usize, o
     debug_assert!((out.len() - 1) * step < x.len());
     match step {
         1 => out.iter_mut().zip(x).for_each(|(out, &x)| *out = x),
-        _ => out
-            .iter_mut()
-            .zip(x.step_by(step))
-            .for_each(|(out, &x)| *out = x),
+        _ => out.iter_mut().zip(x.step_by(step)).for_each(|(out, &x)| *out = x),
     }
 }
 
@@ -229,19 +213,11 @@ mod tests {
             let shift = |i: u32| if i.is_multiple_of(cols) { NONE } else { i - 1 };
             let mut drawn: Vec<u32> = (0..n).collect();
             drawn.shuffle(rng);
-            drawn
-                .iter_mut()
-                .filter(|_| rng.random_bool(0.2))
-                .for_each(|j| *j = NONE);
+            drawn.iter_mut().filter(|_| rng.random_bool(0.2)).for_each(|j| *j = NONE);
             let maps: [&dyn Fn(u32) -> u32; 5] =
                 [&|i| i, &across, &back, &|i| across(back(i)), &shift];
             let sources = maps.map(|map| (0..n).map(map).collect());
-            all.extend(
-                sources
-                    .into_iter()
-                    .chain([drawn])
-                    .map(|s| Permutation::new(s, n as usize)),
-            );
+            all.extend(sources.into_iter().chain([drawn]).map(|s| Permutation::new(s, n as usize)));
         }
         // One of sixteen neighboring lines is shorter: custom actions may be irregular.
         for short in [0, 7, 15] {
@@ -260,11 +236,8 @@ mod tests {
     fn planes_and_cells_go_where_the_list_says() {
         for p in permutations() {
             let x: Vec<u32> = (1..=p.n_in() as u32).collect();
-            let want: Vec<u32> = p
-                .source()
-                .iter()
-                .map(|&j| if j == NONE { 0 } else { x[j as usize] })
-                .collect();
+            let want: Vec<u32> =
+                p.source().iter().map(|&j| if j == NONE { 0 } else { x[j as usize] }).collect();
             let mut plane = vec![9; p.n_out()];
             p.apply(&x, &mut plane, Memory::Planes(1));
             assert_eq!(plane, want);
@@ -284,10 +257,7 @@ mod tests {
 
     #[test]
     fn a_line_of_the_grid_is_one_run() {
-        for p in permutations()[..36]
-            .chunks(6)
-            .flat_map(|of_grid| &of_grid[..4])
-        {
+        for p in permutations()[..36].chunks(6).flat_map(|of_grid| &of_grid[..4]) {
             // whole rows or columns, and one run where they follow one another
             assert!(p.runs.len() <= 40, "{} runs", p.runs.len());
         }

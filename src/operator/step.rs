@@ -41,11 +41,7 @@ impl Step {
                     .iter()
                     .flat_map(|&i| {
                         let cell = move |&j: &u32| {
-                            if i == NONE || j == NONE {
-                                NONE
-                            } else {
-                                i * width + j
-                            }
+                            if i == NONE || j == NONE { NONE } else { i * width + j }
                         };
                         c.iter().map(cell)
                     })
@@ -75,10 +71,9 @@ impl Step {
     pub fn adjoint(&self) -> Self {
         match self {
             Self::Permute(permutation) => Self::Permute(permutation.inverse()),
-            Self::Separable { rows, cols } => Self::Separable {
-                rows: rows.transpose(),
-                cols: cols.transpose(),
-            },
+            Self::Separable { rows, cols } => {
+                Self::Separable { rows: rows.transpose(), cols: cols.transpose() }
+            }
             Self::Sparse(taps) => Self::Sparse(taps.transpose()),
         }
     }
@@ -112,11 +107,9 @@ impl Step {
             join(&mut row.iter().map(|&(j, _)| input[j as usize]))
         };
         match self {
-            Self::Permute(permutation) => permutation
-                .source()
-                .iter()
-                .map(|&j| j != NONE && input[j as usize])
-                .collect(),
+            Self::Permute(permutation) => {
+                permutation.source().iter().map(|&j| j != NONE && input[j as usize]).collect()
+            }
             Self::Sparse(taps) => taps.rows().map(|row| of_row(row, input)).collect(),
             Self::Separable { rows, cols } => {
                 let width = cols.n_in();
@@ -180,9 +173,7 @@ impl Step {
                 let planes = x.chunks_exact(self.n_in());
                 for (x, out) in planes.zip(out.chunks_exact_mut(self.n_out())) {
                     rows.apply(x, &mut tall, line);
-                    for (x, out) in tall
-                        .chunks_exact(line)
-                        .zip(out.chunks_exact_mut(cols.n_out()))
+                    for (x, out) in tall.chunks_exact(line).zip(out.chunks_exact_mut(cols.n_out()))
                     {
                         cols.apply(x, out, 1);
                     }

@@ -37,11 +37,7 @@ impl Taps {
     pub fn with_capacity(n_in: usize, rows: usize) -> Self {
         let mut ends = Vec::with_capacity(rows + 1);
         ends.push(0);
-        Self {
-            n_in,
-            ends,
-            entries: Vec::with_capacity(4 * rows),
-        }
+        Self { n_in, ends, entries: Vec::with_capacity(4 * rows) }
     }
 
     /// Adds a tap to the row under construction.
@@ -102,20 +98,13 @@ impl Taps {
                 *at += 1;
             }
         }
-        Self {
-            n_in: self.n_out(),
-            ends,
-            entries,
-        }
+        Self { n_in: self.n_out(), ends, entries }
     }
 
     /// Whether this is the identity.
     pub fn is_identity(&self) -> bool {
         self.n_in == self.n_out()
-            && self
-                .rows()
-                .enumerate()
-                .all(|(i, row)| row == [(i as u32, 1.0)])
+            && self.rows().enumerate().all(|(i, row)| row == [(i as u32, 1.0)])
     }
 
     /// The source of each output cell, if the matrix moves cells without mixing them: at most one
@@ -136,16 +125,8 @@ impl Taps {
     ///
     /// The vector width is chosen at run time for the machine.
     pub fn apply<T: Real>(&self, x: &[T], out: &mut [T], width: usize) {
-        debug_assert_eq!(
-            (x.len(), out.len()),
-            (self.n_in * width, self.n_out() * width)
-        );
-        Arch::new().dispatch(Apply {
-            taps: self,
-            x,
-            out,
-            width,
-        });
+        debug_assert_eq!((x.len(), out.len()), (self.n_in * width, self.n_out() * width));
+        Arch::new().dispatch(Apply { taps: self, x, out, width });
     }
 }
 
@@ -162,17 +143,10 @@ impl<T: Real> WithSimd for Apply<'_, T> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self {
-            taps,
-            x,
-            out,
-            width,
-        } = self;
+        let Self { taps, x, out, width } = self;
         if width == 1 {
             for (row, out) in taps.rows().zip(out) {
-                *out = row
-                    .iter()
-                    .fold(T::zero(), |sum, &(j, w)| sum + T::of(w) * x[j as usize]);
+                *out = row.iter().fold(T::zero(), |sum, &(j, w)| sum + T::of(w) * x[j as usize]);
             }
             return;
         }

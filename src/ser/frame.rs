@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use super::weights::Anchors;
 use super::{MapPair, SerConfig};
 use crate::fibre::FibreOperator;
-use crate::group::{Affine, D4, FieldType};
+use crate::group::{Affine, FieldType};
 use crate::{GridOperator, GroupAction, Result};
 
 pub(super) struct Frame {
@@ -17,6 +17,11 @@ pub(super) struct Frame {
 }
 
 impl Frame {
+    /// Whether keys come into this frame with their channels unchanged.
+    pub fn keeps_channels(&self) -> bool {
+        self.fibre.is_none()
+    }
+
     /// The frame of `view`, 0 or 1; tokens that are compared transform as `field`.
     pub fn new<G: GroupAction>(
         pair: &MapPair<G>,
@@ -35,22 +40,12 @@ impl Frame {
             true => None,
             false => {
                 let forward = FibreOperator::new(field, relative.elements())?;
-                Some(if view == 0 {
-                    forward.inverse()
-                } else {
-                    forward
-                })
+                Some(if view == 0 { forward.inverse() } else { forward })
             }
         };
-        let weights = pair
-            .weights
-            .of_view(view, images, operator.out_grid().len());
+        let weights = pair.weights.of_view(view, images, operator.out_grid().len());
         let anchors = Anchors::choose(&operator, images, weights, config.max_tokens, rng);
-        Ok(Self {
-            operator,
-            fibre,
-            anchors,
-        })
+        Ok(Self { operator, fibre, anchors })
     }
 
     /// The anchors of this view and their aligned keys, row by row (M, D) each; `keys` are tokens of the other view.
@@ -72,19 +67,15 @@ impl Frame {
     }
 }
 
-/// Whether the pairs of one frame are the pairs of the other, with the rows of each image permuted.
+/// Whether every relative element is a turn or flip of the whole grid.
 ///
-/// Then every relative element is a turn or flip of the whole grid. Where channels move too, all
-/// images need the same element: different permutations of channels change cosines across images.
-pub(super) fn is_permutation<G: GroupAction>(pair: &MapPair<G>, frame: &Frame) -> bool {
+/// Then the pairs of one frame are the pairs of the other frame, with the rows of each image permuted.
+pub(super) fn is_permutation<G: GroupAction>(pair: &MapPair<G>) -> bool {
     let (from, to) = (pair.relative.from_grid(), pair.relative.to_grid());
-    let of_grid = |g: &G| {
-        let g = g.affine().as_ref().and_then(Affine::as_d4)?;
-        let fits = g.out_grid(from).is_ok_and(|grid| grid == to);
-        fits.then_some(g)
-    };
-    let elements: Option<Vec<D4>> = pair.relative.elements().iter().map(of_grid).collect();
-    elements.is_some_and(|all| frame.fibre.is_none() || all.iter().all(|g| *g == all[0]))
+    pair.relative.elements().iter().all(|g| {
+        let d4 = g.affine().as_ref().and_then(Affine::as_d4);
+        d4.is_some_and(|g| g.out_grid(from).is_ok_and(|grid| grid == to))
+    })
 }
 
 /// `tokens` (B, N, C) with zeros where a token does not count.
@@ -105,9 +96,7 @@ pub(super) fn blank(tokens: Tensor, own: Option<&Frame>, reader: Option<&Frame>)
         for (image, cells) in frame.anchors.cells.iter().enumerate() {
             let reads = frame.operator.reads(image, cells);
             let used = &mut used[image * n..(image + 1) * n];
-            used.iter_mut()
-                .zip(reads)
-                .for_each(|(used, read)| *used |= u8::from(read));
+            used.iter_mut().zip(reads).for_each(|(used, read)| *used |= u8::from(read));
         }
     }
     if used.iter().all(|&used| used == 1) {

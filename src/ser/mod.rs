@@ -131,30 +131,18 @@ impl SerLoss {
             false => None,
         };
         let frames = [first, Some(second)];
-        if frames
-            .iter()
-            .flatten()
-            .all(|frame| frame.anchors.len() == 0)
-        {
+        if frames.iter().flatten().all(|frame| frame.anchors.len() == 0) {
             return Err(Error::NoOverlap { images });
         }
 
         let (anchors, keys) = project(pair, maps, key_maps, &frames)?;
-        let Compared {
-            loss: unweighted,
-            accuracy,
-            anchors,
-        } = self.compare(pair, &frames, &anchors, &keys)?;
+        let Compared { loss: unweighted, accuracy, anchors } =
+            self.compare(pair, &frames, &anchors, &keys)?;
         let loss = match config.lambda {
             0.0 => unweighted.zeros_like()?.detach(),
             lambda => (&unweighted * lambda)?,
         };
-        Ok(SerOutput {
-            loss,
-            unweighted,
-            accuracy,
-            anchors,
-        })
+        Ok(SerOutput { loss, unweighted, accuracy, anchors })
     }
 
     /// The grid tokens of two maps.
@@ -218,14 +206,8 @@ impl SerLoss {
         {
             let [a, k] = second.rows(&anchors[1], &keys[0])?;
             let (ids, weights) = (second.anchors.image_ids(), &second.anchors.weights);
-            let out = loss::pairs(
-                "SerLoss",
-                [&a, &k],
-                &ids,
-                weights.as_deref(),
-                contrastive,
-                true,
-            )?;
+            let out =
+                loss::pairs("SerLoss", [&a, &k], &ids, weights.as_deref(), contrastive, true)?;
             return Ok(Compared {
                 loss: out.loss,
                 accuracy: Some(out.accuracy),
@@ -242,9 +224,7 @@ impl SerLoss {
         let count = directions.len() as f64;
         let mut directions = directions.into_iter();
         let Some(mut sum) = directions.next() else {
-            return Err(Error::NoOverlap {
-                images: anchors[0].dims()[0],
-            });
+            return Err(Error::NoOverlap { images: anchors[0].dims()[0] });
         };
         for direction in directions {
             sum.loss = (sum.loss + direction.loss)?;
@@ -262,12 +242,15 @@ impl SerLoss {
     }
 
     /// Whether both frames hold the same pairs of tokens, so that both directions are one symmetric NT-Xent.
+    ///
+    /// Where channels transform, the cosines of two images with different elements differ between the frames.
     fn is_one_pair<G: GroupAction>(&self, pair: &MapPair<G>, second: &Frame) -> bool {
-        self.config.stop_gradient == StopGradient::None
+        second.keeps_channels()
+            && self.config.stop_gradient == StopGradient::None
             && self.config.max_tokens.is_none()
             && pair.keys.is_none()
             && pair.weights.tokens == [None, None]
-            && frame::is_permutation(pair, second)
+            && frame::is_permutation(pair)
     }
 
     /// One direction: `keys` of the other view come into the frame of `anchors`.
@@ -292,11 +275,7 @@ impl SerLoss {
             Objective::L1 => loss::l1(a, k, w)?,
             &Objective::SmoothL1 { beta } => loss::smooth_l1(a, k, beta, w)?,
         };
-        Ok(Compared {
-            loss,
-            accuracy,
-            anchors: frame.anchors.len(),
-        })
+        Ok(Compared { loss, accuracy, anchors: frame.anchors.len() })
     }
 }
 
@@ -334,11 +313,7 @@ fn compared_field<G: GroupAction>(pair: &MapPair<G>, channels: usize) -> Result<
             Some(head) if head.output_field() == field => {}
             Some(head) => {
                 let expected = format!("a key head with the output {field:?}, as the head");
-                return Err(Error::input(
-                    op,
-                    expected,
-                    format!("{:?}", head.output_field()),
-                ));
+                return Err(Error::input(op, expected, format!("{:?}", head.output_field())));
             }
             None => {
                 let expected = "a head for both encoders, or for none (MapPair::keys)";
@@ -381,8 +356,5 @@ fn project<G: GroupAction>(
     let key = |tokens: &Tensor, reader| -> Result<Tensor> {
         Ok(head(key_head, frame::blank(tokens.detach(), None, reader)?)?.detach())
     };
-    Ok((
-        anchors,
-        [key(&keys[0], frames[1])?, key(&keys[1], frames[0])?],
-    ))
+    Ok((anchors, [key(&keys[0], frames[1])?, key(&keys[1], frames[0])?]))
 }

@@ -38,11 +38,7 @@ impl Weights<'_> {
         let given = [
             (self.samples, images, "sample"),
             (self.tokens[0], images * cells[0], "token of the first view"),
-            (
-                self.tokens[1],
-                images * cells[1],
-                "token of the second view",
-            ),
+            (self.tokens[1], images * cells[1], "token of the second view"),
         ];
         for (weights, count, of) in given {
             if let Some(weights) = weights {
@@ -117,9 +113,7 @@ impl Anchors {
 
     /// The row of each anchor among `n` tokens per image.
     pub fn rows(&self, n: usize) -> Vec<u32> {
-        each(&self.cells)
-            .map(|(image, cell)| (image * n) as u32 + cell)
-            .collect()
+        each(&self.cells).map(|(image, cell)| (image * n) as u32 + cell).collect()
     }
 }
 

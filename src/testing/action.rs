@@ -33,9 +33,7 @@ pub fn check_action_laws<G: GroupAction>(
     for x in &fields {
         let identity = alone(&G::identity(), grid, resample)?;
         let gap = max_gap(x, &identity.apply(x)?, |_| true)?;
-        require(gap <= tolerance, Law::ActIdentity, || {
-            format!("error {gap:e}")
-        })?;
+        require(gap <= tolerance, Law::ActIdentity, || format!("error {gap:e}"))?;
         for a in elements {
             for b in elements {
                 check_left_action(a, b, x, grid, resample, tolerance)?;
@@ -108,37 +106,24 @@ fn check_operator<G: GroupAction>(
     let x = random(&[2, n, 3], rng)?;
     let portable = operator.apply_portable(&x)?;
     let gap = max_gap(&operator.apply(&x)?, &portable, |_| true)?;
-    require(gap <= ADJOINT, Law::Portable, || {
-        format!("g = {g:?}: error {gap:e}")
-    })?;
+    require(gap <= ADJOINT, Law::Portable, || format!("g = {g:?}: error {gap:e}"))?;
 
     let out = operator.out_grid();
-    let map = x
-        .transpose(1, 2)?
-        .reshape((2, 3, grid.rows(), grid.cols()))?;
+    let map = x.transpose(1, 2)?.reshape((2, 3, grid.rows(), grid.cols()))?;
     let acted = operator.apply(&map)?.flatten_from(2)?.transpose(1, 2)?;
     let gap = max_gap(&operator.apply(&x)?, &acted, |_| true)?;
-    require(gap <= ADJOINT, Law::Map, || {
-        format!("g = {g:?}: error {gap:e}")
-    })?;
+    require(gap <= ADJOINT, Law::Map, || format!("g = {g:?}: error {gap:e}"))?;
 
     let ones = operator.apply(&x.ones_like()?)?;
     let gap = max_gap(&ones, &ones.ones_like()?, |i| is_valid(&operator, i))?;
     let interior = resample.padding != crate::Padding::Zeros;
-    require(!interior || gap <= ADJOINT, Law::Constant, || {
-        format!("g = {g:?}: error {gap:e}")
-    })?;
+    require(!interior || gap <= ADJOINT, Law::Constant, || format!("g = {g:?}: error {gap:e}"))?;
     for i in 0..m {
         let source = g.source(out.center(i / out.cols(), i % out.cols()));
         // Within rounding of the border both answers are right.
-        let depth = source
-            .iter()
-            .map(|&s| s.min(1.0 - s))
-            .fold(f64::INFINITY, f64::min);
+        let depth = source.iter().map(|&s| s.min(1.0 - s)).fold(f64::INFINITY, f64::min);
         let holds = depth.abs() < 1e-6 || (depth > 0.0) == is_valid(&operator, i);
-        require(holds, Law::Mask, || {
-            format!("g = {g:?}: cell {i} comes from {source:?}")
-        })?;
+        require(holds, Law::Mask, || format!("g = {g:?}: cell {i} comes from {source:?}"))?;
     }
     Ok(())
 }
@@ -160,11 +145,9 @@ pub fn check_adjoint(
     let y = random(out_shape, rng)?;
     let (ax, aty) = (apply(&x)?, adjoint(&y)?);
     let (left, right) = (dot(&ax, &y)?, dot(&x, &aty)?);
-    require(
-        (left - right).abs() <= ADJOINT * (1.0 + left.abs()),
-        Law::Adjoint,
-        || format!("{left} and {right}"),
-    )?;
+    require((left - right).abs() <= ADJOINT * (1.0 + left.abs()), Law::Adjoint, || {
+        format!("{left} and {right}")
+    })?;
     let grads = (ax * &y)?.sum_all()?.backward()?;
     let gap = match grads.get(&x) {
         Some(grad) => max_gap(grad, &aty, |_| true)?,
@@ -191,10 +174,7 @@ fn check_per_sample<G: GroupAction>(
     }
     let x = random(&[same.len(), grid.len(), 2], rng)?;
     let batch = GridOperator::new(&same, grid, resample)?;
-    for (how, acted) in [
-        ("fused", batch.apply(&x)?),
-        ("portable", batch.apply_portable(&x)?),
-    ] {
+    for (how, acted) in [("fused", batch.apply(&x)?), ("portable", batch.apply_portable(&x)?)] {
         for (b, g) in same.iter().enumerate() {
             let alone = alone(g, grid, resample)?.apply(&x.narrow(0, b, 1)?)?;
             let gap = max_gap(&alone, &acted.narrow(0, b, 1)?, |_| true)?;

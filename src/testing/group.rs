@@ -13,10 +13,7 @@ fn distance<G: GroupAction>(a: &G, b: &G) -> f64 {
         let ([y, x], [v, u]) = (a.source(p), b.source(p));
         (y - v).abs().max((x - u).abs()) / (1.0 + y.abs().max(x.abs()))
     };
-    PROBES
-        .into_iter()
-        .map(gap)
-        .fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
+    PROBES.into_iter().map(gap).fold(0.0, |m, d| if d > m || d.is_nan() { d } else { m })
 }
 
 /// Checks identity, inverse, associativity, `relative` and the composition of points on all pairs
@@ -36,14 +33,10 @@ pub fn check_group_laws<G: GroupAction>(elements: &[G], tolerance: f64) -> Check
         require(neutral, Law::Identity, || format!("g = {g:?}"))?;
         let inverse = g.inverse();
         let undone = same(&inverse.compose(g), &e) && same(&g.compose(&inverse), &e);
-        require(undone, Law::Inverse, || {
-            format!("g = {g:?}, inverse = {inverse:?}")
-        })?;
+        require(undone, Law::Inverse, || format!("g = {g:?}, inverse = {inverse:?}"))?;
         if let Some(map) = g.affine() {
             let agrees = PROBES.into_iter().all(|p| near(g.source(p), map.source(p)));
-            require(agrees, Law::Affine, || {
-                format!("g = {g:?}, affine = {map:?}")
-            })?;
+            require(agrees, Law::Affine, || format!("g = {g:?}, affine = {map:?}"))?;
         }
     }
     for a in elements {
@@ -93,9 +86,7 @@ pub fn check_closure<G: GroupAction>(generators: &[G], elements: &[G], tolerance
         next += 1;
     }
     for g in elements {
-        require(find(&reached, g), Law::Closure, || {
-            format!("{g:?} is no product")
-        })?;
+        require(find(&reached, g), Law::Closure, || format!("{g:?} is no product"))?;
     }
     Ok(())
 }

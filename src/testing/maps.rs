@@ -159,9 +159,8 @@ pub(super) fn max_gap(
 }
 
 pub(super) fn random(shape: &[usize], rng: &mut impl Rng) -> Result<Tensor, Violation> {
-    let values: Vec<f64> = (0..shape.iter().product())
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f64> =
+        (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
@@ -205,11 +204,7 @@ pub fn band_limited(
 /// Those of candle.
 pub fn smooth(grid: TokenGrid, rng: &mut impl Rng) -> Result<Tensor, Violation> {
     let waves: [[f64; 3]; 2] = std::array::from_fn(|_| {
-        [
-            rng.random_range(-3.0..3.0),
-            rng.random_range(-3.0..3.0),
-            rng.random_range(0.0..6.0),
-        ]
+        [rng.random_range(-3.0..3.0), rng.random_range(-3.0..3.0), rng.random_range(0.0..6.0)]
     });
     let mut values = Vec::with_capacity(2 * grid.len());
     for i in 0..grid.len() {

@@ -135,8 +135,5 @@ fn require(holds: bool, law: Law, detail: impl FnOnce() -> String) -> Checked {
     if holds {
         return Ok(());
     }
-    Err(Violation::Law {
-        law,
-        detail: detail(),
-    })
+    Err(Violation::Law { law, detail: detail() })
 }

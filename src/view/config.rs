@@ -30,10 +30,7 @@ pub struct CropRange {
 impl Default for CropRange {
     /// Area 0.3 to 1, aspect 3/4 to 4/3.
     fn default() -> Self {
-        Self {
-            area: (0.3, 1.0),
-            aspect: (3.0 / 4.0, 4.0 / 3.0),
-        }
+        Self { area: (0.3, 1.0), aspect: (3.0 / 4.0, 4.0 / 3.0) }
     }
 }
 
@@ -134,11 +131,7 @@ impl ViewConfig {
     /// The scales of the SER paper (arXiv 2603.06693): area 0.7 to 1.3, aspect 3/4 to 4/3;
     /// otherwise the default. The model must accept images of any size.
     pub fn paper() -> Self {
-        Self {
-            area: (0.7, 1.3),
-            aspect: (3.0 / 4.0, 4.0 / 3.0),
-            ..Self::default()
-        }
+        Self { area: (0.7, 1.3), aspect: (3.0 / 4.0, 4.0 / 3.0), ..Self::default() }
     }
 
     /// Whether two views of a sample may show different parts of it.
@@ -149,10 +142,7 @@ impl ViewConfig {
     /// The token grid of a view of this area and aspect; no side falls below one cell.
     pub(super) fn scaled(&self, base: TokenGrid, area: f64, aspect: f64) -> Result<TokenGrid> {
         let side = |n: usize, s: f64| (n as f64 * s.sqrt()).round().max(1.0) as usize;
-        TokenGrid::new(
-            side(base.rows(), area / aspect),
-            side(base.cols(), area * aspect),
-        )
+        TokenGrid::new(side(base.rows(), area / aspect), side(base.cols(), area * aspect))
     }
 
     /// Refuses every configuration of which a draw could fail.
@@ -165,16 +155,10 @@ impl ViewConfig {
             check_range("CropRange::aspect", crop.aspect, ASPECT)?;
         }
         if let Some(range) = self.affine {
-            check_motion("AffineRange::rotation", range.rotation, "<= 360", |v| {
-                v <= 360.0
-            })?;
+            check_motion("AffineRange::rotation", range.rotation, "<= 360", |v| v <= 360.0)?;
             // A shift by a whole side leaves nothing of the image.
-            check_motion("AffineRange::translation", range.translation, "< 1", |v| {
-                v < 1.0
-            })?;
-            check_motion("AffineRange::shear", range.shear, "<= 0.999999", |v| {
-                v <= SHEAR
-            })?;
+            check_motion("AffineRange::translation", range.translation, "< 1", |v| v < 1.0)?;
+            check_motion("AffineRange::shear", range.shear, "<= 0.999999", |v| v <= SHEAR)?;
         }
         if !(0.0..=1.0).contains(&self.min_overlap) {
             return Err(Error::config(
@@ -205,13 +189,9 @@ impl ViewConfig {
         let tall = self.scaled(base, most, low);
         let wide = self.scaled(base, most, high);
         let (Ok(tall), Ok(wide)) = (tall, wide) else {
-            return fail(format!(
-                "views of fewer than 2^32 tokens on the base grid {base}"
-            ));
+            return fail(format!("views of fewer than 2^32 tokens on the base grid {base}"));
         };
-        let rotates = self
-            .affine
-            .is_some_and(|range| range.rotation != (0.0, 0.0));
+        let rotates = self.affine.is_some_and(|range| range.rotation != (0.0, 0.0));
         let short = self.scaled(base, least, high)?.rows();
         let narrow = self.scaled(base, least, low)?.cols();
         let slender = (tall.rows() as f64 / narrow as f64).max(wide.cols() as f64 / short as f64);

@@ -29,11 +29,7 @@ impl<G: GroupAction> Relative<G> {
     /// If there is no element.
     pub fn new(elements: Vec<G>, from: TokenGrid, to: TokenGrid) -> Result<Self> {
         if elements.is_empty() {
-            return Err(Error::input(
-                "Relative::new",
-                "one element, or one per sample",
-                "none",
-            ));
+            return Err(Error::input("Relative::new", "one element, or one per sample", "none"));
         }
         Ok(Self { elements, from, to })
     }
@@ -49,11 +45,7 @@ impl<G: GroupAction> Relative<G> {
     /// # Ok::<(), ser_reg::Error>(())
     /// ```
     pub fn on(&self, from: TokenGrid, to: TokenGrid) -> Self {
-        Self {
-            elements: self.elements.clone(),
-            from,
-            to,
-        }
+        Self { elements: self.elements.clone(), from, to }
     }
 
     /// The elements, one per sample or one for all.

@@ -81,10 +81,7 @@ impl ViewSampler {
         if self.config.min_overlap > 0.0 && self.config.is_partial() {
             self.redraw(&first, &mut second, &mut StdRng::seed_from_u64(redraws))?;
         }
-        Ok(ViewPair {
-            first: self.view(first),
-            second: self.view(second),
-        })
+        Ok(ViewPair { first: self.view(first), second: self.view(second) })
     }
 
     fn view(&self, transforms: Transforms) -> View {
@@ -134,20 +131,12 @@ impl ViewSampler {
         }
         // A square base is turned first and then stretched to `grid`, so that it may mix all turns.
         let turned = |g: &D4| g.swaps_axes() && !self.base.is_square();
-        let grid = if turned(&elements[0]) {
-            grid.transposed()
-        } else {
-            grid
-        };
+        let grid = if turned(&elements[0]) { grid.transposed() } else { grid };
         let draw = |_| {
             let turn = elements[rng.random_range(0..elements.len())];
             self.transform(self.sample_motion(rng, turn, grid)?, turn, grid)
         };
-        Ok(Transforms {
-            samples: (0..batch).map(draw).collect::<Result<_>>()?,
-            grid,
-            scaled,
-        })
+        Ok(Transforms { samples: (0..batch).map(draw).collect::<Result<_>>()?, grid, scaled })
     }
 
     fn sample_complement<R: Rng + ?Sized>(
@@ -159,11 +148,7 @@ impl ViewSampler {
         let mut view = |complement: bool| {
             let drawn = self.sample_grid(rng)?;
             let turns = D4::rot90(rng.random_range(0..4));
-            let grid = if turns.swaps_axes() {
-                drawn.transposed()
-            } else {
-                drawn
-            };
+            let grid = if turns.swaps_axes() { drawn.transposed() } else { drawn };
             let draw = |&(half_turn, flip): &(bool, bool)| {
                 let half_turn = D4::rot90(if half_turn ^ complement { 2 } else { 0 });
                 let flip = D4::new(0, flip ^ complement);
@@ -201,11 +186,7 @@ impl ViewSampler {
             return Ok(crop);
         };
         // The rotation is rigid in the cells of the view before its quarter turn.
-        let upright = if turn.swaps_axes() {
-            grid.transposed()
-        } else {
-            grid
-        };
+        let upright = if turn.swaps_axes() { grid.transposed() } else { grid };
         let mut draw = |(lo, hi): (f64, f64)| rng.random_range(lo..=hi);
         let rotation = Affine::rotation_on(draw(range.rotation), upright, upright)?;
         let translation = Affine::translation(draw(range.translation), draw(range.translation))?;
@@ -220,11 +201,7 @@ impl ViewSampler {
         let (h, w) = (h * self.base.rows() as f64, w * self.base.cols() as f64);
         let (h, w) = if turn.swaps_axes() { (w, h) } else { (h, w) };
         let scale = Scale::new(grid.rows() as f64 / h, grid.cols() as f64 / w)?;
-        Ok(Transform {
-            motion,
-            turn,
-            element: motion.then(turn).then(scale),
-        })
+        Ok(Transform { motion, turn, element: motion.then(turn).then(scale) })
     }
 }
 
@@ -257,10 +234,7 @@ fn sample_window<R: Rng + ?Sized>(rng: &mut R, range: CropRange) -> Result<Windo
         let aspect = log_uniform(rng, range.aspect);
         let (h, w) = ((area / aspect).sqrt(), (area * aspect).sqrt());
         if h <= 1.0 && w <= 1.0 {
-            let (top, left) = (
-                rng.random_range(0.0..=1.0 - h),
-                rng.random_range(0.0..=1.0 - w),
-            );
+            let (top, left) = (rng.random_range(0.0..=1.0 - h), rng.random_range(0.0..=1.0 - w));
             return Window::new(top, left, h, w);
         }
     }

@@ -12,10 +12,7 @@ pub type Weights = HashMap<String, Tensor>;
 
 /// The variables of a map as tensors with gradients.
 pub fn weights(vars: &VarMap) -> Weights {
-    let data = vars
-        .data()
-        .lock()
-        .expect("no test panics while it holds the map");
+    let data = vars.data().lock().expect("no test panics while it holds the map");
     let tensor =
         |(name, var): (&String, &candle_core::Var)| (name.clone(), var.as_tensor().clone());
     data.iter().map(tensor).collect()
@@ -45,11 +42,7 @@ pub fn drawn(rng: &mut StdRng) -> AugmentationParameters {
             hue: rng.random_range(-0.1..0.1),
         }),
         grayscale: Some(rng.random()),
-        blur: Some(if rng.random() {
-            rng.random_range(0.1..2.0)
-        } else {
-            0.0
-        }),
+        blur: Some(if rng.random() { rng.random_range(0.1..2.0) } else { 0.0 }),
         solarize: Some(if rng.random() { 0.5 } else { 1.0 }),
         rotation: Some(rng.random_range(0..4)),
     }
@@ -74,13 +67,9 @@ pub fn layer_norm(w: &Weights, name: &str, x: &Tensor) -> Result<Tensor> {
 pub fn batch_norm(w: &Weights, name: &str, x: &Tensor) -> Result<Tensor> {
     let mean = x.mean_keepdim(0)?;
     let variance = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?;
-    let x = x
-        .broadcast_sub(&mean)?
-        .broadcast_div(&(variance + 1e-5)?.sqrt()?)?;
+    let x = x.broadcast_sub(&mean)?.broadcast_div(&(variance + 1e-5)?.sqrt()?)?;
     match w.get(&format!("{name}.weight")) {
-        Some(weight) => x
-            .broadcast_mul(weight)?
-            .broadcast_add(&w[&format!("{name}.bias")]),
+        Some(weight) => x.broadcast_mul(weight)?.broadcast_add(&w[&format!("{name}.bias")]),
         None => Ok(x),
     }
 }
@@ -113,9 +102,8 @@ pub fn unit(x: &Tensor) -> Result<Tensor> {
 pub fn nt_xent(a: &Tensor, b: &Tensor, temperature: f64) -> Result<Tensor> {
     let n = a.dim(0)?;
     let z = unit(&Tensor::cat(&[a, b], 0)?)?;
-    let own: Vec<f64> = (0..4 * n * n)
-        .map(|at| if at % (2 * n + 1) == 0 { -1e9 } else { 0.0 })
-        .collect();
+    let own: Vec<f64> =
+        (0..4 * n * n).map(|at| if at % (2 * n + 1) == 0 { -1e9 } else { 0.0 }).collect();
     let own = Tensor::from_vec(own, (2 * n, 2 * n), &Device::Cpu)?.to_dtype(a.dtype())?;
     let logits = ((z.matmul(&z.t()?)? / temperature)? + own)?;
     let partners: Vec<u32> = (0..2 * n).map(|i| ((i + n) % (2 * n)) as u32).collect();
@@ -198,9 +186,7 @@ pub fn aug_self(
     let mut total = Tensor::zeros((), h1.dtype(), &Device::Cpu)?;
     for (k, name) in ["crop", "color", "blur", "solarize"].iter().enumerate() {
         if weigh[k] > 0.0 {
-            let d = pairs
-                .iter()
-                .map(|(a, b)| differences(a, b, widths)[k].clone());
+            let d = pairs.iter().map(|(a, b)| differences(a, b, widths)[k].clone());
             let d = Tensor::new(d.collect::<Vec<_>>(), &Device::Cpu)?.to_dtype(h1.dtype())?;
             let error = (mlp(w, name, 3, &input)?.tanh()? - d)?.sqr()?.mean_all()?;
             total = (total + error * weigh[k])?;
@@ -208,9 +194,7 @@ pub fn aug_self(
     }
     if weigh[4] > 0.0 {
         // −log σ(x) where the flips agree, −log σ(−x) where not.
-        let sign = pairs
-            .iter()
-            .map(|(a, b)| if a.flip == b.flip { 1.0 } else { -1.0 });
+        let sign = pairs.iter().map(|(a, b)| if a.flip == b.flip { 1.0 } else { -1.0 });
         let sign = Tensor::from_vec(sign.collect::<Vec<f64>>(), (pairs.len(), 1), &Device::Cpu)?;
         let x = (mlp(w, "flip", 3, &input)? * sign.to_dtype(h1.dtype())?)?;
         let loss = ((x.neg()?.exp()? + 1.0)?.log()?.mean_all()? * weigh[4])?;
@@ -248,9 +232,8 @@ pub fn stl(w: &Weights, [h1, h2]: [&Tensor; 2], tau: f64) -> Result<[Tensor; 3]>
         let mut rows = Vec::new();
         for i in 0..b {
             let partner = if i % 2 == 0 { i + 1 } else { i - 1 };
-            let map = w["hypernetwork.weight"]
-                .matmul(&t.get(partner)?.unsqueeze(1)?)?
-                .reshape((d, d))?;
+            let map =
+                w["hypernetwork.weight"].matmul(&t.get(partner)?.unsqueeze(1)?)?.reshape((d, d))?;
             rows.push(map.matmul(&h.get(i)?.unsqueeze(1)?)?.squeeze(1)?);
         }
         Tensor::stack(&rows, 0)
@@ -265,10 +248,7 @@ pub fn stl(w: &Weights, [h1, h2]: [&Tensor; 2], tau: f64) -> Result<[Tensor; 3]>
     let project = |name: &str, h: &Tensor| mlp(w, name, 2, h);
     let moved = [transform(&t21, h2)?, transform(&t12, h1)?];
     let seen = [project("equivariant", h1)?, project("equivariant", h2)?];
-    let predicted = [
-        project("equivariant", &moved[0])?,
-        project("equivariant", &moved[1])?,
-    ];
+    let predicted = [project("equivariant", &moved[0])?, project("equivariant", &moved[1])?];
     Ok([
         nt_xent(&project("invariant", h1)?, &project("invariant", h2)?, tau)?,
         nt_xent(&Tensor::cat(&seen, 0)?, &Tensor::cat(&predicted, 0)?, tau)?,

@@ -7,9 +7,7 @@ use proptest::{prelude::ProptestConfig, test_runner::FileFailurePersistence};
 /// every run of the suite. A failing case is written to `tests/NAME.proptest-regressions`, which is
 /// committed.
 pub fn cases(default: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES")
-        .ok()
-        .and_then(|v| v.parse().ok());
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|v| v.parse().ok());
     ProptestConfig {
         cases: cases.unwrap_or(default),
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(

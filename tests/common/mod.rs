@@ -22,12 +22,8 @@ pub const LOCAL: [Filter; 6] = [
     Filter::Area,
 ];
 
-pub const PADDINGS: [Padding; 4] = [
-    Padding::Zeros,
-    Padding::Border,
-    Padding::Reflection,
-    Padding::Periodic,
-];
+pub const PADDINGS: [Padding; 4] =
+    [Padding::Zeros, Padding::Border, Padding::Reflection, Padding::Periodic];
 
 pub fn grid() -> impl Strategy<Value = TokenGrid> {
     (1usize..=8, 1usize..=8).prop_map(|(r, c)| TokenGrid::new(r, c).unwrap())
@@ -51,21 +47,16 @@ pub fn roll() -> impl Strategy<Value = Roll> {
 }
 
 pub fn affine() -> impl Strategy<Value = Affine> {
-    (
-        -180.0f64..180.0,
-        -0.5f64..0.5,
-        -0.3f64..0.3,
-        -0.3f64..0.3,
-        0.6f64..1.6,
-    )
-        .prop_map(|(turn, shear, y, x, zoom)| {
+    (-180.0f64..180.0, -0.5f64..0.5, -0.3f64..0.3, -0.3f64..0.3, 0.6f64..1.6).prop_map(
+        |(turn, shear, y, x, zoom)| {
             use ser_reg::GroupAction;
             Affine::translation(y, x)
                 .unwrap()
                 .compose(&Affine::rotation(turn).unwrap())
                 .compose(&Affine::shear(shear, 0.0).unwrap())
                 .compose(&Affine::zoom(zoom, zoom).unwrap())
-        })
+        },
+    )
 }
 
 /// A chain of up to four elements of any kind.
@@ -78,8 +69,6 @@ pub fn element() -> impl Strategy<Value = Element> {
     ];
     prop::collection::vec(link, 1..=4).prop_map(|links| {
         use ser_reg::GroupAction;
-        links
-            .iter()
-            .fold(Element::identity(), |g, next| g.then(*next))
+        links.iter().fold(Element::identity(), |g, next| g.then(*next))
     })
 }

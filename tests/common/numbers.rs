@@ -11,9 +11,8 @@ pub fn rng(seed: u64) -> StdRng {
 /// Values in `[−1, 1)`, `f64`.
 pub fn random(shape: &[usize], seed: u64) -> Tensor {
     let mut rng = rng(seed);
-    let values: Vec<f64> = (0..shape.iter().product())
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f64> =
+        (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -40,10 +39,7 @@ pub fn scalar(x: &Tensor) -> f64 {
 /// The largest absolute difference; NaN if there is one.
 pub fn max_gap(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.dims(), b.dims());
-    let gaps = values(a)
-        .into_iter()
-        .zip(values(b))
-        .map(|(a, b)| (a - b).abs());
+    let gaps = values(a).into_iter().zip(values(b)).map(|(a, b)| (a - b).abs());
     gaps.fold(0.0, |m, g| if g > m || g.is_nan() { g } else { m })
 }
 
@@ -86,11 +82,7 @@ pub fn differences(x: &[f64], step: f64, mut f: impl FnMut(&[f64]) -> f64) -> Ve
 pub fn assert_gradient(x: &Tensor, tol: f64, loss: impl Fn(&Tensor) -> Tensor) {
     let x = Var::from_tensor(x).unwrap();
     let got = values(loss(&x).backward().unwrap().get(&x).expect("a gradient"));
-    let at = |v: &[f64]| {
-        scalar(&loss(
-            &Tensor::from_slice(v, x.shape(), &Device::Cpu).unwrap(),
-        ))
-    };
+    let at = |v: &[f64]| scalar(&loss(&Tensor::from_slice(v, x.shape(), &Device::Cpu).unwrap()));
     assert_close(&got, &differences(&values(&x), 1e-4, at), tol);
 }
 

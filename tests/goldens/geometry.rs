@@ -45,10 +45,7 @@ fn out_grid(case: &Case) -> Result<TokenGrid> {
 }
 
 fn elements(indices: &[i64]) -> Result<Vec<D4>> {
-    indices
-        .iter()
-        .map(|&e| Ok(D4::from_index(e as usize)?))
-        .collect()
+    indices.iter().map(|&e| Ok(D4::from_index(e as usize)?)).collect()
 }
 
 fn to_tokens(x: &Tensor) -> Result<Tensor> {
@@ -79,10 +76,7 @@ pub fn actions(case: &Case) -> Result<()> {
         },
     };
     if let Some(g) = named {
-        check_both(
-            case,
-            &GridOperator::new(&[g], grid_of(case.input("x")?)?, &any)?,
-        )?;
+        check_both(case, &GridOperator::new(&[g], grid_of(case.input("x")?)?, &any)?)?;
         return Ok(());
     }
     match case.op.as_str() {
@@ -94,24 +88,15 @@ pub fn actions(case: &Case) -> Result<()> {
                     let ba = second.compose(first).index();
                     ensure!(cayley[b][a] == ba as i64, "cayley[{b}][{a}] = {ba}");
                 }
-                ensure!(
-                    inverse[b] == D4::ALL[b].inverse().index() as i64,
-                    "inverse[{b}]"
-                );
+                ensure!(inverse[b] == D4::ALL[b].inverse().index() as i64, "inverse[{b}]");
             }
         }
         "d4" => {
             let g = D4::from_index(case.int("element")? as usize)?;
-            ensure!(
-                g == D4::new(case.int("rot90_k")?, case.int("hflip_first")? == 1),
-                "index"
-            );
+            ensure!(g == D4::new(case.int("rot90_k")?, case.int("hflip_first")? == 1), "index");
             let grid = grid_of(case.input("x")?)?;
             let source: Vec<i64> = case.output("src_index")?.to_vec1()?;
-            ensure!(
-                source.iter().map(|&i| i as u32).eq(g.source_indices(grid)),
-                "src_index"
-            );
+            ensure!(source.iter().map(|&i| i as u32).eq(g.source_indices(grid)), "src_index");
             check_both(case, &GridOperator::new(&[g], grid, &any)?)?;
             // The general element and its sampled points lead to the same operator.
             check_both(case, &GridOperator::new(&[Element::from(g)], grid, &any)?)?;
@@ -121,20 +106,11 @@ pub fn actions(case: &Case) -> Result<()> {
             let operator = GridOperator::new(&elements, grid_of(case.input("x")?)?, &any)?;
             check_both(case, &operator)?;
             case.check_vjp("x", ("y", "grad_x"), EXACT, |x| Ok(operator.apply(x)?))?;
-            case.check_vjp("x", ("y", "grad_x"), EXACT, |x| {
-                Ok(operator.apply_portable(x)?)
-            })?;
+            case.check_vjp("x", ("y", "grad_x"), EXACT, |x| Ok(operator.apply_portable(x)?))?;
         }
         "relative_d4" => {
-            let (g1, g2) = (
-                elements(&case.indices("g1")?)?,
-                elements(&case.indices("g2")?)?,
-            );
-            let relative: Vec<D4> = g1
-                .iter()
-                .zip(&g2)
-                .map(|(a, b)| D4::relative(a, b))
-                .collect();
+            let (g1, g2) = (elements(&case.indices("g1")?)?, elements(&case.indices("g2")?)?);
+            let relative: Vec<D4> = g1.iter().zip(&g2).map(|(a, b)| D4::relative(a, b)).collect();
             let want: Vec<i64> = case.output("rel")?.to_vec1()?;
             ensure!(
                 want.iter().eq(relative
@@ -165,21 +141,11 @@ pub fn resample(case: &Case) -> Result<()> {
             let (from, to) = (grid_of(case.input("x")?)?, out_grid(case)?);
             let operator =
                 GridOperator::new(&[Scale::to_grid(from, to)], from, &filter(case)?.into())?;
-            ensure!(
-                operator.out_grid() == to,
-                "out_grid {}",
-                operator.out_grid()
-            );
+            ensure!(operator.out_grid() == to, "out_grid {}", operator.out_grid());
             case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply(x)?))?;
-            case.check_vjp("x", ("y", "grad_x"), F64, |x| {
-                Ok(operator.apply_portable(x)?)
-            })?;
+            case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply_portable(x)?))?;
             let x = case.input("x")?;
-            close(
-                &to_tokens(case.output("y")?)?,
-                &operator.apply(&to_tokens(x)?)?,
-                F64,
-            )?;
+            close(&to_tokens(case.output("y")?)?, &operator.apply(&to_tokens(x)?)?, F64)?;
             case.check("y", &operator.apply(&x.to_dtype(DType::F32)?)?, 1e-5)?;
         }
         "pos_embed_bicubic" => {
@@ -219,60 +185,38 @@ pub fn crops(case: &Case) -> Result<()> {
                 case.int("width")? as usize,
                 grid,
             )?;
-            let zeros = Resample {
-                padding: Padding::Zeros,
-                ..Resample::default()
-            };
+            let zeros = Resample { padding: Padding::Zeros, ..Resample::default() };
             let crop = GridOperator::new(&[window], grid, &zeros)?;
             ensure!(crop.is_exact(), "a crop of whole cells must be exact");
             let scale = Scale::to_grid(crop.out_grid(), to);
             let resize = GridOperator::new(&[scale], crop.out_grid(), &filter(case)?.into())?;
             let operator = resize.compose(&crop)?;
             case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply(x)?))?;
-            case.check_vjp("x", ("y", "grad_x"), F64, |x| {
-                Ok(operator.apply_portable(x)?)
-            })?;
+            case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply_portable(x)?))?;
         }
         "roi_bilinear" => {
             let (h, w) = (grid.rows() as f64, grid.cols() as f64);
             let boxes: Vec<Vec<f64>> = case.input("boxes")?.to_vec2()?;
             let element = |(b, flip): (&Vec<f64>, &i64)| -> Result<Element> {
-                let [y0, x0, y1, x1] = b[..] else {
-                    bail!("no box")
-                };
+                let [y0, x0, y1, x1] = b[..] else { bail!("no box") };
                 let window = Window::new(y0 / h, x0 / w, (y1 - y0) / h, (x1 - x0) / w)?;
                 Ok(Element::from(window).then(D4::new(0, *flip == 1)))
             };
             let flips = case.indices("hflip")?;
-            let elements = boxes
-                .iter()
-                .zip(&flips)
-                .map(element)
-                .collect::<Result<Vec<_>>>()?;
-            let resample = Resample {
-                filter: Filter::Bilinear,
-                padding: padding(case)?,
-            };
+            let elements = boxes.iter().zip(&flips).map(element).collect::<Result<Vec<_>>>()?;
+            let resample = Resample { filter: Filter::Bilinear, padding: padding(case)? };
             let operator = GridOperator::between(&elements, grid, to, &resample)?;
             case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply(x)?))?;
-            case.check_vjp("x", ("y", "grad_x"), F64, |x| {
-                Ok(operator.apply_portable(x)?)
-            })?;
+            case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply_portable(x)?))?;
             let samples = |axis: usize, n: usize, side: f64| -> Result<Tensor> {
                 let at = |(i, g): (usize, &Element)| {
                     let mut p = [0.5, 0.5];
                     p[axis] = (i as f64 + 0.5) / n as f64;
                     g.source(p)[axis] * side
                 };
-                let all: Vec<f64> = elements
-                    .iter()
-                    .flat_map(|g| (0..n).map(move |i| at((i, g))))
-                    .collect();
-                Ok(Tensor::from_vec(
-                    all,
-                    (elements.len(), n),
-                    &candle_core::Device::Cpu,
-                )?)
+                let all: Vec<f64> =
+                    elements.iter().flat_map(|g| (0..n).map(move |i| at((i, g)))).collect();
+                Ok(Tensor::from_vec(all, (elements.len(), n), &candle_core::Device::Cpu)?)
             };
             case.check("sample_y", &samples(0, to.rows(), h)?, F64)?;
             case.check("sample_x", &samples(1, to.cols(), w)?, F64)?;
@@ -289,23 +233,16 @@ pub fn affine(case: &Case) -> Result<()> {
     let maps = thetas
         .iter()
         .map(|t| {
-            let rows: Vec<[f64; 3]> = t
-                .iter()
-                .map(|r| r[..].try_into().context("theta"))
-                .collect::<Result<_>>()?;
+            let rows: Vec<[f64; 3]> =
+                t.iter().map(|r| r[..].try_into().context("theta")).collect::<Result<_>>()?;
             Ok(Affine::from_theta(rows[..].try_into().context("theta")?)?)
         })
         .collect::<Result<Vec<_>>>()?;
-    let resample = Resample {
-        filter: filter(case)?,
-        padding: padding(case)?,
-    };
+    let resample = Resample { filter: filter(case)?, padding: padding(case)? };
     let check = |maps: &[Affine]| -> Result<()> {
         let operator = GridOperator::between(maps, from, to, &resample)?;
         case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply(x)?))?;
-        case.check_vjp("x", ("y", "grad_x"), F64, |x| {
-            Ok(operator.apply_portable(x)?)
-        })
+        case.check_vjp("x", ("y", "grad_x"), F64, |x| Ok(operator.apply_portable(x)?))
     };
     check(&maps)?;
     match case.op.as_str() {
@@ -321,11 +258,7 @@ pub fn affine(case: &Case) -> Result<()> {
                 }
             }
             let shape = (maps.len(), to.rows(), to.cols(), 2);
-            case.check(
-                "grid",
-                &Tensor::from_vec(points, shape, &candle_core::Device::Cpu)?,
-                F64,
-            )?;
+            case.check("grid", &Tensor::from_vec(points, shape, &candle_core::Device::Cpu)?, F64)?;
         }
         op => bail!("unknown op {op}"),
     }
@@ -350,26 +283,18 @@ pub fn ser_views(case: &Case) -> Result<()> {
     };
     let g0 = view(case.int("rot90_0")?, case.pair("size0")?, 0)?;
     let g1 = view(case.int("rot90_1")?, case.pair("size1")?, 1)?;
-    let (op0, op1) = (
-        GridOperator::new(&g0, base, &resample)?,
-        GridOperator::new(&g1, base, &resample)?,
-    );
+    let (op0, op1) =
+        (GridOperator::new(&g0, base, &resample)?, GridOperator::new(&g1, base, &resample)?);
     let (v0, v1) = (op0.apply(x)?, op1.apply(x)?);
     case.check("v0", &v0, F64)?;
     case.check("v1", &v1, F64)?;
-    let relative: Vec<Element> = g0
-        .iter()
-        .zip(&g1)
-        .map(|(a, b)| Element::relative(a, b))
-        .collect();
+    let relative: Vec<Element> = g0.iter().zip(&g1).map(|(a, b)| Element::relative(a, b)).collect();
     let align = GridOperator::new(&relative, op0.out_grid(), &resample)?;
     ensure!(align.out_grid() == op1.out_grid(), "{}", align.out_grid());
     let v0 = candle_core::Var::from_tensor(case.output("v0")?)?;
     let aligned = align.apply(&v0)?;
     case.check("aligned01", &aligned, F64)?;
-    let grads = (aligned * case.input("cotangent")?)?
-        .sum_all()?
-        .backward()?;
+    let grads = (aligned * case.input("cotangent")?)?.sum_all()?.backward()?;
     case.check("grad_v0", grads.get(&v0).context("no gradient")?, F64)?;
     let back: Vec<Element> = relative.iter().map(Element::inverse).collect();
     let back = GridOperator::new(&back, op1.out_grid(), &resample)?;

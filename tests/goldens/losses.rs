@@ -83,9 +83,7 @@ fn contrastive(case: &Case, variant: &str) -> Result<Contrastive> {
 
 pub fn token_losses(case: &Case) -> Result<()> {
     let pair = |f: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
-        check_loss(case, &["z", "zp"], |v| {
-            f(v["z"].as_tensor(), v["zp"].as_tensor())
-        })
+        check_loss(case, &["z", "zp"], |v| f(v["z"].as_tensor(), v["zp"].as_tensor()))
     };
     match case.op.as_str() {
         "token_ntxent" => {
@@ -98,11 +96,7 @@ pub fn token_losses(case: &Case) -> Result<()> {
         }
         "token_ntxent_ragged" => {
             let config = contrastive(case, case.text("variant")?)?;
-            let ids: Vec<u32> = case
-                .indices("image_ids")?
-                .iter()
-                .map(|&i| i as u32)
-                .collect();
+            let ids: Vec<u32> = case.indices("image_ids")?.iter().map(|&i| i as u32).collect();
             let one = |z: &Tensor, zp: &Tensor| -> Result<Tensor> {
                 Ok(loss::nt_xent_ragged(z, zp, &ids, None, &config)?.loss)
             };
@@ -182,9 +176,7 @@ pub fn ssl_losses(case: &Case) -> Result<()> {
         "byol" => predicted(case, objectives::byol)?,
         "simclr" => {
             let tau = case.float("tau")?;
-            check_loss(case, &["z1", "z2"], |v| {
-                Ok(objectives::simclr(&v["z1"], &v["z2"], tau)?)
-            })?;
+            check_loss(case, &["z1", "z2"], |v| Ok(objectives::simclr(&v["z1"], &v["z2"], tau)?))?;
         }
         op => bail!("unknown op {op}"),
     }
@@ -211,11 +203,7 @@ fn dino(case: &Case) -> Result<()> {
         let updated = dino::updated_center(center, scores, momentum)?;
         case.check("center_new", &updated, loss_tolerance(&updated))?;
         let targets = dino::targets(scores, center, teacher_temperature)?;
-        Ok(dino::loss(
-            &v["student"].chunk(crops, 0)?,
-            &targets.chunk(2, 0)?,
-            student_temperature,
-        )?)
+        Ok(dino::loss(&v["student"].chunk(crops, 0)?, &targets.chunk(2, 0)?, student_temperature)?)
     })
 }
 
@@ -245,10 +233,7 @@ pub fn schedules(case: &Case) -> Result<()> {
     ensure!(!rows.is_empty(), "no rows");
     for (step, want) in rows {
         let got = schedule.at(step);
-        ensure!(
-            (got - want).abs() <= 1e-12 * (1.0 + want.abs()),
-            "step {step}: {got}, not {want}"
-        );
+        ensure!((got - want).abs() <= 1e-12 * (1.0 + want.abs()), "step {step}: {got}, not {want}");
     }
     Ok(())
 }

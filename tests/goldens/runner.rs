@@ -34,10 +34,7 @@ impl Golden {
             .collect();
         paths.sort();
         ensure!(!paths.is_empty(), "no *.json in {}", dir.display());
-        paths
-            .iter()
-            .map(|p| Self::read(p).with_context(|| p.display().to_string()))
-            .collect()
+        paths.iter().map(|p| Self::read(p).with_context(|| p.display().to_string())).collect()
     }
 
     fn read(path: &Path) -> Result<Self> {
@@ -48,22 +45,14 @@ impl Golden {
         let tensors =
             candle_core::safetensors::load(path.with_extension("safetensors"), &Device::Cpu)?;
         let named = |case: &Value, field: &str| -> Result<HashMap<String, Tensor>> {
-            let fields = case[field]
-                .as_object()
-                .with_context(|| format!("no {field}"))?;
+            let fields = case[field].as_object().with_context(|| format!("no {field}"))?;
             fields
                 .iter()
                 .map(|(name, spec)| {
                     let key = spec["tensor"].as_str().context("no tensor name")?;
-                    let tensor = tensors
-                        .get(key)
-                        .with_context(|| format!("no tensor {key}"))?;
+                    let tensor = tensors.get(key).with_context(|| format!("no tensor {key}"))?;
                     let shape: Vec<usize> = serde_json::from_value(spec["shape"].clone())?;
-                    ensure!(
-                        tensor.dims() == shape,
-                        "{key}: {:?}, not {shape:?}",
-                        tensor.dims()
-                    );
+                    ensure!(tensor.dims() == shape, "{key}: {:?}, not {shape:?}", tensor.dims());
                     Ok((name.clone(), tensor.clone()))
                 })
                 .collect()
@@ -87,10 +76,7 @@ impl Golden {
     /// A file of named tables of rows: each table is a case, its op the name.
     fn rows(path: &Path, text: &Value) -> Result<Self> {
         let tables = text.as_object().context("neither cases nor tables")?;
-        let kind = path
-            .file_stem()
-            .and_then(|s| s.to_str())
-            .context("no file name")?;
+        let kind = path.file_stem().and_then(|s| s.to_str()).context("no file name")?;
         let case = |(name, params): (&String, &Value)| Case {
             name: name.clone(),
             op: name.clone(),
@@ -98,42 +84,29 @@ impl Golden {
             inputs: HashMap::new(),
             outputs: HashMap::new(),
         };
-        Ok(Self {
-            kind: kind.to_string(),
-            cases: tables.iter().map(case).collect(),
-        })
+        Ok(Self { kind: kind.to_string(), cases: tables.iter().map(case).collect() })
     }
 }
 
 impl Case {
     pub fn input(&self, name: &str) -> Result<&Tensor> {
-        self.inputs
-            .get(name)
-            .with_context(|| format!("no input {name}"))
+        self.inputs.get(name).with_context(|| format!("no input {name}"))
     }
 
     pub fn output(&self, name: &str) -> Result<&Tensor> {
-        self.outputs
-            .get(name)
-            .with_context(|| format!("no output {name}"))
+        self.outputs.get(name).with_context(|| format!("no output {name}"))
     }
 
     pub fn int(&self, name: &str) -> Result<i64> {
-        self.params[name]
-            .as_i64()
-            .with_context(|| format!("no integer {name}"))
+        self.params[name].as_i64().with_context(|| format!("no integer {name}"))
     }
 
     pub fn float(&self, name: &str) -> Result<f64> {
-        self.params[name]
-            .as_f64()
-            .with_context(|| format!("no number {name}"))
+        self.params[name].as_f64().with_context(|| format!("no number {name}"))
     }
 
     pub fn text(&self, name: &str) -> Result<&str> {
-        self.params[name]
-            .as_str()
-            .with_context(|| format!("no text {name}"))
+        self.params[name].as_str().with_context(|| format!("no text {name}"))
     }
 
     pub fn flag(&self, name: &str) -> bool {
@@ -172,12 +145,7 @@ impl Case {
 
 /// Whether two tensors agree to `tolerance`, absolute plus relative.
 pub fn close(want: &Tensor, got: &Tensor, tolerance: f64) -> Result<()> {
-    ensure!(
-        want.dims() == got.dims(),
-        "shape {:?}, not {:?}",
-        got.dims(),
-        want.dims()
-    );
+    ensure!(want.dims() == got.dims(), "shape {:?}, not {:?}", got.dims(), want.dims());
     let values =
         |t: &Tensor| -> Result<Vec<f64>> { Ok(t.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?) };
     for (i, (w, g)) in values(want)?.into_iter().zip(values(got)?).enumerate() {

@@ -17,16 +17,9 @@ pub const CHANNELS: usize = 5;
 
 /// Every objective, with one temperature and one eps.
 pub fn objectives(temperature: f64, eps: f64) -> [Objective; 7] {
-    let paper = Contrastive {
-        temperature,
-        eps,
-        ..Default::default()
-    };
-    let other = Contrastive {
-        negatives: Negatives::OtherView,
-        same_image: SameImage::Keep,
-        ..paper
-    };
+    let paper = Contrastive { temperature, eps, ..Default::default() };
+    let other =
+        Contrastive { negatives: Negatives::OtherView, same_image: SameImage::Keep, ..paper };
     [
         Objective::NtXent(paper),
         Objective::NtXent(other),
@@ -39,18 +32,12 @@ pub fn objectives(temperature: f64, eps: f64) -> [Objective; 7] {
 }
 
 pub fn with_objective(objective: Objective) -> SerConfig {
-    SerConfig {
-        objective,
-        ..Default::default()
-    }
+    SerConfig { objective, ..Default::default() }
 }
 
 /// NT-Xent of the paper with another temperature.
 pub fn nt_xent_at(temperature: f64) -> Objective {
-    Objective::NtXent(Contrastive {
-        temperature,
-        ..Default::default()
-    })
+    Objective::NtXent(Contrastive { temperature, ..Default::default() })
 }
 
 pub fn build(config: SerConfig) -> SerLoss {
@@ -58,11 +45,7 @@ pub fn build(config: SerConfig) -> SerLoss {
 }
 
 pub fn small_head() -> ProjectorConfig {
-    ProjectorConfig {
-        hidden: 6,
-        out: 4,
-        norm: true,
-    }
+    ProjectorConfig { hidden: 6, out: 4, norm: true }
 }
 
 /// A head with seeded variables.

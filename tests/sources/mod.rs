@@ -20,9 +20,7 @@ pub struct Import {
 impl Sources {
     pub fn new<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let code = files.into_iter().map(|(p, text)| (module(p), code(text)));
-        Self {
-            code: code.collect(),
-        }
+        Self { code: code.collect() }
     }
 
     pub fn modules(&self) -> impl Iterator<Item = &Vec<String>> {
@@ -101,9 +99,7 @@ impl Sources {
 
     /// The file that declares what `path` names, through re-exports.
     fn resolve(&self, path: &[String]) -> Option<Import> {
-        let depth = (0..=path.len())
-            .rev()
-            .find(|&d| self.code.contains_key(&path[..d]))?;
+        let depth = (0..=path.len()).rev().find(|&d| self.code.contains_key(&path[..d]))?;
         let (file, rest) = (path[..depth].to_vec(), &path[depth..]);
         let open = |d: usize| {
             let declaration = format!("pub mod {};", path[d]);
@@ -111,11 +107,7 @@ impl Sources {
         };
         let is_public = (0..depth).all(open);
         let Some(name) = rest.first() else {
-            return Some(Import {
-                file,
-                name: None,
-                is_public,
-            });
+            return Some(Import { file, name: None, is_public });
         };
         for (alias, target) in reexports(self.code(&file)) {
             if alias == *name {
@@ -125,18 +117,12 @@ impl Sources {
                 return Some(import);
             }
         }
-        Some(Import {
-            file,
-            name: Some(name.clone()),
-            is_public,
-        })
+        Some(Import { file, name: Some(name.clone()), is_public })
     }
 
     /// Whether the file declares `name` as a public item.
     pub fn declares_public(&self, module: &[String], name: &str) -> bool {
-        let kinds = [
-            "fn", "const fn", "struct", "enum", "trait", "type", "const", "use", "mod",
-        ];
+        let kinds = ["fn", "const fn", "struct", "enum", "trait", "type", "const", "use", "mod"];
         let code = self.code(module);
         kinds.iter().any(|kind| {
             let start = format!("pub {kind} {name}");
@@ -167,9 +153,7 @@ fn code(text: &str) -> String {
 
 /// The statements `pub use ..;`, of any visibility.
 fn reexport_statements(code: &str) -> Vec<(usize, &str)> {
-    let starts = code
-        .match_indices("pub")
-        .filter(|&(i, _)| i == 0 || code[..i].ends_with('\n'));
+    let starts = code.match_indices("pub").filter(|&(i, _)| i == 0 || code[..i].ends_with('\n'));
     let statement = |(i, _): (usize, &str)| {
         let end = i + code[i..].find(';')?;
         let words = &code[i..end];

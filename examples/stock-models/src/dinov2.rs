@@ -107,10 +107,7 @@ pub struct DinoV2 {
 
 impl DinoV2 {
     pub fn new(vb: VarBuilder, depth: usize, dim: usize, heads: usize) -> Result<Self> {
-        let stride = Conv2dConfig {
-            stride: PATCH,
-            ..Default::default()
-        };
+        let stride = Conv2dConfig { stride: PATCH, ..Default::default() };
         let tokens = (IMAGE / PATCH).pow(2);
         let blocks = (0..depth).map(|i| Block::new(dim, heads, vb.pp("blocks").pp(i)));
         Ok(Self {

@@ -37,13 +37,7 @@ fn dino() -> Result<()> {
     let stock = stock::DinoVisionTransformer::new(builder(&vars), depth, DIM, HEADS)?;
     randomize(&vars)?;
     let copy = DinoV2::new(builder(&vars), depth, DIM, HEADS)?; // the same variables
-    let early = [
-        "patch_embed",
-        "cls_token",
-        "pos_embed",
-        "blocks.0",
-        "blocks.1",
-    ];
+    let early = ["patch_embed", "cls_token", "pos_embed", "blocks.0", "blocks.1"];
     let trunk: Vec<_> = early.iter().flat_map(|p| grad::named(&vars, p)).collect();
 
     for side in [dinov2::IMAGE, 4 * dinov2::PATCH] {
@@ -61,10 +55,7 @@ fn dino() -> Result<()> {
         let loss = pair.loss(&map, &other)?;
         check(&format!("stock, {side} px"), &loss, &trunk);
 
-        let with_cls = Layout {
-            prefix: 1,
-            ..Default::default()
-        };
+        let with_cls = Layout { prefix: 1, ..Default::default() };
         let [copy_map, other] = pair.maps(|images| {
             let map = tap::capture_until(&format!("block{layer}"), || copy.forward(images))?;
             Ok(with_cls.tokens(&map, pair.grid)?)
@@ -146,11 +137,7 @@ fn convnext_pooled() -> Result<()> {
     let model = convnext::convnext(&convnext::Config::atto(), 10, builder(&vars))?;
     randomize(&vars)?;
     let logits = model.forward(&images(2, 64)?)?;
-    check(
-        "stock, 64 px, with its head",
-        &logits.sqr()?.mean_all()?,
-        &grad::named(&vars, ""),
-    );
+    check("stock, 64 px, with its head", &logits.sqr()?.mean_all()?, &grad::named(&vars, ""));
     Ok(())
 }
 
@@ -171,18 +158,11 @@ impl Pair {
         let views = sampler.sample_pair(&mut rng(1), 2)?;
         let source = images(2, side)?;
         let vars = VarMap::new();
-        let narrow = ProjectorConfig {
-            hidden: 32,
-            out: 32,
-            norm: true,
-        };
+        let narrow = ProjectorConfig { hidden: 32, out: 32, norm: true };
         let head = Projector::new(DIM, narrow, builder(&vars))?;
         randomize(&vars)?;
         let ser = SerLoss::new(SerConfig {
-            layout: Layout {
-                prefix,
-                ..Default::default()
-            },
+            layout: Layout { prefix, ..Default::default() },
             max_tokens: Some(256),
             ..Default::default()
         })?;
@@ -210,19 +190,11 @@ impl Pair {
 /// The check of step 0. A trainer would stop where it fails.
 fn check(what: &str, loss: &Tensor, vars: &[(String, Var)]) -> bool {
     match grad::assert_reaches(loss, vars.iter().cloned()) {
-        Ok(()) => println!(
-            "  {what}: the gradient reaches all of {} parameters",
-            vars.len()
-        ),
+        Ok(()) => println!("  {what}: the gradient reaches all of {} parameters", vars.len()),
         Err(e) => {
             // A candle error has a backtrace, and the list of names is long.
             let text = e.to_string();
-            let short: String = text
-                .lines()
-                .take(1)
-                .flat_map(str::chars)
-                .take(230)
-                .collect();
+            let short: String = text.lines().take(1).flat_map(str::chars).take(230).collect();
             println!("  {what}: {short} …");
             return false;
         }
@@ -236,9 +208,8 @@ fn builder(vars: &VarMap) -> VarBuilder<'static> {
 
 fn images(batch: usize, side: usize) -> Result<Tensor> {
     let mut rng = rng(2);
-    let values: Vec<f32> = (0..batch * 3 * side * side)
-        .map(|_| rng.random_range(-1. ..1.))
-        .collect();
+    let values: Vec<f32> =
+        (0..batch * 3 * side * side).map(|_| rng.random_range(-1. ..1.)).collect();
     Ok(Tensor::from_vec(values, (batch, 3, side, side), CPU)?)
 }
 
@@ -248,18 +219,10 @@ fn randomize(vars: &VarMap) -> Result<()> {
     for (name, var) in grad::named(vars, "") {
         let scale = var.rank() == 1 && (name.ends_with("weight") || name.ends_with("gamma"));
         let is_matrix = var.rank() > 1 && name.ends_with("weight");
-        let fan_in = if is_matrix {
-            var.elem_count() / var.dims()[0]
-        } else {
-            100
-        };
+        let fan_in = if is_matrix { var.elem_count() / var.dims()[0] } else { 100 };
         let (mean, spread) = (f32::from(scale), (3. / fan_in as f32).sqrt());
         let values = (0..var.elem_count()).map(|_| mean + spread * rng.random_range(-1. ..1.));
-        var.set(&Tensor::from_vec(
-            values.collect::<Vec<f32>>(),
-            var.shape(),
-            CPU,
-        )?)?;
+        var.set(&Tensor::from_vec(values.collect::<Vec<f32>>(), var.shape(), CPU)?)?;
     }
     Ok(())
 }

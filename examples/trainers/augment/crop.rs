@@ -42,9 +42,7 @@ impl CropRanges {
         let full = (height * width) as f32;
         for _ in 0..10 {
             let area = full * rng.random_range(self.area.0..=self.area.1);
-            let aspect = rng
-                .random_range(self.aspect.0.ln()..=self.aspect.1.ln())
-                .exp();
+            let aspect = rng.random_range(self.aspect.0.ln()..=self.aspect.1.ln()).exp();
             let w = (area * aspect).sqrt().round() as usize;
             let h = (area / aspect).sqrt().round() as usize;
             if (1..=width).contains(&w) && (1..=height).contains(&h) {
@@ -60,12 +58,7 @@ impl CropRanges {
         let w = (height as f32 * aspect).round().max(1.0) as usize;
         let h = (width as f32 / aspect).round().max(1.0) as usize;
         let (w, h) = (w.min(width), h.min(height));
-        Window {
-            top: (height - h) / 2,
-            left: (width - w) / 2,
-            height: h,
-            width: w,
-        }
+        Window { top: (height - h) / 2, left: (width - w) / 2, height: h, width: w }
     }
 }
 
@@ -83,15 +76,7 @@ impl Crop {
         let window = self.window;
         let (top, height) = side(window.top, window.height, from.0, to.0);
         let (left, width) = side(window.left, window.width, from.1, to.1);
-        Self {
-            window: Window {
-                top,
-                left,
-                height,
-                width,
-            },
-            ..self
-        }
+        Self { window: Window { top, left, height, width }, ..self }
     }
 
     /// The largest square in the middle of an image, not mirrored.
@@ -129,10 +114,7 @@ impl Crop {
     ) -> Result<()> {
         let mut pixels = vec![0; out.len()];
         shaper.shape(picture, self.window, side, &mut pixels)?;
-        for (row, out) in pixels
-            .chunks_exact_mut(side)
-            .zip(out.chunks_exact_mut(side))
-        {
+        for (row, out) in pixels.chunks_exact_mut(side).zip(out.chunks_exact_mut(side)) {
             if self.flip {
                 row.reverse();
             }

@@ -34,10 +34,7 @@ impl Augment {
     pub fn small(side: usize, statistics: Vec<(f32, f32)>) -> Self {
         Self {
             side,
-            crop: CropRanges {
-                area: (0.3, 1.0),
-                aspect: (3.0 / 4.0, 4.0 / 3.0),
-            },
+            crop: CropRanges { area: (0.3, 1.0), aspect: (3.0 / 4.0, 4.0 / 3.0) },
             flip: 0.5,
             interpolation: Interpolation::Bilinear,
             views: [Photometric::small(), Photometric::small()],
@@ -49,16 +46,10 @@ impl Augment {
     pub fn imagenet(area_min: f32) -> Self {
         Self {
             side: 224,
-            crop: CropRanges {
-                area: (area_min, 1.0),
-                aspect: (3.0 / 4.0, 4.0 / 3.0),
-            },
+            crop: CropRanges { area: (area_min, 1.0), aspect: (3.0 / 4.0, 4.0 / 3.0) },
             flip: 0.5,
             interpolation: Interpolation::Bilinear,
-            views: [
-                Photometric::imagenet_first(),
-                Photometric::imagenet_second(),
-            ],
+            views: [Photometric::imagenet_first(), Photometric::imagenet_second()],
             statistics: vec![(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)],
         }
     }
@@ -149,14 +140,9 @@ impl Augment {
         out: &mut [f32],
     ) -> Result<()> {
         shaper.filter = self.interpolation;
-        let ranges = CropRanges {
-            area: small.area,
-            ..self.crop
-        };
-        let crop = Crop {
-            flip: rng.random_bool(self.flip),
-            window: ranges.draw(picture.size(), rng),
-        };
+        let ranges = CropRanges { area: small.area, ..self.crop };
+        let crop =
+            Crop { flip: rng.random_bool(self.flip), window: ranges.draw(picture.size(), rng) };
         crop.render(picture, small.side, shaper, out)?;
         self.views[0].apply(out, small.side, rng);
         self.normalize(out, small.side);
@@ -181,10 +167,7 @@ impl Augment {
     }
 
     fn draw_crop(&self, sheet: (usize, usize), rng: &mut StdRng) -> Crop {
-        Crop {
-            flip: rng.random_bool(self.flip),
-            window: self.crop.draw(sheet, rng),
-        }
+        Crop { flip: rng.random_bool(self.flip), window: self.crop.draw(sheet, rng) }
     }
 }
 
@@ -211,10 +194,7 @@ fn described(
 }
 
 fn probability(name: &str, p: f64) -> Result<()> {
-    ensure!(
-        (0.0..=1.0).contains(&p),
-        "{name}: expected a probability, got {p}"
-    );
+    ensure!((0.0..=1.0).contains(&p), "{name}: expected a probability, got {p}");
     Ok(())
 }
 

@@ -54,12 +54,7 @@ impl Default for Photometric {
 
 impl Photometric {
     pub fn small() -> Self {
-        Self {
-            jitter: 1.0,
-            brightness: (0.7, 1.3),
-            contrast: (0.7, 1.3),
-            ..Self::default()
-        }
+        Self { jitter: 1.0, brightness: (0.7, 1.3), contrast: (0.7, 1.3), ..Self::default() }
     }
 
     /// The first view of SER's recipe: always blurred.
@@ -78,11 +73,7 @@ impl Photometric {
 
     /// The second view of SER's recipe: seldom blurred, sometimes solarized.
     pub fn imagenet_second() -> Self {
-        Self {
-            blur: 0.1,
-            solarize: 0.2,
-            ..Self::imagenet_first()
-        }
+        Self { blur: 0.1, solarize: 0.2, ..Self::imagenet_first() }
     }
 
     pub(super) fn check(&self) -> Result<()> {
@@ -95,11 +86,7 @@ impl Photometric {
         range("saturation", self.saturation, 0.0, f32::MAX)?;
         range("hue", self.hue, -0.5, 0.5)?;
         range("sigma", self.sigma, 1e-3, f32::MAX)?;
-        ensure!(
-            self.kernel % 2 == 1,
-            "kernel: expected an odd side, got {}",
-            self.kernel
-        );
+        ensure!(self.kernel % 2 == 1, "kernel: expected an odd side, got {}", self.kernel);
         Ok(())
     }
 
@@ -326,14 +313,10 @@ fn blur(planes: &mut [f32], side: usize, weights: &[f32]) {
                 row[radius + side + i] = from[mirrored((side + i) as isize, side)];
             }
             row[radius..radius + side].copy_from_slice(from);
-            weigh(to, weights, |offset| {
-                &row[radius.wrapping_add_signed(offset)..]
-            });
+            weigh(to, weights, |offset| &row[radius.wrapping_add_signed(offset)..]);
         }
         for (y, to) in plane.chunks_exact_mut(side).enumerate() {
-            weigh(to, weights, |offset| {
-                &rows[mirrored(y as isize + offset, side) * side..]
-            });
+            weigh(to, weights, |offset| &rows[mirrored(y as isize + offset, side) * side..]);
         }
     }
 }

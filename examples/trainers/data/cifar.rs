@@ -27,11 +27,7 @@ pub fn read(path: &Path) -> Result<Images> {
         path.display(),
         bytes.len()
     );
-    let mut images = Images {
-        channels: 3,
-        side: SIDE,
-        ..Default::default()
-    };
+    let mut images = Images { channels: 3, side: SIDE, ..Default::default() };
     for (i, record) in bytes.chunks_exact(PIXELS + 1).enumerate() {
         ensure!(
             record[0] < CLASSES,

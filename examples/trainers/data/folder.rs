@@ -46,15 +46,9 @@ impl Folder {
         skipped: &mut Vec<Skipped>,
     ) -> Result<Images> {
         let bar = ProgressBar::new(self.len() as u64);
-        bar.set_style(ProgressStyle::with_template(
-            "{bar:24} {pos}/{len}  {msg}  {eta} left",
-        )?);
+        bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")?);
         bar.set_message(format!("decoding {what} images"));
-        let mut images = Images {
-            channels: 3,
-            side,
-            ..Default::default()
-        };
+        let mut images = Images { channels: 3, side, ..Default::default() };
         let blocks = self.files.chunks(BLOCK).zip(self.labels.chunks(BLOCK));
         for (files, labels) in blocks {
             let one = |shaper: &mut Shaper, path: &PathBuf| -> Result<Vec<u8>> {
@@ -100,10 +94,7 @@ impl Listing {
     pub fn read(folder: &Path) -> Result<Self> {
         let (train, val) = (folder.join("train"), folder.join("val"));
         let official = has_folders(&train) && has_folders(&val);
-        let mut listing = Listing {
-            official,
-            ..Default::default()
-        };
+        let mut listing = Listing { official, ..Default::default() };
         for class in folders(if official { &train } else { folder })? {
             let files = pictures(&class)?;
             if files.is_empty() {
@@ -126,10 +117,7 @@ impl Listing {
             listing.classes.len() >= 2,
             "expected at least two sub-folders of images, one for each class, got {}{}",
             listing.classes.len(),
-            empty.map_or(String::new(), |(path, why)| format!(
-                "; {}: {why}",
-                path.display()
-            ))
+            empty.map_or(String::new(), |(path, why)| format!("; {}: {why}", path.display()))
         );
         if official {
             for class in folders(&val)? {
@@ -166,9 +154,7 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>> {
 fn pictures(class: &Path) -> Result<Vec<PathBuf>> {
     let mut files = sorted_entries(class)?;
     files.retain(|p| {
-        let extension = p
-            .extension()
-            .map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let extension = p.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
         matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
     });
     Ok(files)

@@ -57,10 +57,7 @@ fn labels_of(images: &Path) -> Result<PathBuf> {
         images.display()
     );
     let stem = labels.trim_end_matches(".gz");
-    let candidates = [
-        images.with_file_name(stem),
-        images.with_file_name(format!("{stem}.gz")),
-    ];
+    let candidates = [images.with_file_name(stem), images.with_file_name(format!("{stem}.gz"))];
     let found = candidates.iter().find(|p| p.is_file()).cloned();
     found.with_context(|| {
         format!(
@@ -76,10 +73,7 @@ fn parse(path: &Path, magic: u32, what: &str) -> Result<(Vec<usize>, Vec<u8>)> {
     let word = |i: usize| -> Result<u32> {
         let word = bytes.get(4 * i..4 * i + 4).and_then(|w| w.try_into().ok());
         let word = word.with_context(|| {
-            format!(
-                "truncated: expected an IDX header, got {} bytes",
-                bytes.len()
-            )
+            format!("truncated: expected an IDX header, got {} bytes", bytes.len())
         })?;
         Ok(u32::from_be_bytes(word))
     };

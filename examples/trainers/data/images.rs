@@ -36,11 +36,7 @@ impl Images {
     }
 
     pub fn picture(&self, i: usize) -> Picture<'_> {
-        Picture::Planes {
-            pixels: self.get(i),
-            channels: self.channels,
-            side: self.side,
-        }
+        Picture::Planes { pixels: self.get(i), channels: self.channels, side: self.side }
     }
 
     /// The first `n` images, or all when there are fewer.
@@ -63,10 +59,7 @@ impl Images {
 
     /// The middles of the images at another size.
     pub fn scaled(&self, side: usize) -> Result<Self> {
-        let mut scaled = Images {
-            side,
-            ..self.empty()
-        };
+        let mut scaled = Images { side, ..self.empty() };
         let mut shaper = Shaper::default();
         let mut pixels = vec![0; scaled.stride()];
         for (i, &label) in self.labels.iter().enumerate() {
@@ -171,11 +164,7 @@ impl Images {
     }
 
     fn empty(&self) -> Images {
-        Images {
-            channels: self.channels,
-            side: self.side,
-            ..Default::default()
-        }
+        Images { channels: self.channels, side: self.side, ..Default::default() }
     }
 }
 

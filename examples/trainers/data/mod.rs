@@ -118,24 +118,14 @@ pub struct Wanted {
 impl Default for Wanted {
     /// Everything in memory.
     fn default() -> Self {
-        Self {
-            side: None,
-            stream: false,
-            bank_limit: usize::MAX,
-            test_limit: usize::MAX,
-        }
+        Self { side: None, stream: false, bank_limit: usize::MAX, test_limit: usize::MAX }
     }
 }
 
 impl Wanted {
     /// Images of `side`, which may be more than memory holds.
     pub fn streamed(side: usize) -> Self {
-        Self {
-            side: Some(side),
-            stream: true,
-            bank_limit: 5000,
-            test_limit: 1000,
-        }
+        Self { side: Some(side), stream: true, bank_limit: 5000, test_limit: 1000 }
     }
 }
 
@@ -171,11 +161,7 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Data> {
     );
     if path.is_file() {
         let is_bin = path.extension().is_some_and(|e| e == "bin");
-        let images = if is_bin {
-            cifar::read(path)?
-        } else {
-            idx::read(path)?
-        };
+        let images = if is_bin { cifar::read(path)? } else { idx::read(path)? };
         return in_memory(images.split_tail(), "the last fifth of the file", wanted);
     }
     let entries = sorted_entries(path)?;
@@ -225,14 +211,12 @@ fn read_parts(
             false => &mut train,
         };
         let images = read(file)?;
-        part.append(images)
-            .with_context(|| file.display().to_string())?;
+        part.append(images).with_context(|| file.display().to_string())?;
     }
     match (train.len(), test.len()) {
-        (0, _) => Ok((
-            test.split_tail(),
-            format!("the last fifth of the official {test_name} file"),
-        )),
+        (0, _) => {
+            Ok((test.split_tail(), format!("the last fifth of the official {test_name} file")))
+        }
         (_, 0) => Ok((train.split_tail(), "the last fifth of the files".into())),
         _ => {
             let (a, b) = ((train.channels, train.side), (test.channels, test.side));
@@ -325,11 +309,7 @@ fn decoded(listing: Listing, wanted: &Wanted) -> Result<Data> {
 /// A folder whose images are decoded when they are needed; those of the evaluation are, now.
 fn streamed(listing: Listing, wanted: &Wanted) -> Result<Data> {
     let side = wanted.side.unwrap_or(SIDE);
-    let note = note(
-        division(listing.official),
-        listing.train.len(),
-        listing.test.len(),
-    );
+    let note = note(division(listing.official), listing.train.len(), listing.test.len());
     let mut skipped = listing.skipped;
     let bank = listing.train.spread(wanted.bank_limit);
     let test = listing.test.spread(wanted.test_limit);
@@ -360,20 +340,15 @@ fn division(official: bool) -> &'static str {
 }
 
 fn ensure_some(skipped: &[Skipped], read: usize, files: usize) -> Result<()> {
-    ensure!(
-        read > 0,
-        "none of {files} training images can be read; {}",
-        named(skipped)
-    );
+    ensure!(read > 0, "none of {files} training images can be read; {}", named(skipped));
     Ok(())
 }
 
 /// The first few that were passed over.
 fn named(skipped: &[Skipped]) -> String {
     let lines = skipped.iter().take(5);
-    let lines: Vec<String> = lines
-        .map(|(path, why)| format!("{}: {why}", path.display()))
-        .collect();
+    let lines: Vec<String> =
+        lines.map(|(path, why)| format!("{}: {why}", path.display())).collect();
     lines.join("; ")
 }
 
@@ -398,7 +373,5 @@ fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }

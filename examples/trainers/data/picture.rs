@@ -13,11 +13,7 @@ use image::{ImageReader, RgbImage};
 /// A decoded image.
 pub enum Picture<'a> {
     /// Square, channel by channel.
-    Planes {
-        pixels: &'a [u8],
-        channels: usize,
-        side: usize,
-    },
+    Planes { pixels: &'a [u8], channels: usize, side: usize },
     /// Pixel by pixel.
     Rgb(RgbImage),
 }
@@ -51,12 +47,7 @@ impl Picture<'_> {
     pub fn middle(&self, fraction: f64) -> Window {
         let (height, width) = self.size();
         let side = (height.min(width) as f64 * fraction).round().max(1.0) as usize;
-        Window {
-            top: (height - side) / 2,
-            left: (width - side) / 2,
-            height: side,
-            width: side,
-        }
+        Window { top: (height - side) / 2, left: (width - side) / 2, height: side, width: side }
     }
 }
 
@@ -87,9 +78,7 @@ impl Shaper {
     ) -> Result<()> {
         let area = side * side;
         match picture {
-            Picture::Planes {
-                pixels, side: from, ..
-            } => {
+            Picture::Planes { pixels, side: from, .. } => {
                 let planes = pixels.chunks_exact(from * from);
                 for (plane, out) in planes.zip(out.chunks_exact_mut(area)) {
                     let source =

@@ -44,14 +44,8 @@ pub enum Part {
 }
 
 impl Part {
-    pub const ALL: [Self; 6] = [
-        Self::Probe,
-        Self::Knn,
-        Self::Poses,
-        Self::Corruptions,
-        Self::Perturbations,
-        Self::Dense,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Probe, Self::Knn, Self::Poses, Self::Corruptions, Self::Perturbations, Self::Dense];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -116,11 +110,7 @@ impl Options {
             posed: Some(images),
             corrupted: Some(images),
             sequences: 50.min(images),
-            dense: dense::Options {
-                train: 150,
-                test: 75,
-                ..dense::Options::default()
-            },
+            dense: dense::Options { train: 150, test: 75, ..dense::Options::default() },
             floors: false,
             ..Self::default()
         }
@@ -159,10 +149,7 @@ pub fn evaluate(
     progress: &ProgressBar,
 ) -> Result<Report> {
     let has = |part: Part| options.parts.contains(&part);
-    ensure!(
-        !options.parts.is_empty(),
-        "expected at least one part to evaluate, got none"
-    );
+    ensure!(!options.parts.is_empty(), "expected at least one part to evaluate, got none");
     ensure!(
         !test.is_empty() && bank.labels.iter().any(|l| *l != bank.labels[0]),
         "expected test images, and training images of at least two classes, got {} and {} of class {:?}",
@@ -226,10 +213,7 @@ pub fn evaluate(
         reference: reference.map(|r| r.name.clone()),
         card: subject.card.clone(),
         data: String::new(),
-        pictures: Counts {
-            train: bank.len(),
-            test: test.len(),
-        },
+        pictures: Counts { train: bank.len(), test: test.len() },
         seed: options.seed,
         probe: Vec::new(),
         knn: Vec::new(),
@@ -278,14 +262,8 @@ pub fn evaluate(
     if relative {
         let (own, other) = (own.as_ref(), other.as_ref());
         let (own, (reference, other)) = own.zip(other).context("no features to classify")?;
-        let classifier = Classifier {
-            subject,
-            probe: own.probe()?,
-        };
-        let reference = Classifier {
-            subject: reference,
-            probe: other.probe()?,
-        };
+        let classifier = Classifier { subject, probe: own.probe()? };
+        let reference = Classifier { subject: reference, probe: other.probe()? };
         let seed = options.seed;
         if has(Part::Corruptions) {
             begin("corruptions");

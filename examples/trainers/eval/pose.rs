@@ -76,14 +76,9 @@ pub fn measure(
     mut done: impl FnMut(),
 ) -> Result<Vec<Orbit>> {
     let grid = TokenGrid::square(test.side)?;
-    let resample = Resample {
-        filter: Filter::Bilinear,
-        padding: Padding::Zeros,
-    };
+    let resample = Resample { filter: Filter::Bilinear, padding: Padding::Zeros };
     // What a black pixel becomes, which lies beyond the border: images are moved relative to it.
-    let black: Vec<f32> = (subject.card.statistics.iter())
-        .map(|(mean, std)| -mean / std)
-        .collect();
+    let black: Vec<f32> = (subject.card.statistics.iter()).map(|(mean, std)| -mean / std).collect();
     let black = Tensor::new(black, &subject.device)?.reshape((1, (), 1, 1))?;
     let mut orbits = Vec::new();
     for (name, elements) in [("d4", d4()), ("continuous", continuous()?)] {

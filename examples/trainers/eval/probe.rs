@@ -78,9 +78,7 @@ impl Probe {
 
     /// Logits `(n, classes)` of features `(n, d)`.
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
-        let x = features
-            .broadcast_sub(&self.mean)?
-            .broadcast_div(&self.scale)?;
+        let x = features.broadcast_sub(&self.mean)?.broadcast_div(&self.scale)?;
         Ok(x.matmul(&self.weight)?.broadcast_add(&self.bias)?)
     }
 
@@ -150,10 +148,7 @@ impl Problem {
         let values: Vec<f32> = theta.iter().map(|&t| t as f32).collect();
         let (weight, bias) = values.split_at(self.x.dims()[1] * self.classes);
         let weight = Tensor::from_slice(weight, (self.x.dims()[1], self.classes), &Device::Cpu)?;
-        Ok((
-            weight,
-            Tensor::from_slice(bias, (1, self.classes), &Device::Cpu)?,
-        ))
+        Ok((weight, Tensor::from_slice(bias, (1, self.classes), &Device::Cpu)?))
     }
 
     fn probe(&self, theta: &[f64], l2: f64) -> Result<Probe> {
@@ -190,9 +185,7 @@ impl Problem {
                     loss += f64::from(total).ln() - own;
                     row.iter_mut().for_each(|v| *v /= total);
                     row[label as usize] -= 1.0;
-                    bias.iter_mut()
-                        .zip(&*row)
-                        .for_each(|(b, v)| *b += f64::from(*v));
+                    bias.iter_mut().zip(&*row).for_each(|(b, v)| *b += f64::from(*v));
                 }
                 (loss, bias)
             })
@@ -202,11 +195,8 @@ impl Problem {
         let weights = &theta[..slope.len()];
         let penalty = 0.5 * l2 * weights.iter().map(|w| w * w).sum::<f64>();
         let value = sums.iter().map(|s| s.0).sum::<f64>() / n as f64 + penalty;
-        let mut gradient: Vec<f64> = slope
-            .iter()
-            .zip(weights)
-            .map(|(g, w)| f64::from(*g) / n as f64 + l2 * w)
-            .collect();
+        let mut gradient: Vec<f64> =
+            slope.iter().zip(weights).map(|(g, w)| f64::from(*g) / n as f64 + l2 * w).collect();
         gradient.extend((0..k).map(|c| sums.iter().map(|s| s.1[c]).sum::<f64>() / n as f64));
         Ok((value, gradient))
     }
@@ -248,11 +238,7 @@ pub fn minimize(mut x: Vec<f64>, f: impl Fn(&[f64]) -> Option<(f64, Vec<f64>)>) 
         let slope = dot(&direction, &gradient);
         let mut step = 1.0;
         let next = loop {
-            let candidate: Vec<f64> = x
-                .iter()
-                .zip(&direction)
-                .map(|(x, d)| x + step * d)
-                .collect();
+            let candidate: Vec<f64> = x.iter().zip(&direction).map(|(x, d)| x + step * d).collect();
             match f(&candidate) {
                 Some((v, g)) if v <= value + 1e-4 * step * slope => break Some((candidate, v, g)),
                 // Rounding hides any further descent.

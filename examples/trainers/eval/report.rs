@@ -104,9 +104,7 @@ impl Report {
         }
         println!("\nAccuracy in % over an orbit: d4, and small rotations, scales and shifts");
         print!("{:<22}{:<12}{:<7}", "features", "orbit", "by");
-        for title in [
-            "upright", "mean", "moved", "worst g", "all g", "agree", "averaged",
-        ] {
+        for title in ["upright", "mean", "moved", "worst g", "all g", "agree", "averaged"] {
             print!("{title:>9}");
         }
         println!();
@@ -149,11 +147,7 @@ fn print_corruptions(c: &Corruptions) {
             print!("{error:>7.1}");
         }
         let mean = row.errors.iter().sum::<f64>() / row.errors.len().max(1) as f64;
-        println!(
-            "{mean:>8.1}{:>8}{:>9}",
-            shown(row.ce),
-            shown(row.relative_ce)
-        );
+        println!("{mean:>8.1}{:>8}{:>9}", shown(row.ce), shown(row.relative_ce));
     }
     println!(
         "clean error {:.1} (reference {:.1}), mean accuracy {:.1}, mCE {}, relative mCE {}",
@@ -170,10 +164,7 @@ fn print_perturbations(p: &Perturbations) {
         "\nFlips of the probe in %, {} sequences of each kind; rate relative to: {}",
         p.sequences, p.reference
     );
-    println!(
-        "{:<16}{:>8}{:>11}{:>8}",
-        "perturbation", "flips", "reference", "rate"
-    );
+    println!("{:<16}{:>8}{:>11}{:>8}", "perturbation", "flips", "reference", "rate");
     for row in &p.each {
         println!(
             "{:<16}{:>8.2}{:>11.2}{:>8}",

@@ -71,11 +71,7 @@ impl Subject {
 
     /// The same weights for square images of `side` pixels, with the tokens of every block.
     pub fn at_side(&self, side: usize) -> Result<Vit> {
-        let config = VitConfig {
-            side,
-            last_map: true,
-            ..self.card.vit.clone()
-        };
+        let config = VitConfig { side, last_map: true, ..self.card.vit.clone() };
         ensure!(
             side == self.card.vit.side || self.any_side(),
             "expected images of side {}, which the trained positions of this encoder are for, got {side}",
@@ -97,10 +93,8 @@ impl Subject {
 
     /// Fails unless the encoder takes such images.
     pub fn expect(&self, images: &Images) -> Result<()> {
-        let (expected, got) = (
-            (self.card.vit.channels, self.card.vit.side),
-            (images.channels, images.side),
-        );
+        let (expected, got) =
+            ((self.card.vit.channels, self.card.vit.side), (images.channels, images.side));
         ensure!(
             expected == got,
             "the {}: expected images of (channels, side) {expected:?}, which it was trained on, got {got:?}",
@@ -129,10 +123,8 @@ pub fn file(path: &Path) -> PathBuf {
     if !path.is_dir() {
         return path.to_path_buf();
     }
-    let (encoder, checkpoint) = (
-        path.join("encoder.safetensors"),
-        path.join("checkpoint.safetensors"),
-    );
+    let (encoder, checkpoint) =
+        (path.join("encoder.safetensors"), path.join("checkpoint.safetensors"));
     match !encoder.exists() && checkpoint.exists() {
         true => checkpoint,
         false => encoder,

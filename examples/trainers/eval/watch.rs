@@ -44,21 +44,13 @@ pub struct Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     /// On all images of `data`.
     pub fn of(data: &'a Data, statistics: &'a [(f32, f32)], device: &'a Device) -> Self {
-        Self {
-            bank: &data.bank,
-            test: &data.test,
-            statistics,
-            device,
-        }
+        Self { bank: &data.bank, test: &data.test, statistics, device }
     }
 
     /// Accuracy in percent of weighted 20-nearest neighbors for each of [`POSES`]: the bank is upright, the queries are
     /// transformed.
     pub fn poses(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<[f64; 8]> {
-        let bank = Bank::new(
-            &self.features(self.bank, D4::IDENTITY, &encode)?,
-            &self.bank.labels,
-        )?;
+        let bank = Bank::new(&self.features(self.bank, D4::IDENTITY, &encode)?, &self.bank.labels)?;
         let mut accuracies = [0.0; 8];
         for (accuracy, (_, pose)) in accuracies.iter_mut().zip(POSES) {
             let queries = self.features(self.test, pose, &encode)?;
@@ -75,18 +67,13 @@ impl<'a> Evaluation<'a> {
     /// Centered equivariance score of each block, mean over the seven other elements of D4; 1 is exact equivariance.
     pub fn equivariance(&self, vit: &Vit) -> Result<Vec<f64>> {
         let count = SCORED.min(self.test.len());
-        let images = self
-            .test
-            .normalized(0..count, self.statistics, self.device)?;
+        let images = self.test.normalized(0..count, self.statistics, self.device)?;
         let vit = vit.with_last_map();
         let config = vit.config();
         let grid = TokenGrid::square(config.grid())?;
         let layers: Vec<Layer> = (1..=config.depth)
             .map(|block| Layer {
-                layout: Layout {
-                    prefix: config.prefix(block),
-                    ..Default::default()
-                },
+                layout: Layout { prefix: config.prefix(block), ..Default::default() },
                 ..Layer::from(grid)
             })
             .collect();
@@ -94,10 +81,7 @@ impl<'a> Evaluation<'a> {
         // Only the nulls are drawn, which are not shown: the same draw for every epoch and run.
         let rng = &mut StdRng::seed_from_u64(0);
         let others = POSES[1..].iter().map(|(_, g)| *g).collect::<Vec<_>>();
-        let score = EqScore {
-            layers,
-            ..EqScore::new(grid)
-        };
+        let score = EqScore { layers, ..EqScore::new(grid) };
         let reports = score.measure_layers(&images, &others, rng, |x| {
             Ok(tap::capture_all(&names, || vit.forward(x))?.1)
         })?;

@@ -138,10 +138,7 @@ impl Loader {
             "expected at most {plain} images of a batch that share their views with one of them, got {:?}",
             extras.alike
         );
-        ensure!(
-            config.workers > 0,
-            "expected at least one worker for the data, got 0"
-        );
+        ensure!(config.workers > 0, "expected at least one worker for the data, got 0");
         augment.check().context("augmentation")?;
         ensure!(
             augment.statistics.len() == source.channels(),
@@ -159,16 +156,9 @@ impl Loader {
         let shape = (config.batch, source.channels(), augment.side, augment.side);
         let side = extras.third.map_or(0, |third| third.side(augment.side));
         let third = (plain, source.channels(), side, side);
-        let producer = Producer {
-            source,
-            augment,
-            config,
-            extras,
-            stop: stop.clone(),
-        };
-        let thread = thread::Builder::new()
-            .name("data".into())
-            .spawn(move || producer.run(&pool, &send))?;
+        let producer = Producer { source, augment, config, extras, stop: stop.clone() };
+        let thread =
+            thread::Builder::new().name("data".into()).spawn(move || producer.run(&pool, &send))?;
         Ok(Self {
             batches: Some(batches),
             thread: Some(thread),
@@ -184,26 +174,15 @@ impl Loader {
 
     /// The batch of the next step.
     pub fn next(&mut self, device: &Device) -> Result<Batch> {
-        ensure!(
-            self.next < self.steps,
-            "expected at most {} steps, got one more",
-            self.steps
-        );
+        ensure!(self.next < self.steps, "expected at most {} steps, got one more", self.steps);
         let start = Instant::now();
         let made = self.receive()?;
-        let [first, second] = made
-            .views
-            .map(|view| Tensor::from_vec(view, self.shape, device));
-        let third = made
-            .third
-            .map(|view| Tensor::from_vec(view, self.third, device));
+        let [first, second] = made.views.map(|view| Tensor::from_vec(view, self.shape, device));
+        let third = made.third.map(|view| Tensor::from_vec(view, self.third, device));
         let batch = Batch {
             first: first?,
             second: second?,
-            drawn: Drawn {
-                parameters: made.parameters,
-                third: third.transpose()?,
-            },
+            drawn: Drawn { parameters: made.parameters, third: third.transpose()? },
             indices: made.indices,
             skipped: made.skipped,
         };

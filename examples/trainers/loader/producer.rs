@@ -96,12 +96,8 @@ impl Producer {
         let third_size = third.map_or(0, |side| self.source.channels() * side * side);
         let mut third = third.map(|_| vec![0f32; plain * third_size]);
         let [first, second] = &mut views;
-        let mut thirds = third
-            .iter_mut()
-            .flat_map(|t| t.chunks_exact_mut(third_size));
-        let each = first
-            .chunks_exact_mut(size)
-            .zip(second.chunks_exact_mut(size));
+        let mut thirds = third.iter_mut().flat_map(|t| t.chunks_exact_mut(third_size));
+        let each = first.chunks_exact_mut(size).zip(second.chunks_exact_mut(size));
         let mut places: Vec<Place> = each
             .map(|(a, b)| Place {
                 views: [a, b],
@@ -134,18 +130,16 @@ impl Producer {
             name(indices[position], why);
             let place = &mut places[position];
             let mut shaper = Shaper::default();
-            let found = self
-                .substitutes(order, start, position, known)
-                .find(
-                    |&index| match self.show(index, (step, position), &mut shaper, place) {
-                        Ok(()) => true,
-                        Err(why) => {
-                            last = format!("{}: {why:#}", self.source.path(index).display());
-                            name(index, why);
-                            false
-                        }
-                    },
-                );
+            let found = self.substitutes(order, start, position, known).find(|&index| {
+                match self.show(index, (step, position), &mut shaper, place) {
+                    Ok(()) => true,
+                    Err(why) => {
+                        last = format!("{}: {why:#}", self.source.path(index).display());
+                        name(index, why);
+                        false
+                    }
+                }
+            });
             let Some(found) = found else {
                 let all = order.len();
                 return Err(anyhow!(last).context(format!("none of the {all} images can be read")));
@@ -154,14 +148,7 @@ impl Producer {
             known = known.or(Some(found));
         }
         let parameters = [0, 1].map(|view| places[..plain].iter().map(|p| p.drawn[view]).collect());
-        Ok(Made {
-            views,
-            third,
-            parameters,
-            indices,
-            skipped,
-            replaced,
-        })
+        Ok(Made { views, third, parameters, indices, skipped, replaced })
     }
 
     /// Images to try at `position` of the batch that begins at `start`: a few of the same epoch that are not in the batch,
@@ -213,8 +200,7 @@ impl Producer {
             Some(&with) => {
                 let rng = &mut stream(self.config.seed, Purpose::Views, [step, with]);
                 let sheet = (self.augment.side, self.augment.side);
-                self.augment
-                    .views_on(sheet, &picture, shared, rng, shaper, views)?
+                self.augment.views_on(sheet, &picture, shared, rng, shaper, views)?
             }
         };
         match (&self.extras.third, &mut place.third) {

@@ -45,10 +45,7 @@ impl DinoHead {
         };
         let vb_last = vb.pp("prototypes");
         let bound = 1.0 / (width as f64).sqrt();
-        let init = Init::Uniform {
-            lo: -bound,
-            up: bound,
-        };
+        let init = Init::Uniform { lo: -bound, up: bound };
         let gain = || vb_last.get_with_hints(prototypes, "gain", Init::Const(1.0));
         Ok(Self {
             mlp: Head::new(mlp, vb.pp("mlp"))?,

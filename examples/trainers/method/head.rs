@@ -40,20 +40,12 @@ impl HeadConfig {
 
     /// GELU after each hidden map, biases, no normalization.
     pub fn gelu(widths: &[usize]) -> Self {
-        Self {
-            activation: Activation::Gelu,
-            norm: false,
-            bias: true,
-            ..Self::batch_norm(widths)
-        }
+        Self { activation: Activation::Gelu, norm: false, bias: true, ..Self::batch_norm(widths) }
     }
 
     /// With a normalized output: for losses that look at directions only, it spreads them over the batch.
     pub fn with_last_norm(self) -> Self {
-        Self {
-            last_norm: true,
-            ..self
-        }
+        Self { last_norm: true, ..self }
     }
 }
 
@@ -84,10 +76,7 @@ impl Head {
             };
             layers.push((linear, norm));
         }
-        Ok(Self {
-            layers,
-            activation: config.activation,
-        })
+        Ok(Self { layers, activation: config.activation })
     }
 
     /// Features `(B, in)` to embeddings `(B, out)`. With batch normalization the rows depend on each other: give each

@@ -11,11 +11,7 @@ use crate::nn::normalize;
 /// SimCLR (arXiv 2002.05709): cross-entropy over the cosines, divided by `temperature`, of each embedding with the `2B − 1`
 /// others. The positive is the embedding of the other view. It is the library's token objective for images of one token.
 pub fn simclr(z1: &Tensor, z2: &Tensor, temperature: f64) -> ser_reg::Result<Tensor> {
-    let config = Contrastive {
-        temperature,
-        eps: 1e-12,
-        ..Contrastive::default()
-    };
+    let config = Contrastive { temperature, eps: 1e-12, ..Contrastive::default() };
     Ok(nt_xent_symmetric(&z1.unsqueeze(1)?, &z2.unsqueeze(1)?, &config)?.loss)
 }
 
@@ -52,13 +48,7 @@ pub struct VicReg {
 
 impl Default for VicReg {
     fn default() -> Self {
-        Self {
-            invariance: 25.0,
-            variance: 25.0,
-            covariance: 1.0,
-            deviation: 1.0,
-            eps: 1e-4,
-        }
+        Self { invariance: 25.0, variance: 25.0, covariance: 1.0, deviation: 1.0, eps: 1e-4 }
     }
 }
 
@@ -85,12 +75,7 @@ impl VicReg {
         let covariance = (covariance1 + covariance2)?;
         let loss = (((&invariance * self.invariance)? + (&variance * self.variance)?)?
             + (&covariance * self.covariance)?)?;
-        Ok(VicRegTerms {
-            loss,
-            invariance,
-            variance,
-            covariance,
-        })
+        Ok(VicRegTerms { loss, invariance, variance, covariance })
     }
 
     /// Variance and covariance term of one view.
@@ -99,10 +84,7 @@ impl VicReg {
         let centered = z.broadcast_sub(&z.mean_keepdim(0)?)?;
         let variances = (centered.sqr()?.sum(0)? / (batch - 1) as f64)?;
         let deviations = (&variances + self.eps)?.sqrt()?;
-        let missing = deviations
-            .affine(-1.0, self.deviation)?
-            .relu()?
-            .mean_all()?;
+        let missing = deviations.affine(-1.0, self.deviation)?.relu()?.mean_all()?;
         let covariances = (centered.t()?.matmul(&centered)? / (batch - 1) as f64)?;
         let others = (covariances.sqr()?.sum_all()? - variances.sqr()?.sum_all()?)?;
         Ok((missing, (others / width as f64)?))

@@ -56,16 +56,14 @@ impl CustomOp3 for LayerNorm {
         let width = row_width(x_layout, scale.len())?;
         let mut out = vec![0f32; x.len()];
         let pieces = x.par_chunks(ROWS * width);
-        pieces
-            .zip(out.par_chunks_mut(ROWS * width))
-            .for_each(|(x, out)| {
-                for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-                    kernels::standardize(x, self.eps, out);
-                    for ((out, scale), shift) in out.iter_mut().zip(scale).zip(shift) {
-                        *out = *out * scale + shift;
-                    }
+        pieces.zip(out.par_chunks_mut(ROWS * width)).for_each(|(x, out)| {
+            for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+                kernels::standardize(x, self.eps, out);
+                for ((out, scale), shift) in out.iter_mut().zip(scale).zip(shift) {
+                    *out = *out * scale + shift;
                 }
-            });
+            }
+        });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 
@@ -125,13 +123,11 @@ impl CustomOp1 for Gelu {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = floats(x, layout)?;
         let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(ROWS * 64)
-            .zip(x.par_chunks(ROWS * 64))
-            .for_each(|(out, x)| {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = kernels::gelu(x);
-                }
-            });
+        out.par_chunks_mut(ROWS * 64).zip(x.par_chunks(ROWS * 64)).for_each(|(out, x)| {
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = kernels::gelu(x);
+            }
+        });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -176,8 +172,7 @@ impl CustomOp3 for Affine {
         let mut out = x.matmul(weight, (1, rows, width, inputs), x_layout, weight_layout)?;
         if let CpuStorage::F32(out) = &mut out {
             out.par_chunks_mut(ROWS * width).for_each(|out| {
-                out.chunks_exact_mut(width)
-                    .for_each(|row| kernels::accumulate(row, bias));
+                out.chunks_exact_mut(width).for_each(|row| kernels::accumulate(row, bias));
             });
         }
         Ok((out, (rows, width).into()))
@@ -195,14 +190,10 @@ impl CustomOp3 for Affine {
         let sums = with_floats([grad], |[grad]| {
             let piece = |grad: &[f32]| {
                 let mut sums = vec![0f32; width];
-                grad.chunks_exact(width)
-                    .for_each(|row| kernels::accumulate(&mut sums, row));
+                grad.chunks_exact(width).for_each(|row| kernels::accumulate(&mut sums, row));
                 sums
             };
-            Ok(total(
-                grad.par_chunks(ROWS * width).map(piece).collect(),
-                width,
-            ))
+            Ok(total(grad.par_chunks(ROWS * width).map(piece).collect(), width))
         })?;
         let (x, weight) = (x.detach(), weight.detach());
         Ok((
@@ -226,10 +217,7 @@ fn with_floats<const K: usize, R>(
     tensors: [&Tensor; K],
     f: impl FnOnce([&[f32]; K]) -> Result<R>,
 ) -> Result<R> {
-    let held: Vec<Tensor> = tensors
-        .iter()
-        .map(|t| t.contiguous())
-        .collect::<Result<_>>()?;
+    let held: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
     let guards: Vec<_> = held.iter().map(Tensor::storage_and_layout).collect();
     let mut slices = [&[] as &[f32]; K];
     for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
@@ -244,18 +232,13 @@ fn with_floats<const K: usize, R>(
 fn row_width(layout: &Layout, parameters: usize) -> Result<usize> {
     match layout.dims().last() {
         Some(&width) if width == parameters && width > 0 => Ok(width),
-        _ => bail!(
-            "expected rows of {parameters} values, got {:?}",
-            layout.dims()
-        ),
+        _ => bail!("expected rows of {parameters} values, got {:?}", layout.dims()),
     }
 }
 
 /// The sum of the parts, in order.
 fn total(parts: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
     let mut total = vec![0f32; width];
-    parts
-        .iter()
-        .for_each(|part| kernels::accumulate(&mut total, part));
+    parts.iter().for_each(|part| kernels::accumulate(&mut total, part));
     total
 }

@@ -52,10 +52,7 @@ pub fn normalize(x: &Tensor) -> Result<Tensor> {
 /// Uniform values whose variance suits a map from `fan_in` to `fan_out` features.
 pub fn xavier(fan_in: usize, fan_out: usize) -> Init {
     let bound = (6.0 / (fan_in + fan_out) as f64).sqrt();
-    Init::Uniform {
-        lo: -bound,
-        up: bound,
-    }
+    Init::Uniform { lo: -bound, up: bound }
 }
 
 /// `x·W + b` with `W` stored as `(in, out)`.
@@ -83,20 +80,14 @@ impl Linear {
 
     /// The map with another weight `(in, out)`.
     pub fn map_weight(&self, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self {
-            weight: f(&self.weight)?,
-            bias: self.bias.clone(),
-        })
+        Ok(Self { weight: f(&self.weight)?, bias: self.bias.clone() })
     }
 
     /// The map to the outputs `columns` only.
     pub fn narrow(&self, columns: std::ops::Range<usize>) -> Result<Self> {
         let cut = |t: &Tensor, axis| t.narrow(axis, columns.start, columns.len())?.contiguous();
         let bias = self.bias.as_ref().map(|b| cut(b, 0)).transpose()?;
-        Ok(Self {
-            weight: cut(&self.weight, 1)?,
-            bias,
-        })
+        Ok(Self { weight: cut(&self.weight, 1)?, bias })
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -145,9 +136,7 @@ impl BatchNorm {
     pub fn new(width: usize, vb: VarBuilder) -> Result<Self> {
         let scale = vb.get_with_hints(width, "scale", Init::Const(1.0))?;
         let shift = vb.get_with_hints(width, "shift", Init::Const(0.0))?;
-        Ok(Self {
-            affine: Some((scale, shift)),
-        })
+        Ok(Self { affine: Some((scale, shift)) })
     }
 
     pub fn without_affine() -> Self {
@@ -168,7 +157,5 @@ impl BatchNorm {
 /// Mean over the batch, `(1, C)`; as a product, since candle sums slowly along the first axis.
 fn batch_mean(x: &Tensor) -> Result<Tensor> {
     let batch = x.dim(0)?;
-    Tensor::full(1.0 / batch as f64, (1, batch), x.device())?
-        .to_dtype(x.dtype())?
-        .matmul(x)
+    Tensor::full(1.0 / batch as f64, (1, batch), x.device())?.to_dtype(x.dtype())?.matmul(x)
 }

@@ -40,10 +40,7 @@ impl Comparison {
             let run = Folder::read(path)?;
             let real = path.canonicalize()?;
             if known.contains(&real) {
-                notes.push(format!(
-                    "{} was named twice and is shown once.",
-                    path.display()
-                ));
+                notes.push(format!("{} was named twice and is shown once.", path.display()));
                 continue;
             }
             known.push(real);
@@ -96,13 +93,7 @@ impl Comparison {
         let names: Vec<&str> = self.runs.iter().map(|run| run.name.as_str()).collect();
         let mut page = Page::new("Comparison of runs", &names.join(", "));
         page.notes(&self.notes);
-        page.legend(
-            &names
-                .iter()
-                .zip(0..)
-                .map(|(name, i)| (*name, color(i)))
-                .collect::<Vec<_>>(),
-        );
+        page.legend(&names.iter().zip(0..).map(|(name, i)| (*name, color(i))).collect::<Vec<_>>());
         page.tables(&[self.table()]);
         page.text(scores::READING);
         page.tables(&[self.differences()?]);
@@ -127,10 +118,7 @@ impl Comparison {
             );
             page.figures(&self.bars()?);
         }
-        if lines
-            .iter()
-            .any(|l| l.epochs.iter().any(|e| e.is_measured()))
-        {
+        if lines.iter().any(|l| l.epochs.iter().any(|e| e.is_measured())) {
             page.section(
                 "Accuracy and equivariance by epoch",
                 "Measured on a part of the test images after each epoch; epoch 0 is the untrained encoder.",
@@ -192,11 +180,8 @@ impl Comparison {
             Some(outcome) => outcome.knn.iter().copied().map(Some).collect(),
             None => Vec::new(),
         });
-        let scores = bars(&|run| {
-            run.outcome
-                .as_ref()
-                .map_or(Vec::new(), |o| o.equivariance.clone())
-        });
+        let scores =
+            bars(&|run| run.outcome.as_ref().map_or(Vec::new(), |o| o.equivariance.clone()));
         let axes = Axes {
             x: "transform of the test images",
             y: "20-NN accuracy (%)",
@@ -204,11 +189,7 @@ impl Comparison {
             wide: true,
             ..Default::default()
         };
-        let depth = scores
-            .iter()
-            .map(|bars| bars.values.len())
-            .max()
-            .unwrap_or(0);
+        let depth = scores.iter().map(|bars| bars.values.len()).max().unwrap_or(0);
         let blocks: Vec<String> = (1..=depth).map(|k| format!("block {k}")).collect();
         let blocks: Vec<&str> = blocks.iter().map(String::as_str).collect();
         let block_axes = Axes {
@@ -241,11 +222,7 @@ impl Comparison {
         // Runs on the same data read it once.
         let mut loaded: Option<(_, Data)> = None;
         for run in &self.runs {
-            let source = (
-                run.settings.data.clone(),
-                run.settings.preset,
-                run.settings.smoke,
-            );
+            let source = (run.settings.data.clone(), run.settings.preset, run.settings.smoke);
             let mut panel = || -> Result<Panel> {
                 let data = match loaded.take() {
                     Some((known, data)) if known == source => data,
@@ -257,10 +234,9 @@ impl Comparison {
             };
             match panel() {
                 Ok(panel) => panels.push((run.name.as_str(), panel)),
-                Err(e) => missing.push(format!(
-                    "The token maps of {} are missing: {e:#}.",
-                    run.name
-                )),
+                Err(e) => {
+                    missing.push(format!("The token maps of {} are missing: {e:#}.", run.name))
+                }
             }
         }
         (panels, missing)

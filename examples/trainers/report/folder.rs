@@ -42,10 +42,7 @@ impl Folder {
     /// If there is no such folder, no `config.json` in it, or a file that cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
-        ensure!(
-            path.is_dir(),
-            "{shown}: expected the folder of a run, got no folder"
-        );
+        ensure!(path.is_dir(), "{shown}: expected the folder of a run, got no folder");
         let config = path.join("config.json");
         ensure!(
             config.exists(),
@@ -122,11 +119,10 @@ impl Folder {
         };
         let name = format!("{name} (this run, seed {})", settings.seed);
         let mut rows = vec![self.scores(&name)];
-        let (others, mut notes) = self.variants()?;
+        let (others, notes) = self.variants()?;
         rows.extend(others);
         if let Some(outcome) = &self.outcome {
             rows.extend(Scores::of_references(settings, outcome));
-            notes.push(format!("Data: {}.", outcome.note));
         }
         let table = scores::table("What SER changed", Some(settings.ser.layer), &rows);
         Ok((table, notes))
@@ -141,20 +137,11 @@ impl Folder {
                 continue;
             }
             let variant = Self::read(&path)?;
-            let same = Settings {
-                baseline: self.settings.baseline,
-                ser: variant
-                    .settings
-                    .ser
-                    .with_lambda(self.settings.ser.loss.lambda),
-                ..variant.settings.clone()
-            };
+            let mut same = variant.settings.clone();
+            same.baseline = self.settings.baseline;
+            same.ser.loss.lambda = self.settings.ser.loss.lambda;
             if same == self.settings {
-                let title = if name == "lambda0" {
-                    "lambda = 0"
-                } else {
-                    name
-                };
+                let title = if name == "lambda0" { "lambda = 0" } else { name };
                 rows.push(variant.scores(&format!("{title} (--compare)")));
             }
         }
@@ -174,6 +161,9 @@ impl Folder {
         for note in notes {
             println!("{note}");
         }
+        if let Some(outcome) = &self.outcome {
+            println!("data: {}", outcome.note);
+        }
         Ok(())
     }
 
@@ -183,9 +173,7 @@ impl Folder {
         let (scores, mut notes) = self.table()?;
         if self.outcome.is_none() {
             let steps = self.steps();
-            notes.push(format!(
-                "The run is unfinished: its curves end after {steps} steps."
-            ));
+            notes.push(format!("The run is unfinished: its curves end after {steps} steps."));
         }
         let report = Report {
             title: &format!(
@@ -212,14 +200,7 @@ impl Folder {
     /// The token maps of `count` test images, by the encoder or the checkpoint in the folder.
     pub fn panel(&self, test: &Images, count: usize) -> Result<Panel> {
         let (vit, card) = encoder::load(&subject::file(&self.path), &Device::Cpu)?;
-        panel(
-            &vit,
-            test,
-            count,
-            &card.statistics,
-            card.layer,
-            &Device::Cpu,
-        )
+        panel(&vit, test, count, &card.statistics, card.layer, &Device::Cpu)
     }
 }
 
@@ -257,18 +238,9 @@ fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
     let others = [
         row("steps", outcome.steps.to_string()),
         row("images/s", format!("{:.0}", outcome.images_per_s)),
-        row(
-            "waiting for images",
-            format!("{:.1} %", 100.0 * outcome.waiting),
-        ),
-        row(
-            "cost of the regularizer, counted",
-            ratio(outcome.overhead_predicted),
-        ),
-        row(
-            "cost of the regularizer, timed",
-            ratio(outcome.overhead_measured),
-        ),
+        row("waiting for images", format!("{:.1} %", 100.0 * outcome.waiting)),
+        row("cost of the regularizer, counted", ratio(outcome.overhead_predicted)),
+        row("cost of the regularizer, timed", ratio(outcome.overhead_measured)),
         row("images skipped", outcome.skipped.to_string()),
         row("data", outcome.note.clone()),
     ];

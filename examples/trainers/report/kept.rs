@@ -19,11 +19,8 @@ const FILE: &str = include_str!("kept.json");
 pub const PATH: &str = "examples/trainers/report/kept.json";
 
 /// Modes of a run, with their variants in the study and their names in the table.
-const MODES: [(&str, &str, &str); 3] = [
-    ("ser", "SER", "SER"),
-    ("lambda0", "λ=0", "lambda = 0"),
-    ("baseline", "baseline", "baseline"),
-];
+const MODES: [(&str, &str, &str); 3] =
+    [("ser", "SER", "SER"), ("lambda0", "λ=0", "lambda = 0"), ("baseline", "baseline", "baseline")];
 
 /// Means over the seeds of one method, mode and number of epochs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,10 +52,8 @@ pub fn json(entries: &[Entry]) -> Result<String> {
 pub fn from_ledger(entries: &[Entry]) -> Result<Vec<Kept>> {
     let mut kept = Vec::new();
     for method in Method::ALL.map(Method::name) {
-        let of_method: Vec<&Entry> = entries
-            .iter()
-            .filter(|e| e.group == "methods" && e.method == method)
-            .collect();
+        let of_method: Vec<&Entry> =
+            entries.iter().filter(|e| e.group == "methods" && e.method == method).collect();
         let mut epochs: Vec<usize> = of_method.iter().map(|e| e.epochs).collect();
         epochs.sort_unstable();
         epochs.dedup();
@@ -136,11 +131,7 @@ pub fn beside(settings: &Settings) -> Result<(Vec<Scores>, String)> {
         })
     };
     let rows = kept.iter().map(row).collect::<Result<_>>()?;
-    let mut commits: Vec<&str> = kept
-        .iter()
-        .flat_map(|k| &k.commits)
-        .map(String::as_str)
-        .collect();
+    let mut commits: Vec<&str> = kept.iter().flat_map(|k| &k.commits).map(String::as_str).collect();
     commits.sort_unstable();
     commits.dedup();
     let mut seeds: Vec<u64> = kept.iter().flat_map(|k| k.seeds.clone()).collect();
@@ -165,12 +156,8 @@ fn is_preset(settings: &Settings) -> bool {
     let Ok(preset) = Settings::new(settings.method, &args) else {
         return false;
     };
-    let same = Settings {
-        seed: preset.seed,
-        baseline: preset.baseline,
-        epochs: preset.epochs,
-        ser: settings.ser.with_lambda(preset.ser.loss.lambda),
-        ..settings.clone()
-    };
+    let mut same = settings.clone();
+    (same.seed, same.epochs, same.baseline) = (preset.seed, preset.epochs, preset.baseline);
+    same.ser.loss.lambda = preset.ser.loss.lambda;
     same == preset
 }

@@ -44,12 +44,7 @@ impl Report<'_> {
     /// The page.
     pub fn html(&self) -> Result<String> {
         let lines = Lines::of(self.records);
-        let series = [Series {
-            name: "",
-            color: None,
-            lines: &lines,
-            layer: 0,
-        }];
+        let series = [Series { name: "", color: None, lines: &lines, layer: 0 }];
         let mut page = Page::new(self.title, &lead(&lines.steps, &lines.epochs));
         let scored = !self.scores.rows.is_empty();
         page.tables(std::slice::from_ref(&self.scores));
@@ -60,15 +55,9 @@ impl Report<'_> {
         let table = |title, rows: &[(String, String)]| Table {
             title,
             header: Vec::new(),
-            rows: rows
-                .iter()
-                .map(|(k, v)| vec![k.clone(), v.clone()])
-                .collect(),
+            rows: rows.iter().map(|(k, v)| vec![k.clone(), v.clone()]).collect(),
         };
-        page.tables(&[
-            table("Result", &self.result),
-            table("Configuration", &self.config),
-        ]);
+        page.tables(&[table("Result", &self.result)]);
         if lines.epochs.iter().any(|e| e.is_measured()) {
             page.section(
                 "Accuracy and equivariance by epoch",
@@ -105,6 +94,8 @@ impl Report<'_> {
             page.section("Speed", "The speed of training; evaluation does not count.");
             page.figures(&quantities::figures(&SPEED, &series)?);
         }
+        page.section("Settings", "All settings of the run, as config.json holds them.");
+        page.tables(&[table("Configuration", &self.config)]);
         Ok(page.html())
     }
 }
@@ -116,21 +107,12 @@ fn lead(steps: &[&Step], epochs: &[&Epoch]) -> String {
     };
     let done = steps.last().map_or(0, |s| s.step + 1);
     let epochs = epochs.last().map_or(0, |e| e.epoch);
-    format!(
-        "Training report: {}, {}.",
-        count(epochs, "epoch"),
-        count(done, "step")
-    )
+    format!("Training report: {}, {}.", count(epochs, "epoch"), count(done, "step"))
 }
 
 /// The loss and both of its terms in one plot.
 fn losses(lines: &Lines) -> Result<Figure<'static>> {
-    let axes = Axes {
-        x: "step",
-        y: "loss",
-        wide: true,
-        ..Default::default()
-    };
+    let axes = Axes { x: "step", y: "loss", wide: true, ..Default::default() };
     let total = lines.over_steps(|s| Some(s.loss.into()));
     let invariance = lines.over_steps(|s| Some(s.invariance.into()));
     let equivariance = lines.over_steps(|s| s.equivariance.map(f64::from));
@@ -154,22 +136,15 @@ fn gradients(balances: &[&Balanced]) -> Result<[Figure<'static>; 2]> {
     let series = |value: fn(&BalancedLayer) -> Option<f64>| -> Vec<Line> {
         let line = |k: usize| {
             let layer = |b: &Balanced| b.layers.get(k).and_then(value);
-            let points = balances
-                .iter()
-                .map(|b| (b.step as f64, layer(b).unwrap_or(f64::NAN)));
+            let points = balances.iter().map(|b| (b.step as f64, layer(b).unwrap_or(f64::NAN)));
             let name = balances.iter().find_map(|b| b.layers.get(k));
             let name = name.map_or("", |layer| layer.name.as_str());
             Line::new(name, depth_color(k, depth), points.collect())
         };
         (0..depth).map(line).collect()
     };
-    let axes = |y, reference| Axes {
-        x: "step",
-        y,
-        include: &[0.0],
-        reference,
-        ..Default::default()
-    };
+    let axes =
+        |y, reference| Axes { x: "step", y, include: &[0.0], reference, ..Default::default() };
     Ok([
         Figure {
             title: "Ratio of the gradients",
@@ -212,33 +187,20 @@ fn by_block(lines: &Lines) -> Result<Figure<'static>> {
 }
 
 fn accuracy(lines: &Lines) -> Result<[Figure<'static>; 2]> {
-    let axes = Axes {
-        x: "epoch",
-        y: "20-NN accuracy (%)",
-        wide: true,
-        ..Default::default()
-    };
+    let axes = Axes { x: "epoch", y: "20-NN accuracy (%)", wide: true, ..Default::default() };
     let transform = |(k, ((name, _), color)): (usize, (_, RGBColor))| {
         let accuracy = lines.over_epochs(|e| e.accuracy.get(k).copied());
         Line::new(name, color, accuracy)
     };
-    let by_epoch: Vec<Line> = POSES
-        .into_iter()
-        .zip(TRANSFORM_COLORS)
-        .enumerate()
-        .map(transform)
-        .collect();
+    let by_epoch: Vec<Line> =
+        POSES.into_iter().zip(TRANSFORM_COLORS).enumerate().map(transform).collect();
     let measured = |e: &&&Epoch| e.accuracy.iter().any(|a| a.is_finite());
-    let (first, last) = (
-        lines.epochs.iter().find(measured),
-        lines.epochs.iter().rev().find(measured),
-    );
+    let (first, last) =
+        (lines.epochs.iter().find(measured), lines.epochs.iter().rev().find(measured));
     let bar = |name: &str, color, epoch: &Epoch| Bars {
         name: name.to_string(),
         color,
-        values: (0..POSES.len())
-            .map(|k| epoch.accuracy.get(k).copied())
-            .collect(),
+        values: (0..POSES.len()).map(|k| epoch.accuracy.get(k).copied()).collect(),
     };
     let mut bars = Vec::new();
     if let (Some(first), Some(last)) = (first, last) {
@@ -249,11 +211,7 @@ fn accuracy(lines: &Lines) -> Result<[Figure<'static>; 2]> {
         bars.push(bar(&name, BLUE, last));
     }
     let names = POSES.map(|(name, _)| name);
-    let bar_axes = Axes {
-        x: "transform of the test images",
-        include: &[0.0, 100.0],
-        ..axes
-    };
+    let bar_axes = Axes { x: "transform of the test images", include: &[0.0, 100.0], ..axes };
     Ok([
         Figure {
             title: "Accuracy by transform, at the end",
@@ -286,12 +244,8 @@ const TRANSFORM_COLORS: [RGBColor; 8] = [
 
 /// From dark violet for the first block to green for the last.
 fn depth_color(k: usize, depth: usize) -> RGBColor {
-    const STOPS: [(f64, f64, f64); 4] = [
-        (70.0, 36.0, 118.0),
-        (49.0, 104.0, 160.0),
-        (31.0, 152.0, 139.0),
-        (122.0, 190.0, 60.0),
-    ];
+    const STOPS: [(f64, f64, f64); 4] =
+        [(70.0, 36.0, 118.0), (49.0, 104.0, 160.0), (31.0, 152.0, 139.0), (122.0, 190.0, 60.0)];
     let last = STOPS.len() - 1;
     let at = k as f64 / (depth.max(2) - 1) as f64 * last as f64;
     let low = (at as usize).min(last - 1);

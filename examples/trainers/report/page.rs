@@ -43,10 +43,7 @@ impl Page {
         let mut body = format!("<header>\n<h1>{}</h1>\n", escape(title));
         body += &paragraph("lead", lead);
         body.push_str("</header>\n");
-        Self {
-            title: escape(title),
-            body,
-        }
+        Self { title: escape(title), body }
     }
 
     /// A heading, and a sentence or two below it.
@@ -58,9 +55,7 @@ impl Page {
 
     /// Figures side by side where the page is wide enough; those without a plot are left out.
     pub fn figures(&mut self, figures: &[Figure]) {
-        let drawn = figures
-            .iter()
-            .filter_map(|figure| Some((figure, figure.svg.as_deref()?)));
+        let drawn = figures.iter().filter_map(|figure| Some((figure, figure.svg.as_deref()?)));
         let cards: String = drawn.map(|(figure, svg)| figure.card(svg)).collect();
         if !cards.is_empty() {
             let _ = writeln!(self.body, "<div class=\"grid\">\n{cards}</div>");
@@ -204,7 +199,7 @@ h3 { font-size: 15px; margin: 0 0 8px; font-weight: 650; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 10px 0 16px; font-weight: 600; }
 .legend i { display: inline-block; width: 22px; height: 8px; border-radius: 4px; margin-right: 8px; vertical-align: 2px; }
 .caption { color: var(--soft); font-size: 13px; margin: 8px 0 0; max-width: 145ch; }
-.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); }
+.grid { display: grid; gap: 16px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
 .grid + .grid { margin-top: 16px; }
 .card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px 18px; min-width: 0; }
 .wide { grid-column: 1 / -1; }
@@ -222,7 +217,8 @@ tbody th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 td { overflow-wrap: anywhere; }
 .panel { min-width: 720px; max-width: 1000px; margin: 0 auto; table-layout: fixed; }
 .panel th, .panel td { border: 0; padding: 3px 4px; text-align: center; vertical-align: middle; }
-.panel th:first-child { text-align: left; width: 104px; white-space: normal; line-height: 1.25; font-size: 13px; }
+.panel th:first-child { text-align: left; width: 104px; white-space: normal; overflow-wrap: anywhere;
+  line-height: 1.25; font-size: 13px; }
 .panel thead th { padding-bottom: 6px; }
 .panel th:nth-child(2), .panel td:nth-child(2) { background: #eef3f9; }
 .panel tbody tr:first-child > * { padding-top: 14px; border-top: 1px solid var(--line); }

@@ -65,23 +65,14 @@ impl Panel {
             (config.channels, config.side),
             (images.channels, images.side)
         );
-        let (pixels, grid) = (
-            TokenGrid::square(images.side)?,
-            TokenGrid::square(config.grid())?,
-        );
-        let layout = Layout {
-            prefix: config.prefix(layer),
-            ..Default::default()
-        };
+        let (pixels, grid) = (TokenGrid::square(images.side)?, TokenGrid::square(config.grid())?);
+        let layout = Layout { prefix: config.prefix(layer), ..Default::default() };
         let normalized = indices
             .iter()
             .map(|&i| images.normalized(i..i + 1, statistics, device))
             .collect::<Result<Vec<_>>>()?;
         let normalized = Tensor::cat(&normalized, 0)?;
-        let bytes: Vec<u8> = indices
-            .iter()
-            .flat_map(|&i| images.get(i).to_vec())
-            .collect();
+        let bytes: Vec<u8> = indices.iter().flat_map(|&i| images.get(i).to_vec()).collect();
         let shape = (indices.len(), images.channels, images.side, images.side);
         let raw = Tensor::from_vec(bytes, shape, &Device::Cpu)?;
 
@@ -139,11 +130,7 @@ pub fn write(panels: &[(&str, &Panel)], page: &mut Page) {
 /// How to read the panels.
 fn caption(panels: &[(&str, &Panel)]) -> String {
     let each = |(name, panel): &(&str, &Panel)| {
-        let of = if panels.len() > 1 {
-            format!("{name}: ")
-        } else {
-            String::new()
-        };
+        let of = if panels.len() > 1 { format!("{name}: ") } else { String::new() };
         let share = 100.0 * panel.explained;
         format!("{of}block {}, {share:.0} % of the variance", panel.layer)
     };
@@ -181,18 +168,9 @@ fn html(panels: &[(&str, &Panel)]) -> String {
                 html += &line("image", i, &row.image, None);
             }
             shown = Some(row);
-            let name = if panels.len() > 1 {
-                format!("{name}, ")
-            } else {
-                String::new()
-            };
+            let name = if panels.len() > 1 { format!("{name}, ") } else { String::new() };
             html += &line(&format!("{name}tokens"), i, &row.seen, None);
-            html += &line(
-                &format!("{name}mapped back"),
-                i,
-                &row.aligned,
-                Some(&row.cosine),
-            );
+            html += &line(&format!("{name}mapped back"), i, &row.aligned, Some(&row.cosine));
         }
         html += "</tbody>\n";
     }
@@ -233,11 +211,7 @@ impl Maps {
             values.iter().all(|v| v.is_finite()),
             "expected finite tokens to show; did the run diverge?"
         );
-        Ok(Self {
-            values,
-            stride: tokens * dim,
-            dim,
-        })
+        Ok(Self { values, stride: tokens * dim, dim })
     }
 
     fn tokens(&self) -> impl Iterator<Item = &[f64]> {
@@ -295,9 +269,8 @@ impl Colors {
         let dim = maps.first().context("expected maps, got none")?.dim;
         let tokens = || maps.iter().flat_map(Maps::tokens);
         let mean = mean(tokens(), dim);
-        let rows: Vec<f64> = tokens()
-            .flat_map(|token| token.iter().zip(&mean).map(|(v, m)| v - m))
-            .collect();
+        let rows: Vec<f64> =
+            tokens().flat_map(|token| token.iter().zip(&mean).map(|(v, m)| v - m)).collect();
         let centered = DMatrix::from_row_slice(rows.len() / dim, dim, &rows);
         let covariance = centered.transpose() * &centered / centered.nrows() as f64;
         let total = covariance.trace();
@@ -316,19 +289,14 @@ impl Colors {
         for k in order {
             let mut axis: Vec<f64> = eigen.eigenvectors.column(k).iter().copied().collect();
             // An eigenvector has no sign of its own: its largest entry is made positive.
-            let largest = axis
-                .iter()
-                .copied()
-                .max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            let largest = axis.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs()));
             if largest.is_some_and(|v| v < 0.0) {
                 axis.iter_mut().for_each(|v| *v = -*v);
             }
             let mut values: Vec<f64> = tokens().map(|t| colors.project(t, &axis)).collect();
             values.sort_by(f64::total_cmp);
             let last = values.len() - 1;
-            colors
-                .ranges
-                .push((values[last / 100], values[last - last / 100]));
+            colors.ranges.push((values[last / 100], values[last - last / 100]));
             colors.axes.push(axis);
         }
         Ok(colors)

@@ -65,19 +65,11 @@ pub struct Line {
 
 impl Line {
     pub fn new(name: &str, color: RGBColor, points: Vec<Point>) -> Self {
-        Self {
-            name: name.to_string(),
-            color,
-            points,
-            noisy: false,
-        }
+        Self { name: name.to_string(), color, points, noisy: false }
     }
 
     pub fn noisy(self) -> Self {
-        Self {
-            noisy: true,
-            ..self
-        }
+        Self { noisy: true, ..self }
     }
 
     fn is_drawable(&self) -> bool {
@@ -98,11 +90,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     ) else {
         return Ok(None);
     };
-    let xs = if xs.0 < xs.1 {
-        xs
-    } else {
-        (xs.0 - 0.5, xs.1 + 0.5)
-    };
+    let xs = if xs.0 < xs.1 { xs } else { (xs.0 - 0.5, xs.1 + 0.5) };
     let x = Scale::new(xs, if axes.wide { 12 } else { 6 }, true);
     let y = Scale::new(padded(ys), 6, false);
     let legend: Vec<_> = drawn.iter().map(|l| (l.name.as_str(), l.color)).collect();
@@ -131,10 +119,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
         }
         for (color, points) in &averages {
             for piece in pieces(points) {
-                chart.draw_series(LineSeries::new(
-                    piece.iter().copied(),
-                    color.stroke_width(4),
-                ))?;
+                chart.draw_series(LineSeries::new(piece.iter().copied(), color.stroke_width(4)))?;
             }
         }
         Ok(())
@@ -167,6 +152,8 @@ pub fn bars(axes: &Axes, groups: &[&str], series: &[Bars]) -> Result<Option<Stri
         return Ok(None);
     };
     let air = 0.09 * (high - low).max(1e-6);
+    // Shares and scores need more digits than percentages.
+    let digits = if high.max(-low) <= 2.0 { 2 } else { 1 };
     let low = if low < 0.0 { low - air } else { low };
     let y = Scale::new((low, high + air), 6, false);
     let legend: Vec<_> = drawn.iter().map(|b| (b.name.as_str(), b.color)).collect();
@@ -188,7 +175,7 @@ pub fn bars(axes: &Axes, groups: &[&str], series: &[Bars]) -> Result<Option<Stri
                     let above = if value < 0.0 { VPos::Top } else { VPos::Bottom };
                     let style = text(FONT * 0.88, INK).pos(Pos::new(HPos::Center, above));
                     let middle = (left + width / 2.0, value);
-                    chart.draw_series([Text::new(format!("{value:.1}"), middle, style)])?;
+                    chart.draw_series([Text::new(format!("{value:.digits$}"), middle, style)])?;
                 }
             }
         }
@@ -229,13 +216,9 @@ pub fn interval_chart(
         values.clone().any(|v| is_drawable(v.mean))
     };
     let drawn: Vec<&Intervals> = series.iter().filter(|s| shown(s)).collect();
-    let values = drawn
-        .iter()
-        .flat_map(|s| s.values.iter().take(groups.len()).flatten());
+    let values = drawn.iter().flat_map(|s| s.values.iter().take(groups.len()).flatten());
     let ends = values.flat_map(|v| [v.mean, v.low, v.high].into_iter().chain(v.samples.clone()));
-    let ends = ends
-        .chain(axes.include.iter().copied())
-        .chain(axes.reference);
+    let ends = ends.chain(axes.include.iter().copied()).chain(axes.reference);
     let (false, Some(range)) = (drawn.is_empty(), extent(ends)) else {
         return Ok(None);
     };
@@ -305,10 +288,7 @@ impl Axes<'_> {
 
 fn text(size: f64, color: RGBColor) -> TextStyle<'static> {
     // The backend divides by this factor, so that a size is the height of a line.
-    TextStyle {
-        color: color.to_backend_color(),
-        ..("sans-serif", size * 1.24).into_font().into()
-    }
+    TextStyle { color: color.to_backend_color(), ..("sans-serif", size * 1.24).into_font().into() }
 }
 
 /// An SVG with the legend in rows of its own above what `plot` draws; one series needs no legend.

@@ -87,10 +87,7 @@ impl Quantity {
                 Value::Step(value) => s.lines.over_steps(value),
                 Value::Epoch(value) => s.lines.over_epochs(|e| value(e, s.layer)),
             };
-            Line {
-                noisy: self.noisy,
-                ..Line::new(s.name, s.color.unwrap_or(self.color), points)
-            }
+            Line { noisy: self.noisy, ..Line::new(s.name, s.color.unwrap_or(self.color), points) }
         };
         let axes = Axes {
             x: match self.value {
@@ -119,27 +116,17 @@ pub fn figures(quantities: &[Quantity], series: &[Series]) -> Result<Vec<Figure<
 /// The plots of what only one method records (entropy of the teacher, say), by name.
 pub fn extras<'a>(series: &[Series<'a>]) -> Result<Vec<Figure<'a>>> {
     let epochs = series.iter().flat_map(|s| &s.lines.epochs);
-    let names: BTreeSet<&'a str> = epochs
-        .flat_map(|e| e.extra.keys().map(String::as_str))
-        .collect();
+    let names: BTreeSet<&'a str> =
+        epochs.flat_map(|e| e.extra.keys().map(String::as_str)).collect();
     let figure = |(i, name): (usize, &'a str)| {
         let line = |s: &Series| {
             let points = s.lines.over_epochs(|e| e.extra.get(name).copied());
             let color = s.color.unwrap_or(PALETTE[(i + 3) % PALETTE.len()]);
             Line::new(s.name, color, points)
         };
-        let axes = Axes {
-            x: "epoch",
-            y: name,
-            ..Default::default()
-        };
+        let axes = Axes { x: "epoch", y: name, ..Default::default() };
         let lines: Vec<Line> = series.iter().map(line).collect();
-        Ok(Figure {
-            title: name,
-            caption: "",
-            svg: plots::lines(&axes, &lines)?,
-            wide: false,
-        })
+        Ok(Figure { title: name, caption: "", svg: plots::lines(&axes, &lines)?, wide: false })
     };
     names.into_iter().enumerate().map(figure).collect()
 }

@@ -10,12 +10,10 @@ pub fn is_drawable(value: f64) -> bool {
 
 /// The least and the largest drawable value.
 pub fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    values
-        .filter(|v| is_drawable(*v))
-        .fold(None, |range, v| match range {
-            None => Some((v, v)),
-            Some((low, high)) => Some((f64::min(low, v), f64::max(high, v))),
-        })
+    values.filter(|v| is_drawable(*v)).fold(None, |range, v| match range {
+        None => Some((v, v)),
+        Some((low, high)) => Some((f64::min(low, v), f64::max(high, v))),
+    })
 }
 
 /// The range with some air at both ends; a single value gets air around it, and zero stands at the
@@ -51,12 +49,7 @@ impl Scale {
             .unwrap_or(10.0 * power);
         let step = if whole { step.max(1.0) } else { step };
         let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
-        Self {
-            low,
-            high,
-            ticks: (first..=last).map(|i| i as f64 * step).collect(),
-            step,
-        }
+        Self { low, high, ticks: (first..=last).map(|i| i as f64 * step).collect(), step }
     }
 
     /// The number at a tick: as many digits as tell it from its neighbors.
@@ -65,11 +58,7 @@ impl Scale {
         let decimals = |step: f64| (-step.log10() - 1e-9).ceil().clamp(0.0, 9.0) as usize;
         // Zero comes out of a product with a sign, or not quite, now and then.
         if value.abs() < 1e-6 * self.step {
-            return format!(
-                "{:.*}",
-                if tiny(size) { 0 } else { decimals(self.step) },
-                0.0
-            );
+            return format!("{:.*}", if tiny(size) { 0 } else { decimals(self.step) }, 0.0);
         }
         if tiny(size) || size >= 1e7 {
             // One exponent for all ticks.

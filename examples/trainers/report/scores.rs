@@ -91,9 +91,7 @@ pub fn table<'a>(title: &'a str, layer: Option<usize>, rows: &[Scores]) -> Table
         ("images/s", |s| Some(format!("{:.0}", s.images_per_s?))),
         ("training s", |s| Some(format!("{:.0}", s.seconds?))),
     ];
-    let shown = columns
-        .iter()
-        .filter(|(_, value)| rows.iter().any(|row| value(row).is_some()));
+    let shown = columns.iter().filter(|(_, value)| rows.iter().any(|row| value(row).is_some()));
     let mut header = vec![String::new()];
     let mut cells: Vec<Vec<String>> = rows.iter().map(|row| vec![row.name.clone()]).collect();
     for (name, value) in shown {
@@ -102,11 +100,7 @@ pub fn table<'a>(title: &'a str, layer: Option<usize>, rows: &[Scores]) -> Table
             cells.push(value(row).unwrap_or_else(|| "–".to_string()));
         }
     }
-    Table {
-        title,
-        header,
-        rows: cells,
-    }
+    Table { title, header, rows: cells }
 }
 
 /// How to read the table.

@@ -58,7 +58,5 @@ pub fn smoothed(points: &[Point]) -> Option<Vec<Point>> {
 
 /// The pieces between gaps.
 pub fn pieces(points: &[Point]) -> impl Iterator<Item = &[Point]> {
-    points
-        .split(|p| !(is_drawable(p.0) && is_drawable(p.1)))
-        .filter(|piece| !piece.is_empty())
+    points.split(|p| !(is_drawable(p.0) && is_drawable(p.1))).filter(|piece| !piece.is_empty())
 }

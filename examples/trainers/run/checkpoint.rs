@@ -78,10 +78,8 @@ pub fn save(
         ("settings".to_string(), serde_json::to_string(settings)?),
         encoder::metadata(card)?,
     ]);
-    let bytes = safetensors::serialize(
-        tensors.iter().map(|(name, t)| (name.as_str(), t)),
-        Some(metadata),
-    )?;
+    let bytes =
+        safetensors::serialize(tensors.iter().map(|(name, t)| (name.as_str(), t)), Some(metadata))?;
     file::write(path, &bytes)
 }
 
@@ -99,10 +97,7 @@ pub fn restore(path: &Path, state: &mut State, settings: &Settings) -> Result<us
             value.with_context(|| format!("not a checkpoint: the header has no {name}"))
         };
         let version = field("version")?;
-        ensure!(
-            version == VERSION,
-            "expected a checkpoint of version {VERSION}, got {version}"
-        );
+        ensure!(version == VERSION, "expected a checkpoint of version {VERSION}, got {version}");
         let saved: Value = serde_json::from_str(field("settings")?)?;
         let differences = Settings::differences(&saved, &serde_json::to_value(settings)?);
         ensure!(
@@ -140,10 +135,7 @@ pub fn restore(path: &Path, state: &mut State, settings: &Settings) -> Result<us
         let name = name.strip_prefix("optimizer/")?;
         Some((name.to_string(), t.clone()))
     });
-    state
-        .optimizer
-        .restore(&moments.collect())
-        .with_context(restored)?;
+    state.optimizer.restore(&moments.collect()).with_context(restored)?;
     for (name, var) in &vars {
         var.set(&tensors[name].to_device(var.device())?)?;
     }

@@ -41,9 +41,7 @@ impl Run {
             self.end_epoch(encoder, figures)?;
         }
         let stop = self.interrupt.asked() && self.step < self.steps;
-        let due = self
-            .checkpoint_every
-            .is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
+        let due = self.checkpoint_every.is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         if epoch_ends || due || stop {
             let (settings, card, step) = (&self.settings, self.card(), self.step);
             let save = |path: &Path| checkpoint::save(path, state, settings, &card, step);
@@ -67,20 +65,14 @@ impl Run {
             && (epoch.is_multiple_of(self.evaluate_every) || epoch == self.settings.epochs);
         let regularizer = self.regularizer();
         let record = match evaluated {
-            true => Epoch {
-                regularizer,
-                ..self.evaluate(encoder, speed, waiting, figures)?
-            },
+            true => Epoch { regularizer, ..self.evaluate(encoder, speed, waiting, figures)? },
             false => Epoch {
                 epoch,
                 step: self.step,
                 images_per_s: speed,
                 waiting,
                 regularizer,
-                extra: figures
-                    .into_iter()
-                    .map(|(k, v)| (k.to_string(), v))
-                    .collect(),
+                extra: figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
                 ..Default::default()
             },
         };
@@ -114,10 +106,8 @@ impl Run {
             device: &self.device,
         };
         let encode = |x: &Tensor| Ok(encoder.forward(x)?);
-        let mut extra: BTreeMap<_, _> = figures
-            .into_iter()
-            .map(|(k, v)| (k.to_string(), v))
-            .collect();
+        let mut extra: BTreeMap<_, _> =
+            figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         extra.retain(|_, v: &mut f64| v.is_finite());
         Ok(Epoch {
             epoch: self.step / self.epoch_steps,

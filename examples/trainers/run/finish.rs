@@ -57,10 +57,7 @@ pub struct Outcome {
 impl Outcome {
     /// The equivariance score of a block, counted from 1.
     pub fn score(&self, block: usize) -> Option<f64> {
-        self.equivariance
-            .get(block.checked_sub(1)?)
-            .copied()
-            .flatten()
+        self.equivariance.get(block.checked_sub(1)?).copied().flatten()
     }
 }
 
@@ -252,14 +249,10 @@ fn check_losses(outcome: &Outcome, method: Method) -> Result<()> {
         Method::Dino => lowest,
         Method::MocoV3 | Method::BarlowTwins => last,
     };
-    for (name, first, then) in [
-        ("base method's loss", first.invariance, base.invariance),
-        ("loss", first.loss, base.loss),
-    ] {
-        ensure!(
-            then < 0.97 * first,
-            "the {name} did not fall by 3 %: {first:.4}, then {then:.4}"
-        );
+    for (name, first, then) in
+        [("base method's loss", first.invariance, base.invariance), ("loss", first.loss, base.loss)]
+    {
+        ensure!(then < 0.97 * first, "the {name} did not fall by 3 %: {first:.4}, then {then:.4}");
     }
     if let (Some(first), Some(last)) = (first.equivariance, last.equivariance) {
         ensure!(

@@ -20,11 +20,7 @@ pub struct Log {
 impl Log {
     /// Of the run in `folder`; nothing is touched yet.
     pub fn new(folder: &Path) -> Self {
-        Self {
-            path: folder.join("metrics.jsonl"),
-            file: None,
-            records: Vec::new(),
-        }
+        Self { path: folder.join("metrics.jsonl"), file: None, records: Vec::new() }
     }
 
     pub fn records(&self) -> &[Record] {

@@ -8,7 +8,7 @@
 //!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors
 //!   result.json             the last measurements
 //!   report.html             curves and figures
-//!   compare.html            with --compare: this run beside lambda0/ and baseline/
+//!   compare.html            with --compare, this run beside lambda0/ and baseline/
 //! ```
 
 pub mod checkpoint;
@@ -22,7 +22,6 @@ mod saved;
 mod step;
 pub mod variants;
 
-pub(crate) use open::images;
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -32,6 +31,7 @@ use std::{
 use candle_core::{Device, Tensor};
 use ser_reg::Partition;
 
+pub(crate) use open::images;
 pub use step::{Batch, Losses, Term};
 
 use self::{checkpoint::State, epoch::scores, interrupt::Interrupt, log::Log, saved::Saved};
@@ -51,13 +51,8 @@ const PROBE_EVERY: usize = 32;
 const PROBE_FIRST: usize = 8;
 
 /// The files of a run besides its configuration, its metrics and its checkpoint.
-const OUTPUTS: [&str; 5] = [
-    "encoder.safetensors",
-    "result.json",
-    "evaluation.json",
-    "report.html",
-    "compare.html",
-];
+const OUTPUTS: [&str; 5] =
+    ["encoder.safetensors", "result.json", "evaluation.json", "report.html", "compare.html"];
 
 pub struct Run {
     pub settings: Settings,

@@ -54,9 +54,7 @@ impl Run {
             None => None,
             Some(path) => {
                 let (weights, card) = encoder::read(path, &device)?;
-                vit = card
-                    .fitted(vit)
-                    .with_context(|| format!("--init {}", path.display()))?;
+                vit = card.fitted(vit).with_context(|| format!("--init {}", path.display()))?;
                 Some(weights)
             }
         };
@@ -70,10 +68,7 @@ impl Run {
         let steps = settings.epochs.checked_mul(epoch_steps);
         // Schedules and file formats count in exact floating-point numbers.
         let steps = steps.filter(|&steps| steps < 1 << 50).with_context(|| {
-            format!(
-                "--epochs: expected fewer than 2^50 steps, got {} epochs",
-                settings.epochs
-            )
+            format!("--epochs: expected fewer than 2^50 steps, got {} epochs", settings.epochs)
         })?;
         let schedules = settings.schedules(steps)?;
         let balance = Balance::new(&settings.ser, &vit)?;
@@ -189,10 +184,8 @@ impl Run {
     /// is resumed without its metrics.
     fn clear(&self) -> Result<()> {
         let outputs = OUTPUTS.map(|name| self.folder.join(name));
-        let mut paths: Vec<PathBuf> = Saved::files(&self.folder)
-            .into_iter()
-            .chain(outputs)
-            .collect();
+        let mut paths: Vec<PathBuf> =
+            Saved::files(&self.folder).into_iter().chain(outputs).collect();
         for entry in std::fs::read_dir(&self.folder)? {
             let path = entry?.path();
             if file::is_unfinished(&path) {
@@ -208,7 +201,7 @@ impl Run {
 }
 
 /// The images of a run, and how its crops are made from them.
-pub fn images(settings: &Settings) -> Result<(Data, Augment)> {
+pub(crate) fn images(settings: &Settings) -> Result<(Data, Augment)> {
     let wanted = match settings.preset {
         Preset::FashionTiny => Wanted::default(),
         Preset::ImagenetVitS16 => Wanted::streamed(224),

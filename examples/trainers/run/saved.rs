@@ -93,10 +93,9 @@ impl Saved {
             false => self.newest,
         };
         match step {
-            Some(step) => format!(
-                "The last good checkpoint is of step {step}: {}",
-                self.path.display()
-            ),
+            Some(step) => {
+                format!("The last good checkpoint is of step {step}: {}", self.path.display())
+            }
             None => "There is no good checkpoint yet".to_string(),
         }
     }
@@ -133,11 +132,7 @@ mod tests {
         saved.vouch().unwrap();
         write(&mut saved, 4).unwrap();
         assert!(saved.last_good().contains("step 2"));
-        assert_eq!(
-            held(&saved).as_deref(),
-            Some("4"),
-            "what a kill would leave"
-        );
+        assert_eq!(held(&saved).as_deref(), Some("4"), "what a kill would leave");
         saved.roll_back().unwrap();
         assert_eq!(held(&saved).as_deref(), Some("2"));
         // Two in doubt: the one before both stays.

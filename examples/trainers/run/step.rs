@@ -42,9 +42,7 @@ impl Batch {
 
     /// Momentum of the key or teacher encoder.
     pub fn momentum(&self) -> Result<f64> {
-        self.now
-            .momentum
-            .context("expected a method with a momentum encoder")
+        self.now.momentum.context("expected a method with a momentum encoder")
     }
 
     /// Features of both crops, as [`views::encode`].
@@ -76,11 +74,7 @@ pub struct Term {
 
 impl From<SerOutput> for Term {
     fn from(out: SerOutput) -> Self {
-        Self {
-            loss: out.loss,
-            unweighted: out.unweighted,
-            accuracy: out.accuracy,
-        }
+        Self { loss: out.loss, unweighted: out.unweighted, accuracy: out.accuracy }
     }
 }
 
@@ -89,11 +83,7 @@ impl Term {
     pub fn and_outputs<T, K>(
         out: RegularizerOutput<T, K>,
     ) -> (Option<Self>, Option<[T; 2]>, Option<[K; 2]>) {
-        let term = Self {
-            loss: out.loss,
-            unweighted: out.unweighted,
-            accuracy: out.accuracy,
-        };
+        let term = Self { loss: out.loss, unweighted: out.unweighted, accuracy: out.accuracy };
         (Some(term), Some(out.outputs), Some(out.key_outputs))
     }
 }
@@ -116,15 +106,7 @@ pub struct Losses<'a> {
 
 impl Losses<'_> {
     pub fn new(base: Tensor, ser: Option<Term>) -> Self {
-        Self {
-            base,
-            ser,
-            keys: None,
-            addon: None,
-            frozen: None,
-            follow: None,
-            figures: Vec::new(),
-        }
+        Self { base, ser, keys: None, addon: None, frozen: None, follow: None, figures: Vec::new() }
     }
 }
 
@@ -141,8 +123,7 @@ impl Run {
             if self.data.skipped.iter().any(|(known, _)| *known == path) {
                 continue;
             }
-            self.progress
-                .say(&format!("skipped {}: {reason}", path.display()));
+            self.progress.say(&format!("skipped {}: {reason}", path.display()));
             self.data.skipped.push((path, reason));
         }
         let crops = [batch.first, batch.second];
@@ -218,15 +199,10 @@ impl Run {
         if let Some(prefix) = losses.frozen {
             freeze(&named, &mut grads, prefix)?;
         }
-        let update = state
-            .optimizer
-            .step(&grads, seen.learning_rate, seen.weight_decay);
+        let update = state.optimizer.step(&grads, seen.learning_rate, seen.weight_decay);
         update.with_context(|| self.position())?;
         if let Some(m) = losses.follow {
-            let momentum = state
-                .momentum
-                .as_ref()
-                .context("expected momentum weights")?;
+            let momentum = state.momentum.as_ref().context("expected momentum weights")?;
             momentum.follow(&state.online, m)?;
         }
         self.end_step(seen, figures, encoder, state)
@@ -241,9 +217,7 @@ impl Run {
         state: &State,
     ) -> Result<()> {
         let start = Instant::now();
-        let measured = self
-            .balance
-            .measure(self.step, base, &term.unweighted, &state.online)?;
+        let measured = self.balance.measure(self.step, base, &term.unweighted, &state.online)?;
         ser.set_lambda(self.balance.lambda()?)?;
         self.progress.leave_out(start.elapsed());
         if let Some(measured) = measured {

@@ -1,6 +1,6 @@
 //! What `--compare` adds to a run: the baseline and lambda = 0, trained with the same options, and a page of all three.
 
-use std::process::Command;
+use std::{ffi::OsString, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -12,10 +12,8 @@ use crate::{
 };
 
 /// The variants: their folders below the run's, and their options.
-pub const VARIANTS: [(&str, &[&str]); 2] = [
-    ("lambda0", &["--lambda", "0"]),
-    ("baseline", &["--baseline"]),
-];
+pub const VARIANTS: [(&str, &[&str]); 2] =
+    [("lambda0", &["--lambda", "0"]), ("baseline", &["--baseline"])];
 
 /// Whether `--compare` can train its variants with these options.
 pub fn check(settings: &Settings, args: &Args) -> Result<()> {
@@ -27,14 +25,8 @@ pub fn check(settings: &Settings, args: &Args) -> Result<()> {
         mode == "ser",
         "--compare: expected a SER run, without --baseline and with lambda above 0, got mode {mode}"
     );
-    let lambda0 = Args {
-        lambda: Some(0.0),
-        ..args.clone()
-    };
-    let baseline = Args {
-        baseline: true,
-        ..args.clone()
-    };
+    let lambda0 = Args { lambda: Some(0.0), ..args.clone() };
+    let baseline = Args { baseline: true, ..args.clone() };
     for (variant, (name, _)) in [lambda0, baseline].iter().zip(VARIANTS) {
         Settings::new(settings.method, variant)
             .with_context(|| format!("--compare: these options do not fit the variant {name}"))?;
@@ -46,7 +38,8 @@ impl Run {
     /// Trains the baseline and lambda = 0 by this program with the same options, each in a folder of its own below the run's.
     pub(super) fn train_variants(&self) -> Result<()> {
         let program = std::env::current_exe()?;
-        let given = || std::env::args_os().skip(1).filter(|arg| arg != "--compare");
+        let left_out = |arg: &OsString| arg == "--compare" || arg == "--brief";
+        let given = || std::env::args_os().skip(1).filter(|arg| !left_out(arg));
         for (name, options) in VARIANTS {
             let folder = self.folder.join(name);
             let stopped = || -> ! {
@@ -62,17 +55,14 @@ impl Run {
             let status = Command::new(&program)
                 .args(given())
                 .args(options)
-                .arg("--out")
+                .args(["--brief", "--out"])
                 .arg(&folder)
                 .status()
                 .with_context(|| format!("cannot start {}", program.display()))?;
             match status.code() {
                 Some(0) => {}
                 Some(130) => stopped(),
-                _ => bail!(
-                    "--compare: the run in {} failed, {status}",
-                    folder.display()
-                ),
+                _ => bail!("--compare: the run in {} failed, {status}", folder.display()),
             }
         }
         Ok(())
@@ -82,10 +72,8 @@ impl Run {
     pub(super) fn write_comparison(&self) -> Result<()> {
         let names = VARIANTS.map(|(name, _)| self.folder.join(name));
         let folders = [&names[1], &names[0], &self.folder];
-        let mut runs = folders
-            .map(|folder| Folder::read(folder))
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
+        let mut runs =
+            folders.map(|folder| Folder::read(folder)).into_iter().collect::<Result<Vec<_>>>()?;
         for run in &mut runs {
             run.name = run.settings.label();
         }

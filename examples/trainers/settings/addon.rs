@@ -63,12 +63,6 @@ impl Addon {
             (AddonName::Stl, false) => (1.0, 512, 128),
             (AddonName::Care, _) => (0.01, 0, 0),
         };
-        Self {
-            name,
-            layer: preset.depth(),
-            lambda,
-            hidden,
-            out,
-        }
+        Self { name, layer: preset.depth(), lambda, hidden, out }
     }
 }

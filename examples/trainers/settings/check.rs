@@ -9,11 +9,7 @@ use crate::addon;
 impl Settings {
     pub(super) fn check(&self) -> Result<()> {
         ensure!(self.epochs > 0, "--epochs: expected at least 1, got 0");
-        ensure!(
-            self.batch_size >= 2,
-            "--batch-size: expected at least 2, got {}",
-            self.batch_size
-        );
+        ensure!(self.batch_size >= 2, "--batch-size: expected at least 2, got {}", self.batch_size);
         ensure!(
             self.crop_min > 0.0 && self.crop_min <= 1.0,
             "--crop-min: expected a fraction above 0, at most 1, got {}",
@@ -49,11 +45,7 @@ impl Settings {
         ViewSampler::new(TokenGrid::square(1)?, self.ser.views).context("the views")?;
         SerLoss::new(self.ser.loss).context("the regularizer")?;
         if let Some(balance) = &self.ser.balance {
-            balance.check(if self.baseline {
-                0.0
-            } else {
-                self.ser.loss.lambda
-            })?;
+            balance.check(if self.baseline { 0.0 } else { self.ser.loss.lambda })?;
         }
         // A path that cannot be written into the configuration is refused before any file is touched.
         serde_json::to_value(self).context("expected UTF-8 paths in --data and --init")?;

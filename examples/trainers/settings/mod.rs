@@ -100,30 +100,12 @@ pub struct Ser {
 }
 
 impl Ser {
-    /// The same settings with another λ.
-    pub fn with_lambda(&self, lambda: f64) -> Self {
-        let loss = SerConfig {
-            lambda,
-            ..self.loss
-        };
-        Self {
-            loss,
-            ..self.clone()
-        }
-    }
-
     /// The regularizer of an encoder: views, tap, head and loss.
     pub fn regularizer(&self, vit: &VitConfig, vb: VarBuilder) -> Result<Regularizer> {
-        let layout = Layout {
-            prefix: vit.prefix(self.layer),
-            ..Layout::default()
-        };
+        let layout = Layout { prefix: vit.prefix(self.layer), ..Layout::default() };
         let sampler = ViewSampler::new(TokenGrid::square(vit.grid())?, self.views)?;
         let head = Projector::new(vit.dim, self.head, vb)?;
-        let loss = SerLoss::new(SerConfig {
-            layout,
-            ..self.loss
-        })?;
+        let loss = SerLoss::new(SerConfig { layout, ..self.loss })?;
         let layer = format!("block{}", self.layer);
         Ok(Regularizer::from_parts(layer, sampler, Some(head), loss))
     }
@@ -309,10 +291,7 @@ impl Settings {
                 ..VitConfig::s16(layer, early_cls)?
             },
         };
-        Ok(VitConfig {
-            drop_path: self.drop_path,
-            ..config
-        })
+        Ok(VitConfig { drop_path: self.drop_path, ..config })
     }
 
     /// The schedules over `steps` steps.

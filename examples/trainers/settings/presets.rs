@@ -9,20 +9,14 @@ use crate::method::{barlow, dino::DinoHead, moco};
 fn nt_xent(lambda: f64, temperature: f64) -> SerConfig {
     SerConfig {
         lambda,
-        objective: Objective::NtXent(Contrastive {
-            temperature,
-            ..Contrastive::default()
-        }),
+        objective: Objective::NtXent(Contrastive { temperature, ..Contrastive::default() }),
         ..SerConfig::default()
     }
 }
 
 /// `views` with an overlap of a tenth at least, so that crops from the command line leave tokens to compare.
 fn overlapping(views: ViewConfig) -> ViewConfig {
-    ViewConfig {
-        min_overlap: 0.1,
-        ..views
-    }
+    ViewConfig { min_overlap: 0.1, ..views }
 }
 
 impl Settings {
@@ -46,10 +40,9 @@ impl Settings {
             },
             drop_path: 0.0,
             base: match method {
-                Method::MocoV3 => Base::MocoV3(MocoV3 {
-                    temperature: 0.2,
-                    widths: moco::Widths::SMALL,
-                }),
+                Method::MocoV3 => {
+                    Base::MocoV3(MocoV3 { temperature: 0.2, widths: moco::Widths::SMALL })
+                }
                 Method::Dino => Base::Dino(Dino {
                     mlp: DinoHead::small(64),
                     prototypes: 256,
@@ -72,11 +65,7 @@ impl Settings {
                 layer: 2,
                 ratio: 0.125,
                 loss: nt_xent(1.0, 0.3),
-                head: ProjectorConfig {
-                    hidden: 128,
-                    out: 128,
-                    ..Default::default()
-                },
+                head: ProjectorConfig { hidden: 128, out: 128, ..Default::default() },
                 views: overlapping(ViewConfig::default()),
                 balance: None,
             },
@@ -125,10 +114,9 @@ impl Settings {
             },
             drop_path: if method == Method::Dino { 0.1 } else { 0.0 },
             base: match method {
-                Method::MocoV3 => Base::MocoV3(MocoV3 {
-                    temperature: 0.2,
-                    widths: moco::Widths::PAPER,
-                }),
+                Method::MocoV3 => {
+                    Base::MocoV3(MocoV3 { temperature: 0.2, widths: moco::Widths::PAPER })
+                }
                 Method::Dino => Base::Dino(Dino {
                     mlp: DinoHead::paper(384),
                     prototypes: 65536,

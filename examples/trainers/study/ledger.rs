@@ -51,14 +51,10 @@ pub fn mend(path: &Path) -> Result<()> {
     }
     let cannot = || format!("cannot mend {}", path.display());
     let bytes = std::fs::read(path).with_context(cannot)?;
-    let whole = bytes
-        .iter()
-        .rposition(|&b| b == b'\n')
-        .map_or(0, |at| at + 1);
+    let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
     if whole < bytes.len() {
         let file = OpenOptions::new().write(true).open(path);
-        file.and_then(|f| f.set_len(whole as u64))
-            .with_context(cannot)?;
+        file.and_then(|f| f.set_len(whole as u64)).with_context(cannot)?;
     }
     Ok(())
 }
@@ -69,11 +65,7 @@ pub fn append(path: &Path, entry: &Entry) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(cannot)?;
     }
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(cannot)?;
+    let mut file = OpenOptions::new().create(true).append(true).open(path).with_context(cannot)?;
     // One write, so that a line is there whole or cut off at the end.
     let line = serde_json::to_string(entry)? + "\n";
     file.write_all(line.as_bytes()).with_context(cannot)

@@ -40,21 +40,12 @@ impl Cell {
 }
 
 /// Groups of cells that vary one thing.
-pub const SWEEPS: [&str; 7] = [
-    "layer",
-    "lambda",
-    "temperature",
-    "fraction",
-    "group",
-    "filter",
-    "addons",
-];
+pub const SWEEPS: [&str; 7] =
+    ["layer", "lambda", "temperature", "fraction", "group", "filter", "addons"];
 
 /// Add-ons whose layer is varied: variants at the final layer, and at block 1 of 4, as deep as block 3 of 12.
-pub const DECOUPLED: [[&str; 2]; 2] = [
-    ["EquiMod final", "EquiMod layer 1"],
-    ["AugSelf final", "AugSelf layer 1"],
-];
+pub const DECOUPLED: [[&str; 2]; 2] =
+    [["EquiMod final", "EquiMod layer 1"], ["AugSelf final", "AugSelf layer 1"]];
 
 /// The variant that a sweep departs from, and that its runs are paired with. Filters matter where something is resampled.
 pub fn reference(group: &str) -> &'static str {
@@ -68,25 +59,9 @@ pub fn reference(group: &str) -> &'static str {
 /// Every cell. The preset's own configuration, `SER`, stands in `methods` only; the sweeps are read beside it.
 pub fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
-    for (method, seeds) in [
-        (Method::MocoV3, 5),
-        (Method::Dino, 3),
-        (Method::BarlowTwins, 3),
-    ] {
-        cells.push(Cell::new(
-            "methods",
-            method,
-            "baseline",
-            &["--baseline"],
-            seeds,
-        ));
-        cells.push(Cell::new(
-            "methods",
-            method,
-            "λ=0",
-            &["--lambda", "0"],
-            seeds,
-        ));
+    for (method, seeds) in [(Method::MocoV3, 5), (Method::Dino, 3), (Method::BarlowTwins, 3)] {
+        cells.push(Cell::new("methods", method, "baseline", &["--baseline"], seeds));
+        cells.push(Cell::new("methods", method, "λ=0", &["--lambda", "0"], seeds));
         cells.push(Cell::new("methods", method, "SER", &[], seeds));
     }
     let mut sweep = |group, variant: &str, options: &[&str]| {
@@ -100,11 +75,7 @@ pub fn cells() -> Vec<Cell> {
     let scales = ["--scale", "0.7,1.3", "--aspect", "0.75,1.3333"];
     let only = ["--group", "trivial"];
     sweep("group", "scales", &[&only[..], &scales].concat());
-    sweep(
-        "group",
-        "crops",
-        &[&only[..], &["--crops", "0.5,1"]].concat(),
-    );
+    sweep("group", "crops", &[&only[..], &["--crops", "0.5,1"]].concat());
     for lambda in ["0.3", "3"] {
         sweep("lambda", &format!("λ={lambda}"), &["--lambda", lambda]);
     }
@@ -128,12 +99,6 @@ pub fn cells() -> Vec<Cell> {
     }
     // Its base loss has the largest gradient of the three.
     let weaker = ["--lambda", "0.3"];
-    cells.push(Cell::new(
-        "lambda",
-        Method::BarlowTwins,
-        "λ=0.3",
-        &weaker,
-        3,
-    ));
+    cells.push(Cell::new("lambda", Method::BarlowTwins, "λ=0.3", &weaker, 3));
     cells
 }

@@ -29,11 +29,7 @@ impl Mean {
             // Beyond the table the normal quantile is close enough.
             T.get(n - 2).copied().unwrap_or(1.96) * error
         });
-        Some(Self {
-            mean,
-            half_width,
-            values: values.to_vec(),
-        })
+        Some(Self { mean, half_width, values: values.to_vec() })
     }
 
     /// Of the differences `a − b` between values of one seed.

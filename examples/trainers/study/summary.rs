@@ -168,14 +168,7 @@ const fn trend(
     pair: [&'static str; 2],
     rises: bool,
 ) -> Trend {
-    Trend {
-        claim,
-        paper,
-        method,
-        figure,
-        pair,
-        rises,
-    }
+    Trend { claim, paper, method, figure, pair, rises }
 }
 
 /// The values of one figure by seed.
@@ -186,10 +179,8 @@ fn values(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Vec<(
 }
 
 fn mean(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Option<Mean> {
-    let values: Vec<f64> = values(entries, method, variant, figure)
-        .into_iter()
-        .map(|(_, v)| v)
-        .collect();
+    let values: Vec<f64> =
+        values(entries, method, variant, figure).into_iter().map(|(_, v)| v).collect();
     Mean::of(&values)
 }
 
@@ -243,20 +234,15 @@ fn sweep(entries: &[Entry], group: &str) -> String {
         }
     }
     let swept = swept.into_iter().filter(|(_, v)| v != reference);
-    let mut pairs: Vec<_> = swept
-        .map(|(method, variant)| [method, variant, reference.to_string()])
-        .collect();
+    let mut pairs: Vec<_> =
+        swept.map(|(method, variant)| [method, variant, reference.to_string()]).collect();
     if group == "addons" {
         // What the sweep is for: one add-on, two layers.
         let method = Method::MocoV3.name();
         let layers = plan::DECOUPLED.map(|[coupled, decoupled]| [method, decoupled, coupled]);
         pairs.extend(layers.map(|pair| pair.map(str::to_string)));
     }
-    format!(
-        "\n## Sweep: {group}\n\n{}\n{}",
-        table(entries, &rows),
-        differences(entries, &pairs)
-    )
+    format!("\n## Sweep: {group}\n\n{}\n{}", table(entries, &rows), differences(entries, &pairs))
 }
 
 fn table(entries: &[Entry], rows: &[(String, String)]) -> String {
@@ -289,10 +275,7 @@ fn differences(entries: &[Entry], pairs: &[[String; 3]]) -> String {
         let mut seeds = 0;
         let mut cells = String::new();
         for (figure, _, digits) in COLUMNS {
-            let (x, y) = (
-                values(entries, method, a, figure),
-                values(entries, method, b, figure),
-            );
+            let (x, y) = (values(entries, method, a, figure), values(entries, method, b, figure));
             let difference = Mean::of_differences(&x, &y);
             seeds = seeds.max(difference.as_ref().map_or(0, |d| d.values.len()));
             cells += &difference.map_or(" – |".to_string(), |d| {
@@ -311,14 +294,8 @@ fn trends(entries: &[Entry]) -> String {
     let mut text =
         "| trend | paper | ours | seeds | verdict |\n|---|---|---|---|---|\n".to_string();
     for t in TRENDS {
-        let [a, b] = t
-            .pair
-            .map(|variant| values(entries, t.method, variant, t.figure));
-        let digits = if t.figure.starts_with("equivariance") {
-            3
-        } else {
-            1
-        };
+        let [a, b] = t.pair.map(|variant| values(entries, t.method, variant, t.figure));
+        let digits = if t.figure.starts_with("equivariance") { 3 } else { 1 };
         let (ours, seeds, verdict) = match Mean::of_differences(&a, &b) {
             None => ("–".to_string(), 0, "not run"),
             Some(d) => {
@@ -332,10 +309,7 @@ fn trends(entries: &[Entry]) -> String {
                 (d.show_signed(digits), d.values.len(), verdict)
             }
         };
-        text += &format!(
-            "| {} | {} | {ours} | {seeds} | {verdict} |\n",
-            t.claim, t.paper
-        );
+        text += &format!("| {} | {} | {ours} | {seeds} | {verdict} |\n", t.claim, t.paper);
     }
     text
 }
@@ -351,11 +325,7 @@ pub fn html(entries: &[Entry]) -> Result<String> {
     );
     let mut charts = Vec::new();
     for (figure, heading, _) in COLUMNS {
-        let unit = if figure == "equivariance" {
-            "1 is exact"
-        } else {
-            "%"
-        };
+        let unit = if figure == "equivariance" { "1 is exact" } else { "%" };
         let y = format!("{heading}, {unit}");
         let series: Vec<Intervals> = variants
             .iter()
@@ -369,20 +339,12 @@ pub fn html(entries: &[Entry]) -> Result<String> {
                     .collect(),
             })
             .collect();
-        let axes = Axes {
-            y: &y,
-            ..Axes::default()
-        };
+        let axes = Axes { y: &y, ..Axes::default() };
         charts.push((heading, plots::interval_chart(&axes, &methods, &series)?));
     }
     let figures: Vec<Figure> = charts
         .into_iter()
-        .map(|(title, svg)| Figure {
-            title,
-            caption: "",
-            svg,
-            wide: false,
-        })
+        .map(|(title, svg)| Figure { title, caption: "", svg, wide: false })
         .collect();
     page.figures(&figures);
     Ok(page.html())

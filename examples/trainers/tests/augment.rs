@@ -33,10 +33,7 @@ fn memory(n: usize, channels: usize) -> Source {
 fn whole(side: usize, channels: usize) -> Augment {
     Augment {
         side,
-        crop: CropRanges {
-            area: (1.0, 1.0),
-            aspect: (1.0, 1.0),
-        },
+        crop: CropRanges { area: (1.0, 1.0), aspect: (1.0, 1.0) },
         flip: 0.0,
         interpolation: Interpolation::Bilinear,
         views: [Photometric::default(), Photometric::default()],
@@ -45,15 +42,7 @@ fn whole(side: usize, channels: usize) -> Augment {
 }
 
 fn config(batch: usize, steps: usize) -> LoaderConfig {
-    LoaderConfig {
-        batch,
-        shared: 0,
-        seed: 5,
-        first_step: 0,
-        steps,
-        workers: 1,
-        prefetch: 2,
-    }
+    LoaderConfig { batch, shared: 0, seed: 5, first_step: 0, steps, workers: 1, prefetch: 2 }
 }
 
 /// Both views of each batch that is left, and the images they show.
@@ -89,33 +78,19 @@ fn views(augment: &Augment, images: &Images, shared: bool, seed: u64) -> [Vec<f3
 #[track_caller]
 fn assert_near(a: &[f32], b: &[f32], tolerance: f32) {
     assert_eq!(a.len(), b.len());
-    let gap = a
-        .iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
-    assert!(
-        gap <= tolerance,
-        "expected a gap of {tolerance} at most, got {gap}"
-    );
+    let gap = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(gap <= tolerance, "expected a gap of {tolerance} at most, got {gap}");
 }
 
 #[test]
 fn a_view_of_the_whole_picture_is_the_picture() {
     let images = pictures(1, 2);
-    let same = Augment {
-        statistics: images.statistics(),
-        ..whole(12, 2)
-    };
+    let same = Augment { statistics: images.statistics(), ..whole(12, 2) };
     let plain = values(&same.plain(&images, 0..1, &CPU).unwrap());
     assert_near(&views(&same, &images, false, 1)[0], &plain, 1e-5);
     // Mirrored: each row of twelve pixels backwards.
     let mirrored = Augment { flip: 1.0, ..same };
-    let backwards: Vec<f32> = plain
-        .chunks(12)
-        .flat_map(|row| row.iter().rev())
-        .copied()
-        .collect();
+    let backwards: Vec<f32> = plain.chunks(12).flat_map(|row| row.iter().rev()).copied().collect();
     assert_near(&views(&mirrored, &images, false, 1)[1], &backwards, 1e-5);
 }
 
@@ -138,10 +113,7 @@ fn shared_views_have_one_crop() {
 #[test]
 fn windows_fit_and_have_the_asked_area_and_aspect() {
     let rng = &mut StdRng::seed_from_u64(1);
-    let ranges = CropRanges {
-        area: (0.2, 0.5),
-        aspect: (0.75, 4.0 / 3.0),
-    };
+    let ranges = CropRanges { area: (0.2, 0.5), aspect: (0.75, 4.0 / 3.0) };
     let mut tops = 0;
     for _ in 0..500 {
         let w = ranges.draw((300, 400), rng);
@@ -159,10 +131,7 @@ fn windows_fit_and_have_the_asked_area_and_aspect() {
         ((1, 1), (0, 0, 1, 1)),
         ((1, 400), (0, 199, 1, 1)),
     ] {
-        let large = CropRanges {
-            area: (0.9, 1.0),
-            ..ranges
-        };
+        let large = CropRanges { area: (0.9, 1.0), ..ranges };
         let w = large.draw(size, rng);
         assert_eq!((w.top, w.left, w.height, w.width), expected, "{size:?}");
     }
@@ -210,51 +179,23 @@ fn luma([r, g, b]: [f32; 3]) -> f32 {
 
 #[test]
 fn factors_act_about_black_about_the_mean_and_about_gray() {
-    let always = Photometric {
-        jitter: 1.0,
-        ..Default::default()
-    };
-    let (before, after) = changed(
-        &Photometric {
-            brightness: (1.3, 1.3),
-            ..always.clone()
-        },
-        10,
-        3,
-    );
+    let always = Photometric { jitter: 1.0, ..Default::default() };
+    let (before, after) = changed(&Photometric { brightness: (1.3, 1.3), ..always.clone() }, 10, 3);
     let expected: Vec<f32> = before.iter().map(|p| (1.3 * p).min(1.0)).collect();
     assert_near(&after, &expected, 1e-6);
 
-    let (before, after) = changed(
-        &Photometric {
-            contrast: (0.5, 0.5),
-            ..always.clone()
-        },
-        10,
-        3,
-    );
+    let (before, after) = changed(&Photometric { contrast: (0.5, 0.5), ..always.clone() }, 10, 3);
     let gray = each_pixel(&before, |p| [luma(p); 3]);
     let mean = gray.iter().sum::<f32>() / gray.len() as f32;
     let expected: Vec<f32> = before.iter().map(|p| mean + 0.5 * (p - mean)).collect();
     assert_near(&after, &expected, 1e-5);
 
-    let (before, after) = changed(
-        &Photometric {
-            saturation: (1.8, 1.8),
-            ..always.clone()
-        },
-        10,
-        3,
-    );
-    let expected = each_pixel(&before, |p| {
-        p.map(|c| (luma(p) + 1.8 * (c - luma(p))).clamp(0.0, 1.0))
-    });
+    let (before, after) = changed(&Photometric { saturation: (1.8, 1.8), ..always.clone() }, 10, 3);
+    let expected =
+        each_pixel(&before, |p| p.map(|c| (luma(p) + 1.8 * (c - luma(p))).clamp(0.0, 1.0)));
     assert_near(&after, &expected, 1e-6);
 
-    let grayscale = Photometric {
-        grayscale: 1.0,
-        ..Default::default()
-    };
+    let grayscale = Photometric { grayscale: 1.0, ..Default::default() };
     let (before, after) = changed(&grayscale, 10, 3);
     assert_near(&after, &each_pixel(&before, |p| [luma(p); 3]), 1e-6);
 }
@@ -289,20 +230,12 @@ fn hue_turned([r, g, b]: [f32; 3], turn: f32) -> [f32; 3] {
 #[test]
 fn hue_turns_as_the_slow_twin_does() {
     for turn in [-0.5, -0.31, -0.1, 0.05, 1.0 / 3.0, 0.5] {
-        let photometric = Photometric {
-            jitter: 1.0,
-            hue: (turn, turn),
-            ..Default::default()
-        };
+        let photometric = Photometric { jitter: 1.0, hue: (turn, turn), ..Default::default() };
         let (before, after) = changed(&photometric, 16, 3);
         assert_near(&after, &each_pixel(&before, |p| hue_turned(p, turn)), 1e-5);
     }
     // A third of a turn takes red to green; gray has no hue.
-    let third = Photometric {
-        jitter: 1.0,
-        hue: (1.0 / 3.0, 1.0 / 3.0),
-        ..Default::default()
-    };
+    let third = Photometric { jitter: 1.0, hue: (1.0 / 3.0, 1.0 / 3.0), ..Default::default() };
     let mut pixel = vec![1.0, 0.0, 0.0];
     third.apply(&mut pixel, 1, &mut StdRng::seed_from_u64(1));
     assert_near(&pixel, &[0.0, 1.0, 0.0], 1e-5);
@@ -322,11 +255,7 @@ fn blur_weighs_the_neighborhood() {
     };
     // Sides smaller than the kernel are mirrored more than once.
     for side in [11usize, 3] {
-        let photometric = Photometric {
-            blur: 1.0,
-            sigma: (1.2, 1.2),
-            ..Default::default()
-        };
+        let photometric = Photometric { blur: 1.0, sigma: (1.2, 1.2), ..Default::default() };
         let (before, after) = changed(&photometric, side, 2);
         let weight = |k: isize| (-0.5 * (k as f32 / 1.2).powi(2)).exp();
         let mut expected = Vec::new();
@@ -351,15 +280,9 @@ fn blur_weighs_the_neighborhood() {
 
 #[test]
 fn solarization_inverts_what_is_bright() {
-    let photometric = Photometric {
-        solarize: 1.0,
-        ..Default::default()
-    };
+    let photometric = Photometric { solarize: 1.0, ..Default::default() };
     let (before, after) = changed(&photometric, 9, 1);
-    let expected: Vec<f32> = before
-        .iter()
-        .map(|&p| if p >= 0.5 { 1.0 - p } else { p })
-        .collect();
+    let expected: Vec<f32> = before.iter().map(|&p| if p >= 0.5 { 1.0 - p } else { p }).collect();
     assert_near(&after, &expected, 0.0);
 }
 
@@ -396,18 +319,9 @@ fn recipes_are_written_down_and_checked() {
     };
     for (message, parts) in [
         (bad(|r| r.crop.area = (0.0, 1.0)), "positive ranges"),
-        (
-            bad(|r| r.crop.area = (0.5, 1.5)),
-            "area: expected a range within 0 to 1",
-        ),
-        (
-            bad(|r| r.flip = f64::NAN),
-            "flip: expected a probability, got NaN",
-        ),
-        (
-            bad(|r| r.views[1].hue = (0.2, 0.1)),
-            "hue: expected a range",
-        ),
+        (bad(|r| r.crop.area = (0.5, 1.5)), "area: expected a range within 0 to 1"),
+        (bad(|r| r.flip = f64::NAN), "flip: expected a probability, got NaN"),
+        (bad(|r| r.views[1].hue = (0.2, 0.1)), "hue: expected a range"),
         (bad(|r| r.views[0].kernel = 8), "odd side, got 8"),
         (bad(|r| r.side = 0), "at least 1"),
         (bad(|r| r.statistics.truncate(1)), "3 channels"),
@@ -427,10 +341,7 @@ fn batches_follow_from_seed_and_step() {
         let steps = config.steps - config.first_step;
         rest(&mut Loader::new(source, augment, config).unwrap(), steps)
     };
-    let base = LoaderConfig {
-        shared: 1,
-        ..config(3, 8)
-    };
+    let base = LoaderConfig { shared: 1, ..config(3, 8) };
     let all = load(base);
     // Three whole batches make an epoch, in which no image comes twice; the next has another order.
     let mut seen: Vec<usize> = all[..3].iter().flat_map(|(i, ..)| i.clone()).collect();
@@ -438,10 +349,7 @@ fn batches_follow_from_seed_and_step() {
     seen.dedup();
     assert_eq!(seen.len(), 9);
     let order = |steps: &[(Vec<usize>, Vec<f32>, Vec<f32>)]| {
-        steps
-            .iter()
-            .flat_map(|(i, ..)| i.clone())
-            .collect::<Vec<_>>()
+        steps.iter().flat_map(|(i, ..)| i.clone()).collect::<Vec<_>>()
     };
     assert_ne!(order(&all[..3]), order(&all[3..6]));
 
@@ -458,12 +366,8 @@ fn batches_follow_from_seed_and_step() {
     let seeded = other(|c| c.seed = 6);
     assert!(seeded.iter().zip(&all).all(|(a, b)| a.1 != b.1));
     // One image, two steps: other views of it.
-    let mut one = Loader::new(
-        memory(1, 1),
-        Augment::small(12, vec![(0.5, 0.25)]),
-        config(1, 2),
-    )
-    .unwrap();
+    let mut one =
+        Loader::new(memory(1, 1), Augment::small(12, vec![(0.5, 0.25)]), config(1, 2)).unwrap();
     let steps = rest(&mut one, 2);
     assert_ne!(steps[0].1, steps[1].1);
     // The images that share a crop are the last, and no other image changes.
@@ -483,20 +387,11 @@ fn settings_that_cannot_work_are_refused() {
         format!("{:#}", loader.err().expect("should be refused"))
     };
     let too_large = refused(config(5, 1));
-    assert!(
-        too_large.contains("1 to 4 images") && too_large.contains("got 5"),
-        "{too_large}"
-    );
+    assert!(too_large.contains("1 to 4 images") && too_large.contains("got 5"), "{too_large}");
     assert!(refused(config(0, 1)).contains("got 0"));
-    let shared = LoaderConfig {
-        shared: 3,
-        ..config(2, 1)
-    };
+    let shared = LoaderConfig { shared: 3, ..config(2, 1) };
     assert!(refused(shared).contains("at most 2"));
-    let idle = LoaderConfig {
-        workers: 0,
-        ..config(2, 1)
-    };
+    let idle = LoaderConfig { workers: 0, ..config(2, 1) };
     assert!(refused(idle).contains("worker"));
     let mut loader = Loader::new(memory(4, 1), whole(12, 1), config(2, 1)).unwrap();
     loader.next(&CPU).unwrap();
@@ -511,12 +406,8 @@ fn settings_that_cannot_work_are_refused() {
 fn parameters_say_what_was_drawn() {
     let side = 48;
     let ramp = |at: usize| (at % side * 2) as u8;
-    let images = Images {
-        pixels: (0..side * side).map(ramp).collect(),
-        labels: vec![0],
-        channels: 1,
-        side,
-    };
+    let images =
+        Images { pixels: (0..side * side).map(ramp).collect(), labels: vec![0], channels: 1, side };
     let brighter = Photometric {
         jitter: 0.5,
         brightness: (0.5, 1.5),
@@ -525,10 +416,7 @@ fn parameters_say_what_was_drawn() {
         ..Photometric::default()
     };
     let augment = Augment {
-        crop: CropRanges {
-            area: (0.3, 0.6),
-            aspect: (0.8, 1.2),
-        },
+        crop: CropRanges { area: (0.3, 0.6), aspect: (0.8, 1.2) },
         flip: 0.5,
         views: [brighter.clone(), brighter],
         ..whole(side, 1)
@@ -540,18 +428,13 @@ fn parameters_say_what_was_drawn() {
         let shaper = &mut Shaper::default();
         let out = views.each_mut().map(|v| v.as_mut_slice());
         let picture = images.picture(0);
-        let drawn = augment
-            .views(&picture, seed % 4 == 0, rng, shaper, out)
-            .unwrap();
+        let drawn = augment.views(&picture, seed % 4 == 0, rng, shaper, out).unwrap();
         for (view, drawn) in views.iter().zip(&drawn) {
             let (crop, jitter) = (drawn.crop.unwrap(), drawn.jitter.unwrap());
             let mean = view.iter().sum::<f32>() / view.len() as f32;
             let center = (crop.left + crop.width / 2.0) * side as f32 - 0.5;
             let expected = jitter.brightness * 2.0 * center / 255.0;
-            assert!(
-                (mean - expected).abs() < 0.01,
-                "{mean} {expected} {drawn:?}"
-            );
+            assert!((mean - expected).abs() < 0.01, "{mean} {expected} {drawn:?}");
             assert_eq!(view[0] > view[side - 1], drawn.flip.unwrap());
             assert_eq!(jitter.applied, jitter.brightness != 1.0);
             // Gray images have neither.
@@ -560,10 +443,7 @@ fn parameters_say_what_was_drawn() {
             mirrored += usize::from(drawn.flip.unwrap());
         }
         if seed % 4 == 0 {
-            assert_eq!(
-                (drawn[0].crop, drawn[0].flip),
-                (drawn[1].crop, drawn[1].flip)
-            );
+            assert_eq!((drawn[0].crop, drawn[0].flip), (drawn[1].crop, drawn[1].flip));
         }
     }
     assert!((20..60).contains(&mirrored), "{mirrored}");
@@ -571,45 +451,26 @@ fn parameters_say_what_was_drawn() {
 
 #[test]
 fn extras_change_nothing_else() {
-    let augment = Augment {
-        side: 12,
-        ..Augment::small(12, vec![(0.3, 0.2)])
-    };
-    let config = LoaderConfig {
-        shared: 2,
-        ..config(8, 3)
-    };
+    let augment = Augment { side: 12, ..Augment::small(12, vec![(0.3, 0.2)]) };
+    let config = LoaderConfig { shared: 2, ..config(8, 3) };
     let batches = |extras: Extras| -> Vec<(Vec<Vec<f32>>, Drawn)> {
         let loader = Loader::with_extras(memory(24, 1), augment.clone(), config, extras);
         let mut loader = loader.unwrap();
         (0..3)
             .map(|_| {
                 let batch = loader.next(&CPU).unwrap();
-                (
-                    vec![values(&batch.first), values(&batch.second)],
-                    batch.drawn,
-                )
+                (vec![values(&batch.first), values(&batch.second)], batch.drawn)
             })
             .collect()
     };
     let plain = batches(Extras::default());
     assert!(plain.iter().all(|(_, drawn)| drawn.third.is_none()));
-    assert!(
-        plain
-            .iter()
-            .all(|(_, drawn)| drawn.parameters[0].len() == 6)
-    );
+    assert!(plain.iter().all(|(_, drawn)| drawn.parameters[0].len() == 6));
 
     // A third view leaves the others as they are.
-    let small = Third::Small(SmallCrop {
-        side: 8,
-        area: (0.2, 1.0),
-    });
+    let small = Third::Small(SmallCrop { side: 8, area: (0.2, 1.0) });
     for (third, side) in [(Third::Untouched, 12), (small, 8)] {
-        let extras = Extras {
-            third: Some(third),
-            ..Extras::default()
-        };
+        let extras = Extras { third: Some(third), ..Extras::default() };
         for ((views, drawn), (expected, known)) in batches(extras).iter().zip(&plain) {
             assert!(views == expected);
             assert_eq!(drawn.parameters, known.parameters);
@@ -619,10 +480,7 @@ fn extras_change_nothing_else() {
     }
 
     // Images alike: the first of each group draws as ever, the others as it does; the posed ones are left alone.
-    let extras = Extras {
-        alike: vec![0, 0, 2, 2, 4, 4],
-        third: None,
-    };
+    let extras = Extras { alike: vec![0, 0, 2, 2, 4, 4], third: None };
     for ((views, drawn), (expected, known)) in batches(extras).iter().zip(&plain) {
         for view in 0..2 {
             let (drawn, known) = (&drawn.parameters[view], &known.parameters[view]);
@@ -632,18 +490,12 @@ fn extras_change_nothing_else() {
             assert_ne!(known[0], known[1]);
             let picture = |i: usize| i * 144..(i + 1) * 144;
             for i in [0, 2, 4, 6, 7] {
-                assert!(
-                    views[view][picture(i)] == expected[view][picture(i)],
-                    "image {i}"
-                );
+                assert!(views[view][picture(i)] == expected[view][picture(i)], "image {i}");
             }
             assert!(views[view][picture(1)] != expected[view][picture(1)]);
         }
     }
-    let beyond = Extras {
-        alike: vec![0; 7],
-        third: None,
-    };
+    let beyond = Extras { alike: vec![0; 7], third: None };
     let error = Loader::with_extras(memory(24, 1), augment.clone(), config, beyond).err();
     assert!(error.unwrap().to_string().contains("at most 6 images"));
 }
@@ -652,22 +504,9 @@ fn extras_change_nothing_else() {
 #[test]
 fn a_crop_is_carried_to_another_size() {
     use ser_reg_trainers::{augment::Crop, data::Window};
-    let crop = Crop {
-        window: Window {
-            top: 3,
-            left: 0,
-            height: 6,
-            width: 12,
-        },
-        flip: true,
-    };
+    let crop = Crop { window: Window { top: 3, left: 0, height: 6, width: 12 }, flip: true };
     let carried = crop.carried((12, 12), (24, 36)).window;
-    let Window {
-        top,
-        left,
-        height,
-        width,
-    } = carried;
+    let Window { top, left, height, width } = carried;
     assert_eq!([top, left, height, width], [6, 0, 12, 36]);
     // A pixel at least, whatever the size.
     let carried = crop.carried((12, 12), (1, 1)).window;
@@ -695,9 +534,7 @@ fn generated(count: usize, size: (u32, u32), extensions: &[&str]) -> TempDir {
             }
         });
         let extension = extensions[i % extensions.len()];
-        picture
-            .save(class.join(format!("{i:04}.{extension}")))
-            .unwrap();
+        picture.save(class.join(format!("{i:04}.{extension}"))).unwrap();
     }
     dir
 }
@@ -716,16 +553,8 @@ fn a_folder_is_streamed_whatever_some_of_its_files_hold() {
     fs::write(&damaged[1], "text").unwrap();
     fs::remove_file(&damaged[2]).unwrap();
     let load = |workers: usize, first_step: usize| {
-        let config = LoaderConfig {
-            workers,
-            first_step,
-            shared: 2,
-            ..config(6, 12)
-        };
-        let augment = Augment {
-            side: 20,
-            ..Augment::imagenet(0.2)
-        };
+        let config = LoaderConfig { workers, first_step, shared: 2, ..config(6, 12) };
+        let augment = Augment { side: 20, ..Augment::imagenet(0.2) };
         Loader::new(train.clone(), augment, config).unwrap()
     };
     let mut loader = load(2, 0);
@@ -736,10 +565,7 @@ fn a_folder_is_streamed_whatever_some_of_its_files_hold() {
         assert_eq!(batch.first.dims(), [6, 3, 20, 20]);
         // Nothing damaged is shown, nothing twice.
         let mut indices = batch.indices.clone();
-        assert!(
-            indices.iter().all(|i| ![2, 3, 11].contains(i)),
-            "{indices:?}"
-        );
+        assert!(indices.iter().all(|i| ![2, 3, 11].contains(i)), "{indices:?}");
         indices.sort_unstable();
         indices.dedup();
         assert_eq!(indices.len(), 6);
@@ -752,11 +578,7 @@ fn a_folder_is_streamed_whatever_some_of_its_files_hold() {
     let mut expected = damaged.to_vec();
     expected.sort();
     assert_eq!(names, expected);
-    assert!(
-        (6..=9).contains(&loader.replaced()),
-        "{}",
-        loader.replaced()
-    );
+    assert!((6..=9).contains(&loader.replaced()), "{}", loader.replaced());
     assert!(loader.waiting().as_nanos() > 0);
     assert_eq!(rest(&mut load(1, 0), 12), batches);
     assert_eq!(rest(&mut load(1, 5), 7), batches[5..]);
@@ -771,10 +593,7 @@ fn nothing_is_fatal_as_long_as_one_picture_can_be_read() {
         fs::write(train.path(i), "text").unwrap();
     }
     // All of them in one batch: the one that can be read stands in for all.
-    let augment = || Augment {
-        side: 8,
-        ..Augment::imagenet(0.5)
-    };
+    let augment = || Augment { side: 8, ..Augment::imagenet(0.5) };
     let all = train.len();
     let mut loader = Loader::new(train.clone(), augment(), config(all, 3)).unwrap();
     let batch = loader.next(&CPU).unwrap();
@@ -811,17 +630,11 @@ fn speed() {
         (config.steps - 1) as f64 * config.batch as f64 / clock.elapsed().as_secs_f64()
     };
     let small = Augment::small(28, train.bank.statistics());
-    println!(
-        "28 px, one worker: {:.0} images/s",
-        run(&train.train, &small, config(64, 1000))
-    );
+    println!("28 px, one worker: {:.0} images/s", run(&train.train, &small, config(64, 1000)));
     let dir = generated(300, (400, 300), &["jpg"]);
     let large = source(dir.path());
     for workers in [1, 2] {
-        let config = LoaderConfig {
-            workers,
-            ..config(32, 12)
-        };
+        let config = LoaderConfig { workers, ..config(32, 12) };
         println!(
             "224 px, {workers} workers: {:.0} images/s",
             run(&large, &Augment::imagenet(0.08), config)

@@ -5,7 +5,7 @@ use clap::Parser;
 use ser_reg::loss::Negatives;
 use ser_reg_trainers::{
     cli::Args,
-    cost::{self, Cost, predicted},
+    cost::{self, Cost, Keys, predicted},
     data::Images,
     method::{Head, dino::DinoHead, moco},
     settings::{Base, Method, Settings},
@@ -22,11 +22,7 @@ fn settings(method: Method, more: &[&str]) -> Settings {
 
 fn counted(method: Method, more: &[&str]) -> (Settings, VitConfig, Cost) {
     let settings = settings(method, more);
-    let images = Images {
-        channels: 1,
-        side: 28,
-        ..Default::default()
-    };
+    let images = Images { channels: 1, side: 28, ..Default::default() };
     let vit = settings.vit(&images).unwrap();
     let cost = predicted(&settings, &vit).unwrap().unwrap();
     (settings, vit, cost)
@@ -44,11 +40,7 @@ fn matrices(named: &[(String, Var)], prefix: &str) -> f64 {
 /// Each token takes one multiply–add for each weight of a linear map; scores and mixing take `2·n²·d`.
 #[test]
 fn an_encoder_counts_as_its_weights_do() {
-    let images = Images {
-        channels: 2,
-        side: 12,
-        ..Default::default()
-    };
+    let images = Images { channels: 2, side: 12, ..Default::default() };
     for (layer, early_cls) in [(1, false), (3, false), (4, false), (2, true)] {
         let config = VitConfig {
             mlp_ratio: 3,
@@ -72,10 +64,7 @@ fn an_encoder_counts_as_its_weights_do() {
             assert_eq!(cost::forward(&config, block), expected, "{config:?}");
         }
         // Without the map of the last block, one token alone gives a query.
-        let short = VitConfig {
-            last_map: false,
-            ..config.clone()
-        };
+        let short = VitConfig { last_map: false, ..config.clone() };
         let saved = cost::forward(&config, 4) - cost::forward(&short, 4);
         let rest = (16. * 16. * 2. + 2. * 16. * 48.) * 9. + 2. * 10. * 9. * 16.;
         assert_eq!(saved, if config.cls_after == 4 { 0.0 } else { rest });
@@ -85,10 +74,7 @@ fn an_encoder_counts_as_its_weights_do() {
 /// ViT-S/16 has "4.6 GFLOPs" in papers, which count a multiply–add as one.
 #[test]
 fn the_small_transformer_of_the_paper() {
-    let config = VitConfig {
-        last_map: true,
-        ..VitConfig::s16(3, true).unwrap()
-    };
+    let config = VitConfig { last_map: true, ..VitConfig::s16(3, true).unwrap() };
     let giga = cost::forward(&config, 12) / 1e9;
     assert!((giga - 4.6).abs() < 0.01, "{giga}");
 }
@@ -130,13 +116,14 @@ fn heads_count_as_their_weights_do() {
 fn the_parts_of_the_regularizer() {
     let tokens = 8. * 49.;
     for (method, maps, products) in [
-        (Method::MocoV3, 8.0, 5.0),
-        (Method::Dino, 8.0, 5.0),
-        (Method::BarlowTwins, 6.0, 6.0),
+        (Method::MocoV3, 8.0, 10.0),
+        (Method::Dino, 8.0, 10.0),
+        // One encoder made both maps: the symmetric engine takes 4/3 of one direction.
+        (Method::BarlowTwins, 6.0, 8.0),
     ] {
         let (_, vit, cost) = counted(method, &[]);
         assert_eq!(cost.ser_head, maps * tokens * (64. * 128. + 128. * 128.));
-        assert_eq!(cost.contrast, 2. * products * tokens * tokens * 128.);
+        assert_eq!(cost.contrast, products * tokens * tokens * 128.);
         // Rotations and flips only move values, and the views also serve the base method.
         assert_eq!((cost.alignment, cost.views, cost.ser_encoder), (0., 0., 0.));
 
@@ -146,11 +133,7 @@ fn the_parts_of_the_regularizer() {
 
         // Bicubic: four values in either axis. Keys with a gradient are carried back too.
         let (.., scaled) = counted(method, &["--scale", "0.7,1.3"]);
-        let directions = if method == Method::BarlowTwins {
-            4.
-        } else {
-            2.
-        };
+        let directions = if method == Method::BarlowTwins { 4. } else { 2. };
         assert_eq!(scaled.alignment, directions * tokens * 128. * 8.);
         assert_eq!(scaled.views, 2. * 8. * 784. * 8.);
         let (.., turned) = counted(method, &["--rotation", "-30,30", "--filter", "bilinear"]);
@@ -161,24 +144,28 @@ fn the_parts_of_the_regularizer() {
 }
 
 #[test]
-fn products_of_one_direction() {
-    for (negatives, momentum, expected) in [
+fn products_of_both_directions() {
+    for (negatives, keys, expected) in [
         // Cosines with anchors and keys, the anchors' gradient from both, the anchors' gradient as candidates.
-        (Negatives::BothViews, true, 2. + 2. + 1.),
-        (Negatives::BothViews, false, 2. + 2. + 2.),
-        (Negatives::OtherView, true, 1. + 1.),
-        (Negatives::OtherView, false, 1. + 1. + 1.),
+        (Negatives::BothViews, Keys::Momentum, 2. * (2. + 2. + 1.)),
+        (Negatives::BothViews, Keys::Trained, 2. * (2. + 2. + 2.)),
+        (Negatives::OtherView, Keys::Momentum, 2. * (1. + 1.)),
+        (Negatives::OtherView, Keys::Trained, 2. * (1. + 1. + 1.)),
+        // Of the (2M)² cosines one triangle is made twice, and multiplied for rows and for columns.
+        (Negatives::BothViews, Keys::TrainedAndPermuted, 2. * 2. + 2. * 2.),
+        (Negatives::OtherView, Keys::TrainedAndPermuted, 1. + 1. + 1. + 1.),
     ] {
-        assert_eq!(cost::products(negatives, momentum), expected);
+        assert_eq!(cost::products(negatives, keys), expected, "{keys:?}");
     }
+    // Scales are no permutation of tokens.
+    let tokens = 8. * 49.;
+    let (.., scaled) = counted(Method::BarlowTwins, &["--scale", "0.7,1.3"]);
+    assert_eq!(scaled.contrast, 12. * tokens * tokens * 128.);
 }
 
 #[test]
 fn the_overhead_is_the_ratio_of_both_sums() {
-    let (.., cost) = counted(
-        Method::MocoV3,
-        &["--ser-images", "own", "--scale", "0.7,1.3"],
-    );
+    let (.., cost) = counted(Method::MocoV3, &["--ser-images", "own", "--scale", "0.7,1.3"]);
     let added = cost.ser_encoder + cost.ser_head + cost.alignment + cost.views + cost.contrast;
     assert!(cost.alignment > 0.0 && cost.views > 0.0);
     let expected = (cost.encoder + cost.heads + added) / (cost.encoder + cost.heads);

@@ -34,10 +34,7 @@ fn folder(files: &[(&str, Vec<u8>)]) -> TempDir {
 fn ten() -> (Vec<u8>, Vec<u8>) {
     let pixels: Vec<u8> = (0..40).collect();
     let labels: Vec<u8> = (0..10).collect();
-    (
-        idx(0x0803, &[10, 2, 2], &pixels),
-        idx(0x0801, &[10], &labels),
-    )
+    (idx(0x0803, &[10, 2, 2], &pixels), idx(0x0801, &[10], &labels))
 }
 
 fn error(path: &Path) -> String {
@@ -68,14 +65,11 @@ fn embedded_pictures_are_divided_by_index() {
 #[test]
 fn idx_is_read_plain_and_gzipped() {
     let (images, labels) = ten();
-    for (images, labels, suffix) in [
-        (images.clone(), labels.clone(), ""),
-        (gzip(&images), gzip(&labels), ".gz"),
-    ] {
-        let names = [
-            format!("t10k-images-idx3-ubyte{suffix}"),
-            format!("t10k-labels-idx1-ubyte{suffix}"),
-        ];
+    for (images, labels, suffix) in
+        [(images.clone(), labels.clone(), ""), (gzip(&images), gzip(&labels), ".gz")]
+    {
+        let names =
+            [format!("t10k-images-idx3-ubyte{suffix}"), format!("t10k-labels-idx1-ubyte{suffix}")];
         let dir = folder(&[(&names[0], images), (&names[1], labels)]);
         for path in [dir.path().to_path_buf(), dir.path().join(&names[0])] {
             let data = data::load(&path, &Wanted::default()).unwrap();
@@ -125,14 +119,8 @@ fn damaged_idx_is_refused_with_what_was_expected() {
         error(dir.path())
     };
     let truncated = "expected 40 bytes after it, got 36";
-    assert_says(
-        &refused(&images[..52], &labels),
-        &["t10k-images", truncated],
-    );
-    assert_says(
-        &refused(&images[..6], &labels),
-        &["truncated", "header", "6 bytes"],
-    );
+    assert_says(&refused(&images[..52], &labels), &["t10k-images", truncated]);
+    assert_says(&refused(&images[..6], &labels), &["truncated", "header", "6 bytes"]);
     assert_says(&refused(&[], &labels), &["truncated", "0 bytes"]);
     assert_says(&refused(&zipped[..zipped.len() / 2], &labels), &["gzip"]);
     assert_says(
@@ -141,38 +129,18 @@ fn damaged_idx_is_refused_with_what_was_expected() {
     );
     assert_says(
         &refused(&images, &idx(0x0802, &[10, 1], &[0; 10])),
-        &[
-            "t10k-labels",
-            "unknown layout of labels",
-            "0x00000801",
-            "0x00000802",
-        ],
+        &["t10k-labels", "unknown layout of labels", "0x00000801", "0x00000802"],
     );
-    assert_says(
-        &refused(&images, &idx(0x0801, &[9], &[0; 9])),
-        &["expected 10 labels", "got 9"],
-    );
-    assert_says(
-        &refused(&idx(0x0803, &[u32::MAX; 3], &[0; 8]), &labels),
-        &["too many", "got 8"],
-    );
-    assert_says(
-        &refused(&idx(0x0803, &[2, 2, 3], &[0; 12]), &labels),
-        &["square", "2x3"],
-    );
+    assert_says(&refused(&images, &idx(0x0801, &[9], &[0; 9])), &["expected 10 labels", "got 9"]);
+    assert_says(&refused(&idx(0x0803, &[u32::MAX; 3], &[0; 8]), &labels), &["too many", "got 8"]);
+    assert_says(&refused(&idx(0x0803, &[2, 2, 3], &[0; 12]), &labels), &["square", "2x3"]);
 }
 
 #[test]
 fn missing_files_are_named() {
     let dir = folder(&[]);
-    assert_says(
-        &error(&dir.path().join("nowhere")),
-        &["nowhere", "no such file"],
-    );
-    assert_says(
-        &error(dir.path()),
-        &["idx3-ubyte", "CIFAR-10", "sub-folders"],
-    );
+    assert_says(&error(&dir.path().join("nowhere")), &["nowhere", "no such file"]);
+    assert_says(&error(dir.path()), &["idx3-ubyte", "CIFAR-10", "sub-folders"]);
     let (images, _) = ten();
     let dir = folder(&[("t10k-images-idx3-ubyte", images.clone())]);
     assert_says(&error(dir.path()), &["t10k-labels-idx1-ubyte", "neither"]);
@@ -213,10 +181,7 @@ fn damaged_cifar_is_refused() {
     let truncated = folder(&[("data_batch_1.bin", whole[..9000].to_vec())]);
     assert_says(&error(truncated.path()), &["truncated", "1 + 3072", "9000"]);
     let hundred = folder(&[("train_batch.bin", vec![0; 2 * 3074])]);
-    assert_says(
-        &error(hundred.path()),
-        &["unknown label layout", "CIFAR-100"],
-    );
+    assert_says(&error(hundred.path()), &["unknown label layout", "CIFAR-100"]);
     let labels = folder(&[("data_batch_1.bin", cifar(8, 5))]);
     assert_says(&error(labels.path()), &["0 to 9", "got 10 in record 2"]);
     let empty = folder(&[("data_batch_1.bin", vec![])]);
@@ -335,22 +300,14 @@ fn damaged_class_folders_are_refused() {
     let damaged = folder(&[("a/1.png", ok()), ("b/1.png", ok()[..30].to_vec())]);
     assert_says(
         &error(damaged.path()),
-        &[
-            "at least two classes",
-            "got 1",
-            "b/1.png",
-            "truncated or damaged",
-        ],
+        &["at least two classes", "got 1", "b/1.png", "truncated or damaged"],
     );
     let all = folder(&[("a/1.png", vec![]), ("b/1.png", vec![])]);
     assert_says(&error(all.path()), &["none of 2", "a/1.png"]);
     let empty = folder(&[("a/1.png", ok()), ("b/notes.txt", vec![])]);
     assert_says(&error(empty.path()), &["got 1", "b: expected PNG or JPEG"]);
     let single = folder(&[("a/1.png", ok())]);
-    assert_says(
-        &error(single.path()),
-        &["at least two sub-folders", "got 1"],
-    );
+    assert_says(&error(single.path()), &["at least two sub-folders", "got 1"]);
     let few = folder(&[("a/1.png", ok()), ("b/1.png", ok())]);
     assert_says(&error(few.path()), &["one test image", "got 2 and 0"]);
     let (images, _) = ten();
@@ -402,18 +359,10 @@ fn train_and_val_are_an_official_split() {
         assert_eq!((data.bank.get(9)[0], data.test.get(0)[0]), (2, 9));
         assert_says(&data.note, &["official split", "10 training and 5 test"]);
     }
-    let unknown = [
-        ("train/a", [1; 3]),
-        ("train/b", [2; 3]),
-        ("val/cat", [9; 3]),
-    ];
+    let unknown = [("train/a", [1; 3]), ("train/b", [2; 3]), ("val/cat", [9; 3])];
     assert_says(
         &error(written(&five(&unknown)).path()),
-        &[
-            "val/cat",
-            "expected one of the 2 classes of train",
-            "got cat",
-        ],
+        &["val/cat", "expected one of the 2 classes of train", "got cat"],
     );
     // Two classes that happen to be called so.
     let data = data::load(
@@ -428,19 +377,12 @@ fn a_folder_can_stay_in_its_files() {
     let mut files = five(&[("a", [1; 3]), ("b", [2; 3])]);
     files[1].1.truncate(20);
     let dir = written(&files);
-    let wanted = Wanted {
-        bank_limit: 4,
-        test_limit: 1,
-        ..Wanted::streamed(24)
-    };
+    let wanted = Wanted { bank_limit: 4, test_limit: 1, ..Wanted::streamed(24) };
     let data = data::load(dir.path(), &wanted).unwrap();
     // Every file is one to train on until it is found damaged.
     assert_eq!(data.train.len(), 8);
     assert_eq!(data.train.labels(), [0, 0, 0, 0, 1, 1, 1, 1]);
-    assert_eq!(
-        (data.bank.side, data.test.side, data.test.len()),
-        (24, 24, 1)
-    );
+    assert_eq!((data.bank.side, data.test.side, data.test.len()), (24, 24, 1));
     // At even distances: files 0, 2, 4 and 6.
     assert_eq!(data.bank.labels, [0, 0, 1, 1]);
     assert_eq!(data.train.picture(0).unwrap().size(), (9, 12));
@@ -453,9 +395,7 @@ fn a_folder_can_stay_in_its_files() {
 fn pictures_of_any_depth_and_size_are_read() {
     let encode = |picture: image::DynamicImage| {
         let mut bytes = std::io::Cursor::new(Vec::new());
-        picture
-            .write_to(&mut bytes, image::ImageFormat::Png)
-            .unwrap();
+        picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
         bytes.into_inner()
     };
     let gray = image::GrayImage::from_pixel(5, 7, image::Luma([90]));
@@ -501,9 +441,6 @@ fn evaluation_may_want_other_pictures_than_training() {
     assert!((mean(small) - mean(large)).abs() < 1.0);
 
     let some = as_they_are.take(100, 10);
-    assert_eq!(
-        (some.train.len(), some.bank.len(), some.test.len()),
-        (100, 100, 10)
-    );
+    assert_eq!((some.train.len(), some.bank.len(), some.test.len()), (100, 100, 10));
     assert!(matches!(&some.train, Source::Memory(train) if Arc::ptr_eq(train, &some.bank)));
 }

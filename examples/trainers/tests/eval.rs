@@ -33,11 +33,7 @@ const CPU: Device = Device::Cpu;
 /// Images of 12x12 in three classes: a bright bar at the top, in the middle, at the bottom.
 fn bars(n: usize, channels: usize, seed: u64) -> Images {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut images = Images {
-        channels,
-        side: 12,
-        ..Default::default()
-    };
+    let mut images = Images { channels, side: 12, ..Default::default() };
     for i in 0..n {
         let class = i % 3;
         for _ in 0..channels {
@@ -66,19 +62,11 @@ fn blobs(side: usize, channels: usize, index: usize) -> Picture {
             pixels.push((if inside { 0.7 } else { 0.15 }) + stripes);
         }
     }
-    Picture {
-        pixels,
-        channels,
-        side,
-    }
+    Picture { pixels, channels, side }
 }
 
 fn card(images: &Images) -> Card {
-    let vit = VitConfig {
-        dim: 16,
-        depth: 3,
-        ..VitConfig::small(images, 2, false).unwrap()
-    };
+    let vit = VitConfig { dim: 16, depth: 3, ..VitConfig::small(images, 2, false).unwrap() };
     Card {
         vit,
         statistics: images.statistics(),
@@ -107,17 +95,12 @@ fn values(x: &Tensor) -> Vec<f32> {
 
 fn random(rows: usize, cols: usize, seed: u64) -> Tensor {
     let mut rng = StdRng::seed_from_u64(seed);
-    let values: Vec<f32> = (0..rows * cols)
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f32> = (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, (rows, cols), &CPU).unwrap()
 }
 
 fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     pool.install(f)
 }
 
@@ -162,9 +145,7 @@ fn the_probe_finds_the_optimum_that_newton_finds() {
     let mut theta = DVector::<f64>::zeros(size);
     let probabilities = |theta: &DVector<f64>, i: usize| {
         let x = sample(i);
-        let logits: Vec<f64> = (0..k)
-            .map(|c| theta.rows(c * (d + 1), d + 1).dot(&x))
-            .collect();
+        let logits: Vec<f64> = (0..k).map(|c| theta.rows(c * (d + 1), d + 1).dot(&x)).collect();
         let total: f64 = logits.iter().map(|l| l.exp()).sum();
         logits.iter().map(|l| l.exp() / total).collect::<Vec<f64>>()
     };
@@ -217,10 +198,7 @@ fn minimize_finds_the_minimum_of_a_narrow_valley() {
         Some((0.5 * (1e3 * a * a + 0.1 * b * b), vec![1e3 * a, 0.1 * b]))
     };
     let x = probe::minimize(vec![0.0, 0.0], f);
-    assert!(
-        (x[0] - 3.0).abs() < 1e-3 && (x[1] + 1.0).abs() < 1e-2,
-        "{x:?}"
-    );
+    assert!((x[0] - 3.0).abs() < 1e-3 && (x[1] + 1.0).abs() < 1e-2, "{x:?}");
     // What cannot be evaluated ends the search where it is.
     assert_eq!(probe::minimize(vec![1.0], |_| None), [1.0]);
 }
@@ -377,20 +355,14 @@ fn corruptions_follow_from_the_seed() {
     use rayon::prelude::*;
     let run = |threads: usize, seed: u64| -> Vec<Picture> {
         with_threads(threads, || {
-            let all: Vec<_> = Corruption::ALL
-                .iter()
-                .flat_map(|c| (0..4).map(move |i| (c, i)))
-                .collect();
+            let all: Vec<_> =
+                Corruption::ALL.iter().flat_map(|c| (0..4).map(move |i| (c, i))).collect();
             let corrupt = |&(c, i): &(&Corruption, usize)| c.of(&blobs(28, 1, i), 3, seed, i);
             all.par_iter().map(corrupt).collect()
         })
     };
     assert_eq!(run(1, 0), run(3, 0));
-    let differ = run(1, 0)
-        .iter()
-        .zip(run(1, 1))
-        .filter(|(a, b)| *a != b)
-        .count();
+    let differ = run(1, 0).iter().zip(run(1, 1)).filter(|(a, b)| *a != b).count();
     // Nine of the fifteen draw something.
     assert_eq!(differ, 9 * 4);
     // One image twice, at two places of a set, is corrupted differently.
@@ -464,14 +436,10 @@ fn an_encoder_relative_to_itself_has_an_mce_and_a_flip_rate_of_a_hundred() {
     let (train, test) = (bars(60, 1, 0), bars(24, 1, 1));
     let subject = subject(&card(&train), 1);
     let twin = Subject::new("twin", weights(&subject.card, 1), &subject.card, &CPU).unwrap();
-    let features = eval::features::of(&train, &subject.card.statistics, &CPU, None, |x| {
-        subject.encode(x)
-    });
+    let features =
+        eval::features::of(&train, &subject.card.statistics, &CPU, None, |x| subject.encode(x));
     let probe = Probe::fit(&features.unwrap(), &train.labels).unwrap();
-    let classify = |subject| Classifier {
-        subject,
-        probe: &probe,
-    };
+    let classify = |subject| Classifier { subject, probe: &probe };
     let (own, other) = (classify(&subject), classify(&twin));
     let c = stability::corruptions(&own, &other, &test, 24, 0, || ()).unwrap();
     assert_eq!(c.reference, "twin");
@@ -544,12 +512,7 @@ fn sequences_pass_through_the_picture_itself() {
 // --- dense ------------------------------------------------------------------------------------------------------------
 
 fn rectangle(top: f64, left: f64, bottom: f64, right: f64) -> Box {
-    Box {
-        top,
-        left,
-        bottom,
-        right,
-    }
+    Box { top, left, bottom, right }
 }
 
 #[test]
@@ -568,21 +531,12 @@ fn mean_iou_by_hand() {
     //                 class 0: 2 of 4, class 1: 1 of 2, class 3: 0 of 1
     let (predicted, labels) = ([0, 0, 0, 1, 1], [0, 0, 3, 1, 0]);
     // Class 0: 2 in both, 4 in either; class 1: 1 and 2; class 3: 0 and 1; class 2 is not named.
-    near(
-        boxes::mean_iou(&predicted, &labels),
-        (0.5 + 0.5 + 0.0) / 3.0,
-        1e-12,
-    );
+    near(boxes::mean_iou(&predicted, &labels), (0.5 + 0.5 + 0.0) / 3.0, 1e-12);
     assert_eq!(boxes::mean_iou(&labels, &labels), 1.0);
 }
 
 fn detection(canvas: usize, class: u32, score: f32, at: Box) -> Detection {
-    Detection {
-        canvas,
-        class,
-        score,
-        at,
-    }
+    Detection { canvas, class, score, at }
 }
 
 #[test]
@@ -603,24 +557,13 @@ fn suppression_keeps_the_best_of_each_heap() {
 
 #[test]
 fn average_precision_by_hand() {
-    let (a, b) = (
-        rectangle(0.0, 0.0, 4.0, 4.0),
-        rectangle(8.0, 8.0, 12.0, 12.0),
-    );
+    let (a, b) = (rectangle(0.0, 0.0, 4.0, 4.0), rectangle(8.0, 8.0, 12.0, 12.0));
     let truth = [(0, 1, a), (0, 1, b), (1, 2, a)];
     let ap = |d: &[Detection]| boxes::mean_average_precision(d, &truth);
-    let perfect = [
-        detection(0, 1, 0.9, a),
-        detection(0, 1, 0.8, b),
-        detection(1, 2, 0.1, a),
-    ];
+    let perfect = [detection(0, 1, 0.9, a), detection(0, 1, 0.8, b), detection(1, 2, 0.1, a)];
     assert_eq!(ap(&perfect), 1.0);
     // Class 1: right, wrong (found already), right: precision 1 to recall one half, 2/3 to recall one. Class 2: nothing.
-    let partly = [
-        detection(0, 1, 0.9, a),
-        detection(0, 1, 0.8, a),
-        detection(0, 1, 0.7, b),
-    ];
+    let partly = [detection(0, 1, 0.9, a), detection(0, 1, 0.8, a), detection(0, 1, 0.7, b)];
     near(ap(&partly), (0.5 * 1.0 + 0.5 * 2.0 / 3.0) / 2.0, 1e-12);
     // The other canvas has no such box, and a class of its own has none at all.
     let wrong = [detection(1, 1, 0.9, a), detection(0, 7, 0.9, a)];
@@ -728,12 +671,7 @@ fn scenes_say_where_their_objects_are() {
             assert!(cell.iou(&object.at) > 0.0);
         }
         for object in &scene.objects {
-            let Box {
-                top,
-                left,
-                bottom,
-                right,
-            } = object.at;
+            let Box { top, left, bottom, right } = object.at;
             assert!(0.0 <= top && top < bottom && bottom <= 8.0);
             assert!(0.0 <= left && left < right && right <= 8.0);
         }
@@ -767,10 +705,7 @@ fn an_encoder_comes_back_from_its_file_or_folder() {
     let before = Subject::untrained(&card, &CPU).unwrap();
     let online = Weights::seeded(card.seed);
     let vit = Vit::new(&card.vit, online.builder(&CPU).pp("encoder")).unwrap();
-    assert_eq!(
-        values(&before.encode(&x).unwrap()),
-        values(&vit.forward(&x).unwrap())
-    );
+    assert_eq!(values(&before.encode(&x).unwrap()), values(&vit.forward(&x).unwrap()));
     assert!(!before.encode(&x).unwrap().track_op());
 }
 
@@ -800,12 +735,7 @@ fn quick() -> Options {
     Options {
         corrupted: Some(9),
         sequences: 3,
-        dense: dense::Options {
-            train: 12,
-            test: 6,
-            side: Some(24),
-            layer: None,
-        },
+        dense: dense::Options { train: 12, test: 6, side: Some(24), layer: None },
         ..Options::default()
     }
 }
@@ -838,11 +768,8 @@ fn same_json(a: &serde_json::Value, b: &serde_json::Value) {
 fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     let (train, test) = (bars(60, 1, 0), bars(21, 1, 1));
     let subject = subject(&card(&train), 1);
-    let run = |threads| {
-        with_threads(threads, || {
-            evaluate(&subject, &train, &test, &quick()).unwrap()
-        })
-    };
+    let run =
+        |threads| with_threads(threads, || evaluate(&subject, &train, &test, &quick()).unwrap());
     let report = run(1);
     assert_eq!(report, run(2));
     let json = serde_json::to_string_pretty(&report).unwrap();
@@ -855,10 +782,7 @@ fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     let rows: Vec<&str> = report.knn.iter().map(|r| r.features.as_str()).collect();
     assert_eq!(rows, names);
     // Bars are told by their pixels.
-    assert_eq!(
-        (report.probe[2].accuracy, report.knn[2].accuracy),
-        (100.0, 100.0)
-    );
+    assert_eq!((report.probe[2].accuracy, report.knn[2].accuracy), (100.0, 100.0));
     assert_eq!(report.poses.len(), 2);
     let d4 = &report.poses[0].orbits[0];
     assert_eq!((d4.name.as_str(), d4.elements.len()), ("d4", 8));
@@ -866,10 +790,7 @@ fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     assert_eq!(d4.probe.accuracy[0], report.probe[0].accuracy);
     assert_eq!(d4.knn.accuracy[0], report.knn[0].accuracy);
     let corruptions = report.corruptions.as_ref().unwrap();
-    assert_eq!(
-        (corruptions.pictures, corruptions.reference.as_str()),
-        (9, "untrained encoder")
-    );
+    assert_eq!((corruptions.pictures, corruptions.reference.as_str()), (9, "untrained encoder"));
     assert_eq!(report.perturbations.as_ref().unwrap().sequences, 3);
     let dense = report.dense.as_ref().unwrap();
     assert_eq!((dense.grid, dense.layer, dense.rows.len()), (6, 2, 3));
@@ -877,15 +798,7 @@ fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
     for row in &dense.rows {
         let c = &row.correspondence;
         assert!(
-            [
-                row.miou,
-                row.token_accuracy,
-                row.box_iou,
-                row.ap50,
-                c.pck1,
-                c.exact
-            ]
-            .map(percent)
+            [row.miou, row.token_accuracy, row.box_iou, row.ap50, c.pck1, c.exact].map(percent)
                 == [true; 6]
         );
         assert!(c.pck1 >= c.exact);
@@ -896,46 +809,24 @@ fn the_whole_is_one_json_that_reads_back_and_does_not_depend_on_threads() {
 fn only_what_is_asked_for_is_measured() {
     let (train, test) = (bars(30, 1, 0), bars(9, 1, 1));
     let subject = subject(&card(&train), 1);
-    let options = Options {
-        parts: vec![Part::Knn],
-        floors: false,
-        ..quick()
-    };
+    let options = Options { parts: vec![Part::Knn], floors: false, ..quick() };
     let bar = ProgressBar::hidden();
     let report = eval::evaluate(&subject, None, &train, &test, &options, &bar).unwrap();
     assert_eq!((report.knn.len(), report.probe.len()), (1, 0));
     assert!(report.poses.is_empty() && report.dense.is_none());
     assert!(report.corruptions.is_none() && report.perturbations.is_none());
     assert_eq!(report.reference, None);
-    let few = Options {
-        parts: vec![Part::Poses],
-        posed: Some(3),
-        floors: false,
-        ..quick()
-    };
+    let few = Options { parts: vec![Part::Poses], posed: Some(3), floors: false, ..quick() };
     let poses = evaluate(&subject, &train, &test, &few).unwrap().poses;
     assert_eq!(poses.len(), 1);
     // Of three images, accuracies are thirds.
     let thirds = |a: &f64| (3.0 * a / 100.0 - (3.0 * a / 100.0).round()).abs() < 1e-9;
-    assert!(
-        poses[0]
-            .orbits
-            .iter()
-            .all(|o| o.probe.accuracy.iter().all(thirds))
-    );
+    assert!(poses[0].orbits.iter().all(|o| o.probe.accuracy.iter().all(thirds)));
     // The bar ends where it said it would.
     assert_eq!(Some(bar.position()), bar.length());
-    for parts in Part::ALL
-        .map(|p| vec![p])
-        .into_iter()
-        .chain([Part::ALL.to_vec()])
-    {
+    for parts in Part::ALL.map(|p| vec![p]).into_iter().chain([Part::ALL.to_vec()]) {
         for floors in [true, false] {
-            let options = Options {
-                parts: parts.clone(),
-                floors,
-                ..quick()
-            };
+            let options = Options { parts: parts.clone(), floors, ..quick() };
             let bar = ProgressBar::hidden();
             eval::evaluate(&subject, None, &train, &test, &options, &bar).unwrap();
             assert_eq!(Some(bar.position()), bar.length(), "{parts:?} {floors}");
@@ -948,10 +839,7 @@ fn pictures_and_parts_that_do_not_fit_are_refused() {
     let (train, test) = (bars(30, 1, 0), bars(9, 1, 1));
     let subject = subject(&card(&train), 1);
     let error = |train: &Images, test: &Images, options: &Options| {
-        format!(
-            "{:#}",
-            evaluate(&subject, train, test, options).unwrap_err()
-        )
+        format!("{:#}", evaluate(&subject, train, test, options).unwrap_err())
     };
     let color = bars(30, 3, 0);
     let message = error(&color, &color, &quick());
@@ -966,25 +854,16 @@ fn pictures_and_parts_that_do_not_fit_are_refused() {
     let mut one = train.clone();
     one.labels.fill(4);
     assert!(error(&one, &test, &quick()).contains("at least two classes"));
-    let none = Options {
-        parts: Vec::new(),
-        ..quick()
-    };
+    let none = Options { parts: Vec::new(), ..quick() };
     assert!(error(&train, &test, &none).contains("at least one part"));
     let deep = Options {
-        dense: dense::Options {
-            layer: Some(4),
-            ..quick().dense
-        },
+        dense: dense::Options { layer: Some(4), ..quick().dense },
         parts: vec![Part::Dense],
         ..quick()
     };
     assert!(error(&train, &test, &deep).contains("one of the 3 blocks, got 4"));
     let odd = Options {
-        dense: dense::Options {
-            side: Some(30),
-            ..quick().dense
-        },
+        dense: dense::Options { side: Some(30), ..quick().dense },
         parts: vec![Part::Dense],
         ..quick()
     };

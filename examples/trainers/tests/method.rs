@@ -21,9 +21,8 @@ const BETAS: (f64, f64) = (0.9, 0.999);
 
 fn random(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     let mut rng = StdRng::seed_from_u64(seed);
-    let values: Vec<f64> = (0..shape.iter().product())
-        .map(|_| rng.random_range(-2.0..2.0))
-        .collect();
+    let values: Vec<f64> =
+        (0..shape.iter().product()).map(|_| rng.random_range(-2.0..2.0)).collect();
     let tensor = Tensor::from_vec(values, shape, &CPU).unwrap();
     tensor.to_dtype(dtype).unwrap()
 }
@@ -38,27 +37,20 @@ fn assert_close(a: &Tensor, b: &Tensor, tolerance: f64) {
     assert_eq!(a.dims(), b.dims());
     for (i, (a, b)) in values(a).into_iter().zip(values(b)).enumerate() {
         // not `>`: a NaN must fail
-        assert!(
-            (a - b).abs() <= tolerance * (1.0 + a.abs()),
-            "value {i}: {a}, {b}"
-        );
+        assert!((a - b).abs() <= tolerance * (1.0 + a.abs()), "value {i}: {a}, {b}");
     }
 }
 
 /// A matrix of more than one piece of work, a vector, and a token embedding.
 fn parameters(dtype: DType) -> Vec<(String, Var)> {
-    [
-        ("matrix", vec![300, 70]),
-        ("vector", vec![9]),
-        ("token", vec![1, 1, 5]),
-    ]
-    .into_iter()
-    .zip(0..)
-    .map(|((name, shape), seed)| {
-        let var = Var::from_tensor(&random(&shape, dtype, seed)).unwrap();
-        (name.to_string(), var)
-    })
-    .collect()
+    [("matrix", vec![300, 70]), ("vector", vec![9]), ("token", vec![1, 1, 5])]
+        .into_iter()
+        .zip(0..)
+        .map(|((name, shape), seed)| {
+            let var = Var::from_tensor(&random(&shape, dtype, seed)).unwrap();
+            (name.to_string(), var)
+        })
+        .collect()
 }
 
 /// Gradients of a function that pulls each parameter elsewhere at each step; the matrix enters transposed, so that its
@@ -69,11 +61,7 @@ fn gradients(named: &[(String, Var)], step: u64, skip: &str) -> GradStore {
         if name == skip {
             continue;
         }
-        let x = if var.rank() == 2 {
-            var.t().unwrap()
-        } else {
-            var.as_tensor().clone()
-        };
+        let x = if var.rank() == 2 { var.t().unwrap() } else { var.as_tensor().clone() };
         let pull = random(x.dims(), x.dtype(), 100 + 10 * step + i as u64);
         // A product of the parameter with itself, so that its gradient hangs on the graph.
         let term = ((&x * pull).unwrap().sin().unwrap() * &x).unwrap();
@@ -89,28 +77,17 @@ fn adamw_is_that_of_candle() {
         let (ours, theirs) = (parameters(dtype), parameters(dtype));
         let mut adamw = AdamW::new(&ours, BETAS, 1e-8).unwrap();
         // Matrices with decay, vectors without.
-        let params = |weight_decay| ParamsAdamW {
-            weight_decay,
-            ..Default::default()
-        };
+        let params = |weight_decay| ParamsAdamW { weight_decay, ..Default::default() };
         let part =
             |range: std::ops::Range<usize>| theirs[range].iter().map(|p| p.1.clone()).collect();
         let mut matrices = candle_nn::AdamW::new(part(0..1), params(0.0)).unwrap();
         let mut vectors = candle_nn::AdamW::new(part(1..3), params(0.0)).unwrap();
         for step in 0..5 {
             let (rate, decay) = (1e-2 / (step + 1) as f64, 0.05 * step as f64);
-            adamw
-                .step(&gradients(&ours, step, ""), rate, decay)
-                .unwrap();
+            adamw.step(&gradients(&ours, step, ""), rate, decay).unwrap();
             let grads = gradients(&theirs, step, "");
-            matrices.set_params(ParamsAdamW {
-                lr: rate,
-                ..params(decay)
-            });
-            vectors.set_params(ParamsAdamW {
-                lr: rate,
-                ..params(0.0)
-            });
+            matrices.set_params(ParamsAdamW { lr: rate, ..params(decay) });
+            vectors.set_params(ParamsAdamW { lr: rate, ..params(0.0) });
             matrices.step(&grads).unwrap();
             vectors.step(&grads).unwrap();
         }
@@ -138,9 +115,7 @@ fn a_restored_adamw_goes_on_bit_for_bit() {
             }
             // One parameter joins late, so that counters differ.
             let skip = if step < 2 { "vector" } else { "" };
-            adamw
-                .step(&gradients(&named, step, skip), 1e-2, 0.1)
-                .unwrap();
+            adamw.step(&gradients(&named, step, skip), 1e-2, 0.1).unwrap();
         }
         if let Some((first, state)) = saved {
             assert!(first == values(&state["matrix.first"]), "the copy changed");
@@ -162,9 +137,7 @@ fn adamw_leaves_parameters_without_gradient_alone() {
     let before = values(&named[1].1);
     let mut adamw = AdamW::new(&named, BETAS, 1e-8).unwrap();
     for step in 0..3 {
-        adamw
-            .step(&gradients(&named, step, "vector"), 1e-2, 0.1)
-            .unwrap();
+        adamw.step(&gradients(&named, step, "vector"), 1e-2, 0.1).unwrap();
     }
     assert_eq!(values(&named[1].1), before);
     let state: HashMap<_, _> = adamw.state().unwrap().into_iter().collect();
@@ -183,15 +156,9 @@ fn a_state_of_other_parameters_is_refused() {
     let named = parameters(DType::F32);
     let mut adamw = AdamW::new(&named, BETAS, 1e-8).unwrap();
     let mut state: HashMap<_, _> = adamw.state().unwrap().into_iter().collect();
-    state.insert(
-        "vector.first".into(),
-        Tensor::zeros(8, DType::F32, &CPU).unwrap(),
-    );
+    state.insert("vector.first".into(), Tensor::zeros(8, DType::F32, &CPU).unwrap());
     let error = adamw.restore(&state).unwrap_err().to_string();
-    assert!(
-        error.contains("vector.first: expected [9] of F32, got [8]"),
-        "{error}"
-    );
+    assert!(error.contains("vector.first: expected [9] of F32, got [8]"), "{error}");
     state.remove("vector.first");
     let error = adamw.restore(&state).unwrap_err().to_string();
     assert!(error.contains("expected vector.first"), "{error}");
@@ -226,9 +193,7 @@ fn clipping_shrinks_all_gradients_by_one_factor() {
     for dtype in [DType::F32, DType::F64] {
         let named = parameters(dtype);
         let mut grads = gradients(&named, 0, "vector");
-        let before: Vec<_> = [0, 2]
-            .map(|i| values(grads.get(&named[i].1).unwrap()))
-            .into();
+        let before: Vec<_> = [0, 2].map(|i| values(grads.get(&named[i].1).unwrap())).into();
         let want = norm(&named, &grads);
         // Large enough: nothing changes, to the bit.
         let got = clip(&named, &mut grads, 2.0 * want).unwrap();
@@ -252,10 +217,7 @@ fn each_gradient_may_have_the_bound_for_itself() {
     let named = parameters(DType::F32);
     let mut grads = gradients(&named, 0, "");
     let joint = norm(&named, &grads);
-    let own: Vec<f64> = named
-        .iter()
-        .map(|p| norm(std::slice::from_ref(p), &grads))
-        .collect();
+    let own: Vec<f64> = named.iter().map(|p| norm(std::slice::from_ref(p), &grads)).collect();
     let mut sorted = own.clone();
     sorted.sort_by(f64::total_cmp);
     let bound = (sorted[0] + sorted[1]) / 2.0;
@@ -311,8 +273,7 @@ fn build<M>(make: impl Fn(VarBuilder) -> candle_core::Result<M>) -> (M, Vec<Var>
     // away from the initial values, where shifts are 0 and gains 1
     for (var, seed) in vars.iter().zip(50..) {
         let noise = (random(var.dims(), DType::F64, seed) * 0.3).unwrap();
-        var.set(&(var.as_detached_tensor() + noise).unwrap())
-            .unwrap();
+        var.set(&(var.as_detached_tensor() + noise).unwrap()).unwrap();
     }
     (module, vars)
 }
@@ -323,17 +284,12 @@ fn assert_gradients(vars: &[Var], loss: impl Fn() -> candle_core::Result<Tensor>
     let grads = loss().unwrap().backward().unwrap();
     let number = || loss().unwrap().to_scalar::<f64>().unwrap();
     for (v, var) in vars.iter().enumerate() {
-        let got = values(
-            grads
-                .get(var)
-                .unwrap_or_else(|| panic!("variable {v}: none")),
-        );
+        let got = values(grads.get(var).unwrap_or_else(|| panic!("variable {v}: none")));
         let start = values(var);
         let set = |at: usize, value: f64| {
             let mut moved = start.clone();
             moved[at] = value;
-            var.set(&Tensor::from_vec(moved, var.shape(), &CPU).unwrap())
-                .unwrap();
+            var.set(&Tensor::from_vec(moved, var.shape(), &CPU).unwrap()).unwrap();
         };
         for (i, got) in got.into_iter().enumerate() {
             let h = 1e-5;
@@ -375,10 +331,9 @@ fn gradients_of_moco() {
 
 #[test]
 fn gradients_of_dino() {
-    for (config, learned_gain) in [
-        (HeadConfig::batch_norm(&[3, 5, 4]), false),
-        (HeadConfig::gelu(&[3, 5, 4]), true),
-    ] {
+    for (config, learned_gain) in
+        [(HeadConfig::batch_norm(&[3, 5, 4]), false), (HeadConfig::gelu(&[3, 5, 4]), true)]
+    {
         let (head, mut vars) = build(|vb| DinoHead::new(&config, 7, learned_gain, vb));
         let [x1, x2] = features(3);
         vars.extend([x1.clone(), x2.clone()]);
@@ -398,9 +353,7 @@ fn gradients_of_barlow_twins() {
     let (head, mut vars) = build(|vb| Head::new(&config, vb));
     let [x1, x2] = features(3);
     vars.extend([x1.clone(), x2.clone()]);
-    assert_gradients(&vars, || {
-        barlow::loss(&head.forward(&x1)?, &head.forward(&x2)?, 0.05, 0.5)
-    });
+    assert_gradients(&vars, || barlow::loss(&head.forward(&x1)?, &head.forward(&x2)?, 0.05, 0.5));
 }
 
 #[test]
@@ -409,15 +362,10 @@ fn heads_hold_what_their_configuration_says() {
         let weights = Weights::seeded(0);
         make(weights.builder(&CPU));
         let named = weights.named();
-        named
-            .into_iter()
-            .map(|(n, v)| (n, v.dims().to_vec()))
-            .collect()
+        named.into_iter().map(|(n, v)| (n, v.dims().to_vec())).collect()
     };
     let want = |list: &[(&str, &[usize])]| -> Vec<(String, Vec<usize>)> {
-        list.iter()
-            .map(|(n, d)| (n.to_string(), d.to_vec()))
-            .collect()
+        list.iter().map(|(n, d)| (n.to_string(), d.to_vec())).collect()
     };
     assert_eq!(
         shapes(&|vb| drop(moco::projector(64, Widths::SMALL, vb).unwrap())),
@@ -454,20 +402,9 @@ fn a_head_normalises_where_it_is_told() {
     let x = random(&[8, 3], DType::F32, 0);
     let mean = |x: &Tensor| x.mean(0).unwrap();
     let with = HeadConfig::batch_norm(&[3, 6, 4]).with_last_norm();
-    let y = Head::new(&with, weights.builder(&CPU).pp("a"))
-        .unwrap()
-        .forward(&x)
-        .unwrap();
-    assert_close(
-        &mean(&y),
-        &Tensor::zeros(4, DType::F32, &CPU).unwrap(),
-        1e-5,
-    );
-    assert_close(
-        &mean(&y.sqr().unwrap()),
-        &Tensor::ones(4, DType::F32, &CPU).unwrap(),
-        1e-3,
-    );
+    let y = Head::new(&with, weights.builder(&CPU).pp("a")).unwrap().forward(&x).unwrap();
+    assert_close(&mean(&y), &Tensor::zeros(4, DType::F32, &CPU).unwrap(), 1e-5);
+    assert_close(&mean(&y.sqr().unwrap()), &Tensor::ones(4, DType::F32, &CPU).unwrap(), 1e-3);
     // The last map has no activation: without a norm, doubling its weights doubles the output.
     let plain = Head::new(&HeadConfig::gelu(&[3, 6, 4]), weights.builder(&CPU).pp("b")).unwrap();
     let y = plain.forward(&x).unwrap();
@@ -516,15 +453,10 @@ fn entropies_tell_both_collapses_apart() {
 fn a_student_that_agrees_with_its_teacher_does_not_diverge() {
     let scores = [0, 1].map(|seed| random(&[5, 6], DType::F64, seed));
     let center = Tensor::zeros((1, 6), DType::F64, &CPU).unwrap();
-    let targets = scores
-        .each_ref()
-        .map(|s| dino::targets(s, &center, 0.5).unwrap());
+    let targets = scores.each_ref().map(|s| dino::targets(s, &center, 0.5).unwrap());
     let entropies = Entropies::of(&Tensor::cat(&targets, 0).unwrap()).unwrap();
     let loss = |students: &[Tensor]| -> f64 {
-        dino::loss(students, &targets, 0.5)
-            .unwrap()
-            .to_scalar()
-            .unwrap()
+        dino::loss(students, &targets, 0.5).unwrap().to_scalar().unwrap()
     };
     let [a, b] = scores.clone();
     // Each view of the student must give what the teacher gives for the other one.
@@ -536,12 +468,7 @@ fn a_student_that_agrees_with_its_teacher_does_not_diverge() {
 
 #[test]
 fn barlow_twins_is_zero_for_independent_features() {
-    let hadamard = [
-        [1f32, 1., 1.],
-        [1., -1., -1.],
-        [-1., 1., -1.],
-        [-1., -1., 1.],
-    ];
+    let hadamard = [[1f32, 1., 1.], [1., -1., -1.], [-1., 1., -1.], [-1., -1., 1.]];
     let z = Tensor::new(&hadamard, &CPU).unwrap();
     let loss = |z1: &Tensor, z2: &Tensor| -> f32 {
         barlow::loss(z1, z2, 0.1, 1.0).unwrap().to_scalar().unwrap()

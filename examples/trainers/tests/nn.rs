@@ -7,9 +7,8 @@ use ser_reg_trainers::nn::{self, BatchNorm, fused, plain};
 
 fn random(shape: &[usize], seed: u64) -> Var {
     let mut rng = StdRng::seed_from_u64(seed);
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| rng.random_range(-2.0..2.0))
-        .collect();
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|_| rng.random_range(-2.0..2.0)).collect();
     Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
 }
 
@@ -31,25 +30,12 @@ fn assert_same(
     assert!(distance(&a, &b) < tolerance, "values: {}", distance(&a, &b));
     // Weights that differ from place to place, so that no two errors cancel.
     let weights = random(a.dims(), 99);
-    let grads = |y: &Tensor| {
-        (y * weights.as_tensor())
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap()
-    };
+    let grads =
+        |y: &Tensor| (y * weights.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
     let (da, db) = (grads(&a), grads(&b));
     for (i, var) in vars.iter().enumerate() {
         let (da, db) = (da.get(var).unwrap(), db.get(var).unwrap());
-        let scale = da
-            .abs()
-            .unwrap()
-            .max_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
-            .max(1.0);
+        let scale = da.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap().max(1.0);
         let error = distance(da, db) / scale;
         assert!(error < tolerance, "gradient of argument {i}: {error}");
     }
@@ -75,11 +61,7 @@ fn gelu_is_the_plain_one() {
 
 #[test]
 fn affine_map_is_the_plain_one() {
-    let (x, weight, bias) = (
-        random(&[300, 20], 0),
-        random(&[20, 30], 1),
-        random(&[30], 2),
-    );
+    let (x, weight, bias) = (random(&[300, 20], 0), random(&[20, 30], 1), random(&[30], 2));
     assert_same(
         &[&x, &weight, &bias],
         1e-5,
@@ -112,12 +94,7 @@ fn fused_operations_read_strided_inputs() {
         || fused::layer_norm(&flipped()?, &scale, &shift, 1e-6),
         || plain::layer_norm(&flipped()?, &scale, &shift, 1e-6),
     );
-    assert_same(
-        &[&x],
-        1e-5,
-        || fused::gelu(&flipped()?),
-        || plain::gelu(&flipped()?),
-    );
+    assert_same(&[&x], 1e-5, || fused::gelu(&flipped()?), || plain::gelu(&flipped()?));
 }
 
 #[test]
@@ -132,22 +109,10 @@ fn extreme_inputs_stay_finite() {
         fused::attention(&x.reshape((1, 2, 3)).unwrap(), 1).unwrap(),
         nn::normalize(&x.zeros_like().unwrap()).unwrap(),
     ] {
-        assert!(
-            y.flatten_all()
-                .unwrap()
-                .to_vec1::<f32>()
-                .unwrap()
-                .iter()
-                .all(|v| v.is_finite())
-        );
+        assert!(y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| v.is_finite()));
     }
     let zero = Var::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
-    let grads = nn::normalize(&zero)
-        .unwrap()
-        .sum_all()
-        .unwrap()
-        .backward()
-        .unwrap();
+    let grads = nn::normalize(&zero).unwrap().sum_all().unwrap().backward().unwrap();
     let slope = grads.get(&zero).unwrap().abs().unwrap().max_all().unwrap();
     assert!(slope.to_scalar::<f32>().unwrap().is_finite());
 }
@@ -155,20 +120,10 @@ fn extreme_inputs_stay_finite() {
 #[test]
 fn wrong_shapes_are_refused() {
     let (x, three) = (random(&[2, 4], 0), random(&[3], 1));
-    let error = fused::layer_norm(&x, &three, &three, 1e-6)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("rows of 3") && error.contains("[2, 4]"),
-        "{error}"
-    );
-    let error = fused::attention(&random(&[1, 2, 10], 0), 2)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("2 heads") && error.contains("[1, 2, 10]"),
-        "{error}"
-    );
+    let error = fused::layer_norm(&x, &three, &three, 1e-6).unwrap_err().to_string();
+    assert!(error.contains("rows of 3") && error.contains("[2, 4]"), "{error}");
+    let error = fused::attention(&random(&[1, 2, 10], 0), 2).unwrap_err().to_string();
+    assert!(error.contains("2 heads") && error.contains("[1, 2, 10]"), "{error}");
 }
 
 /// Gradients in `f64`, where the plain operations run, against central differences.
@@ -182,13 +137,7 @@ fn assert_differentiable(shape: &[usize], f: impl Fn(&Tensor) -> Result<Tensor>)
         (y * weights)?.sum_all()
     };
     let grads = value(&var).unwrap().backward().unwrap();
-    let gradient = grads
-        .get(&var)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1::<f64>()
-        .unwrap();
+    let gradient = grads.get(&var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     let base = x.flatten_all().unwrap().to_vec1::<f64>().unwrap();
     for (i, gradient) in gradient.iter().enumerate() {
         let at = |step: f64| -> f64 {
@@ -198,10 +147,7 @@ fn assert_differentiable(shape: &[usize], f: impl Fn(&Tensor) -> Result<Tensor>)
             value(&moved).unwrap().to_scalar().unwrap()
         };
         let difference = (at(1e-5) - at(-1e-5)) / 2e-5;
-        assert!(
-            (gradient - difference).abs() < 1e-6,
-            "place {i}: {gradient} against {difference}"
-        );
+        assert!((gradient - difference).abs() < 1e-6, "place {i}: {gradient} against {difference}");
     }
 }
 
@@ -228,13 +174,5 @@ fn batch_norm_standardises_each_channel() {
     }
     // With scale and shift zero nothing is left of it.
     let y = BatchNorm::new(3, vb).unwrap().forward(&x).unwrap();
-    assert_eq!(
-        y.sqr()
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap(),
-        0.0
-    );
+    assert_eq!(y.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 0.0);
 }

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use candle_core::{Device, Tensor};
@@ -74,9 +75,7 @@ fn epoch(epoch: usize) -> Epoch {
 /// A run of the method with everything.
 fn run(steps: usize, epochs: usize) -> Vec<Record> {
     let steps = (0..steps).map(|s| Record::Step(step(s)));
-    steps
-        .chain((0..=epochs).map(|e| Record::Epoch(epoch(e))))
-        .collect()
+    steps.chain((0..=epochs).map(|e| Record::Epoch(epoch(e)))).collect()
 }
 
 fn page(records: &[Record]) -> String {
@@ -119,16 +118,11 @@ fn assert_well_formed(html: &str) {
         }
     }
     assert!(open.is_empty(), "left open: {open:?}");
-    for absent in [
-        "NaN", "inf\"", "inf,", "inf<", "<script", "https:", "@import", "url(",
-    ] {
+    for absent in ["NaN", "inf\"", "inf,", "inf<", "<script", "https:", "@import", "url("] {
         assert!(!html.contains(absent), "{absent} in the page");
     }
     let namespace = "xmlns=\"http://www.w3.org/2000/svg\"";
-    assert_eq!(
-        html.matches("http:").count(),
-        html.matches(namespace).count()
-    );
+    assert_eq!(html.matches("http:").count(), html.matches(namespace).count());
 }
 
 /// The points of each polyline.
@@ -159,14 +153,7 @@ fn a_full_run_has_every_plot() {
     let html = page(&run(300, 3));
     // Accuracy twice, equivariance, spread; losses, matching, gradient; four schedules; speed and waiting.
     assert_eq!(plots_of(&html), 13);
-    for text in [
-        "a method, seed 0",
-        "300 steps",
-        "3 epochs",
-        "block 4",
-        "antitr",
-        "80 %",
-    ] {
+    for text in ["a method, seed 0", "300 steps", "3 epochs", "block 4", "antitr", "80 %"] {
         assert!(html.contains(text), "{text} is missing");
     }
 }
@@ -184,10 +171,7 @@ fn plots_without_values_are_left_out() {
                 gradient: None,
                 ..step
             }),
-            Record::Epoch(epoch) => Record::Epoch(Epoch {
-                equivariance: vec![],
-                ..epoch
-            }),
+            Record::Epoch(epoch) => Record::Epoch(Epoch { equivariance: vec![], ..epoch }),
             other => other,
         })
         .collect();
@@ -199,11 +183,7 @@ fn plots_without_values_are_left_out() {
 #[test]
 fn short_runs_have_a_page() {
     assert_eq!(plots_of(&page(&[])), 0);
-    assert_eq!(
-        plots_of(&page(&run(1, 0))),
-        11,
-        "the untrained encoder has no speed"
-    );
+    assert_eq!(plots_of(&page(&run(1, 0))), 11, "the untrained encoder has no speed");
     let steps_only = [Record::Step(step(0))];
     assert_eq!(plots_of(&page(&steps_only)), 7);
     let epochs_only = [Record::Epoch(epoch(1))];
@@ -289,24 +269,12 @@ fn a_value_stands_at_its_height() {
     let points = [(0.0, 0.0), (1.0, 1.0), (2.0, 4.0)].to_vec();
     let svg = plots::lines(&axes, &[Line::new("squares", BLUE, points)]);
     let lines = polylines(&svg.unwrap().unwrap());
-    let line = lines
-        .iter()
-        .find(|line| line.len() == 3 && line[0].1 > line[2].1);
-    let &[a, b, c] = line.unwrap().as_slice() else {
-        unreachable!()
-    };
+    let line = lines.iter().find(|line| line.len() == 3 && line[0].1 > line[2].1);
+    let &[a, b, c] = line.unwrap().as_slice() else { unreachable!() };
     assert!((c.0 - b.0 - (b.0 - a.0)).abs() <= 1);
-    assert!(
-        (a.1 - c.1 - 4 * (a.1 - b.1)).abs() <= 4,
-        "{a:?} {b:?} {c:?}"
-    );
+    assert!((a.1 - c.1 - 4 * (a.1 - b.1)).abs() <= 4, "{a:?} {b:?} {c:?}");
     // Up and down around an axis of its own, and never outside the plot.
-    assert!(
-        lines
-            .iter()
-            .flatten()
-            .all(|(x, y)| (0..=1240).contains(x) && (0..=660).contains(y))
-    );
+    assert!(lines.iter().flatten().all(|(x, y)| (0..=1240).contains(x) && (0..=660).contains(y)));
 }
 
 #[test]
@@ -347,54 +315,31 @@ fn a_long_run_is_thinned_and_keeps_its_peaks() {
         let losses = html.split("<h3>Losses</h3>").nth(1).unwrap();
         let svg = losses.split("</svg>").next().unwrap();
         let raw = polylines(svg).into_iter().find(|line| line.len() > 1500);
-        let (at, (_, y)) = raw
-            .unwrap()
-            .into_iter()
-            .enumerate()
-            .min_by_key(|(_, p)| p.1)
-            .unwrap();
+        let (at, (_, y)) = raw.unwrap().into_iter().enumerate().min_by_key(|(_, p)| p.1).unwrap();
         (at, y)
     };
     if let Record::Step(step) = &mut records[77_777] {
         (step.equivariance, step.invariance, step.loss) = (Some(50.0), 50.0, 50.0);
     }
     let (at, y) = highest(&page(&records));
-    assert!(
-        (1550..1560).contains(&at) && y < 120,
-        "point {at} at height {y}"
-    );
+    assert!((1550..1560).contains(&at) && y < 120, "point {at} at height {y}");
 }
 
 #[test]
 fn the_average_follows_a_noisy_series() {
     // 1 and 3 in turn: the average is 2 throughout.
-    let points = (0..400)
-        .map(|x| (f64::from(x), f64::from(1 + 2 * (x % 2))))
-        .collect();
-    let svg = plots::lines(
-        &Axes::default(),
-        &[Line::new("noisy", BLUE, points).noisy()],
-    );
-    let long: Vec<_> = polylines(&svg.unwrap().unwrap())
-        .into_iter()
-        .filter(|l| l.len() == 400)
-        .collect();
+    let points = (0..400).map(|x| (f64::from(x), f64::from(1 + 2 * (x % 2)))).collect();
+    let svg = plots::lines(&Axes::default(), &[Line::new("noisy", BLUE, points).noisy()]);
+    let long: Vec<_> =
+        polylines(&svg.unwrap().unwrap()).into_iter().filter(|l| l.len() == 400).collect();
     let [raw, average] = long.as_slice() else {
-        panic!(
-            "expected a series and its average, got {} lines",
-            long.len()
-        )
+        panic!("expected a series and its average, got {} lines", long.len())
     };
     let span = |line: &[(i32, i32)]| {
         let heights = || line.iter().map(|p| p.1);
         heights().max().unwrap() - heights().min().unwrap()
     };
-    assert!(
-        span(average) * 4 < span(raw),
-        "{} {}",
-        span(average),
-        span(raw)
-    );
+    assert!(span(average) * 4 < span(raw), "{} {}", span(average), span(raw));
 }
 
 #[test]
@@ -404,10 +349,7 @@ fn the_later_of_two_lines_on_a_step_holds() {
     // A run that was taken up again at step 200.
     let mut interrupted = records.split_off(200);
     for s in 200..230 {
-        records.push(Record::Step(Step {
-            loss: 99.0,
-            ..step(s)
-        }));
+        records.push(Record::Step(Step { loss: 99.0, ..step(s) }));
     }
     records.append(&mut interrupted);
     assert_eq!(page(&records), once);
@@ -442,32 +384,14 @@ fn bars_grow_from_zero() {
         color: BLUE,
         values: values.iter().copied().map(Some).collect(),
     };
-    let series = [
-        bars("first", &[50.0, 100.0]),
-        bars("second", &[25.0, f64::NAN]),
-    ];
-    let svg = plots::bars(&Axes::default(), &["a", "b"], &series)
-        .unwrap()
-        .unwrap();
+    let series = [bars("first", &[50.0, 100.0]), bars("second", &[25.0, f64::NAN])];
+    let svg = plots::bars(&Axes::default(), &["a", "b"], &series).unwrap().unwrap();
     let heights = attributes(&svg, "rect", "height");
-    let &[a, b, c] = heights.as_slice() else {
-        panic!("expected three bars, got {heights:?}")
-    };
-    assert!(
-        (b - 2 * a).abs() <= 2 && (a - 2 * c).abs() <= 2,
-        "{heights:?}"
-    );
+    let &[a, b, c] = heights.as_slice() else { panic!("expected three bars, got {heights:?}") };
+    assert!((b - 2 * a).abs() <= 2 && (a - 2 * c).abs() <= 2, "{heights:?}");
     let none = [bars("none", &[f64::NAN])];
-    assert!(
-        plots::bars(&Axes::default(), &["a"], &none)
-            .unwrap()
-            .is_none()
-    );
-    assert!(
-        plots::bars(&Axes::default(), &[], &series)
-            .unwrap()
-            .is_none()
-    );
+    assert!(plots::bars(&Axes::default(), &["a"], &none).unwrap().is_none());
+    assert!(plots::bars(&Axes::default(), &[], &series).unwrap().is_none());
 }
 
 #[test]
@@ -490,42 +414,27 @@ fn whiskers_span_their_interval() {
             values: vec![None, Some(interval(12.0, f64::NAN))],
         },
     ];
-    let axes = Axes {
-        y: "accuracy (%)",
-        ..Default::default()
-    };
-    let svg = plots::interval_chart(&axes, &["upright", "turned"], &series)
-        .unwrap()
-        .unwrap();
+    let axes = Axes { y: "accuracy (%)", ..Default::default() };
+    let svg = plots::interval_chart(&axes, &["upright", "turned"], &series).unwrap().unwrap();
     let means = attributes(&svg, "circle", "cy");
     let &[ten, fourteen, twelve] = means.as_slice() else {
         panic!("expected three means, got {means:?}")
     };
     assert!((ten - 2 * twelve + fourteen).abs() <= 2, "{means:?}");
-    let upright = polylines(&svg)
-        .into_iter()
-        .filter(|l| l.len() == 2 && l[0].0 == l[1].0);
+    let upright = polylines(&svg).into_iter().filter(|l| l.len() == 2 && l[0].0 == l[1].0);
     let spans: Vec<i32> = upright.map(|l| (l[0].1 - l[1].1).abs()).collect();
     // The axis is one of the vertical lines.
     let unit = (ten - fourteen) as f64 / 4.0;
     for length in [2.0, 4.0] {
         let fits = |s: &&i32| (f64::from(**s) - length * unit).abs() < 3.0;
-        assert_eq!(
-            spans.iter().filter(fits).count(),
-            1,
-            "{spans:?}, unit {unit}"
-        );
+        assert_eq!(spans.iter().filter(fits).count(), 1, "{spans:?}, unit {unit}");
     }
     assert!(plots::interval_chart(&axes, &["a"], &[]).unwrap().is_none());
 }
 
 #[test]
 fn a_page_is_built_from_parts() {
-    let bars = [Bars {
-        name: "one".to_string(),
-        color: BLUE,
-        values: vec![Some(1.0)],
-    }];
+    let bars = [Bars { name: "one".to_string(), color: BLUE, values: vec![Some(1.0)] }];
     let mut page = Page::new("Study", "Five seeds.");
     page.section("Paired differences", "SER less its control.");
     page.figures(&[
@@ -535,12 +444,7 @@ fn a_page_is_built_from_parts() {
             svg: plots::bars(&Axes::default(), &["a"], &bars).unwrap(),
             wide: false,
         },
-        Figure {
-            title: "Left out",
-            caption: "",
-            svg: None,
-            wide: true,
-        },
+        Figure { title: "Left out", caption: "", svg: None, wide: true },
     ]);
     let cells = |row: &[&str]| row.iter().map(|c| c.to_string()).collect::<Vec<_>>();
     page.tables(&[Table {
@@ -557,9 +461,7 @@ fn a_page_is_built_from_parts() {
 fn images(channels: usize) -> Images {
     let mut rng = StdRng::seed_from_u64(3);
     Images {
-        pixels: (0..4 * channels * SIDE * SIDE)
-            .map(|_| rng.random())
-            .collect(),
+        pixels: (0..4 * channels * SIDE * SIDE).map(|_| rng.random()).collect(),
         labels: vec![0; 4],
         channels,
         side: SIDE,
@@ -568,12 +470,7 @@ fn images(channels: usize) -> Images {
 
 fn config(channels: usize, positions: Positions) -> VitConfig {
     let config = VitConfig::small(&images(channels), 2, false).unwrap();
-    VitConfig {
-        dim: 16,
-        positions,
-        symmetric_patches: true,
-        ..config
-    }
+    VitConfig { dim: 16, positions, symmetric_patches: true, ..config }
 }
 
 fn panel(
@@ -607,18 +504,11 @@ fn aligned_maps_of_an_equivariant_encoder_are_one_map() {
         for row in &panel.rows {
             for p in 0..POSES.len() {
                 // A level of rounding: sums run in another order.
-                assert!(
-                    distance(&row.aligned[p], &row.aligned[0]) <= 1,
-                    "{:?}",
-                    POSES[p]
-                );
+                assert!(distance(&row.aligned[p], &row.aligned[0]) <= 1, "{:?}", POSES[p]);
                 assert!((row.cosine[p].unwrap() - 1.0).abs() < 1e-4);
             }
             assert_eq!(row.seen[0], row.aligned[0]);
-            assert!(
-                distance(&row.seen[4], &row.seen[0]) > 20,
-                "a turn moves the map as seen"
-            );
+            assert!(distance(&row.seen[4], &row.seen[0]) > 20, "a turn moves the map as seen");
             let colors = pixels(&row.seen[0]);
             let (least, most) = (colors.iter().min().unwrap(), colors.iter().max().unwrap());
             assert!(most - least > 100, "a map of one color shows nothing");
@@ -633,11 +523,7 @@ fn aligned_maps_of_an_encoder_with_positions_differ() {
     let panel = panel(1, Positions::SinCos, 2, &[1]).unwrap();
     let row = &panel.rows[0];
     for p in 1..POSES.len() {
-        assert!(
-            distance(&row.aligned[p], &row.aligned[0]) > 20,
-            "{:?}",
-            POSES[p]
-        );
+        assert!(distance(&row.aligned[p], &row.aligned[0]) > 20, "{:?}", POSES[p]);
         assert!(row.cosine[p].unwrap() < 0.99);
     }
     assert!((row.cosine[0].unwrap() - 1.0).abs() < 1e-9);
@@ -670,10 +556,7 @@ fn the_panel_is_on_the_page() {
     };
     let html = report.html().unwrap();
     assert_well_formed(&html);
-    assert_eq!(
-        html.matches("src=\"data:image/png;base64,").count(),
-        3 * 3 * 8
-    );
+    assert_eq!(html.matches("src=\"data:image/png;base64,").count(), 3 * 3 * 8);
     assert!(html.contains("image-rendering: pixelated"));
 }
 
@@ -695,28 +578,13 @@ fn the_panel_says_what_it_cannot_show() {
     assert!(other.err().unwrap().to_string().contains("got (3, 12)"));
     let images = images(1);
     let diverged = Panel::new(&vit, &images, &[0], &[(f32::NAN, 1.0)], 2, &CPU);
-    assert!(
-        diverged
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("expected finite tokens")
-    );
+    assert!(diverged.err().unwrap().to_string().contains("expected finite tokens"));
 }
 
 #[test]
 fn a_constant_map_has_one_color() {
-    let images = Images {
-        pixels: vec![7; SIDE * SIDE],
-        labels: vec![0],
-        channels: 1,
-        side: SIDE,
-    };
-    let vit = Vit::new(
-        &config(1, Positions::None),
-        Weights::seeded(1).builder(&CPU),
-    )
-    .unwrap();
+    let images = Images { pixels: vec![7; SIDE * SIDE], labels: vec![0], channels: 1, side: SIDE };
+    let vit = Vit::new(&config(1, Positions::None), Weights::seeded(1).builder(&CPU)).unwrap();
     let panel = Panel::new(&vit, &images, &[0], &images.statistics(), 2, &CPU).unwrap();
     let html = Report {
         title: "flat",
@@ -738,15 +606,10 @@ fn leave_run(folder: &Path, options: &[&str], finished: bool, trained: bool) {
     let write = |name: &str, bytes: Vec<u8>| fs::write(folder.join(name), bytes).unwrap();
     write("config.json", serde_json::to_vec(&settings).unwrap());
     let lines = run(40, 3);
-    let lines = lines
-        .iter()
-        .map(|record| serde_json::to_string(record).unwrap() + "\n");
+    let lines = lines.iter().map(|record| serde_json::to_string(record).unwrap() + "\n");
     write("metrics.jsonl", lines.collect::<String>().into_bytes());
     if finished {
-        write(
-            "result.json",
-            serde_json::to_vec(&outcome(&settings)).unwrap(),
-        );
+        write("result.json", serde_json::to_vec(&outcome(&settings)).unwrap());
     }
     if trained {
         let weights = Weights::seeded(settings.seed);
@@ -762,13 +625,8 @@ fn leave_run(folder: &Path, options: &[&str], finished: bool, trained: bool) {
             seed: settings.seed,
         };
         let named = weights.named().into_iter();
-        let tensors: Vec<_> = named
-            .map(|(name, var)| (name, var.as_detached_tensor()))
-            .collect();
-        write(
-            "encoder.safetensors",
-            encoder::to_bytes(&tensors, &card).unwrap(),
-        );
+        let tensors: Vec<_> = named.map(|(name, var)| (name, var.as_detached_tensor())).collect();
+        write("encoder.safetensors", encoder::to_bytes(&tensors, &card).unwrap());
     }
 }
 
@@ -812,11 +670,8 @@ fn compared(paths: &[PathBuf]) -> (Comparison, String) {
 #[test]
 fn three_runs_stand_side_by_side() {
     let folder = tempfile::TempDir::new().unwrap();
-    let variants: [(&str, &[&str]); 3] = [
-        ("a-baseline", &["--baseline"]),
-        ("b-lambda0", &["--lambda", "0"]),
-        ("c-ser", &[]),
-    ];
+    let variants: [(&str, &[&str]); 3] =
+        [("a-baseline", &["--baseline"]), ("b-lambda0", &["--lambda", "0"]), ("c-ser", &[])];
     let paths = variants.map(|(name, options)| {
         let path = folder.path().join(name);
         leave_run(&path, options, true, true);
@@ -829,20 +684,10 @@ fn three_runs_stand_side_by_side() {
         assert!(html.matches(name).count() > 20, "{name}");
         assert!(html.contains(&format!("{name}, mapped back")), "{name}");
     }
-    for text in [
-        "0.917",
-        "71.3",
-        "44.4",
-        "1.080x",
-        "ser.lambda",
-        "Settings that differ",
-    ] {
+    for text in ["0.917", "71.3", "44.4", "1.080x", "ser.loss.lambda", "Settings that differ"] {
         assert!(html.contains(text), "{text} is missing");
     }
-    assert!(
-        !html.contains("<td>fashion-tiny</td>"),
-        "a setting that all runs share"
-    );
+    assert!(!html.contains("<td>fashion-tiny</td>"), "a setting that all runs share");
     // By transform and by block; three scores and the spread; two losses, matching, gradient, four schedules, speed, waiting.
     assert_eq!(plots_of(&html), 2 + 4 + 2 + 2 + 4 + 2);
     // Each image once, then two rows for each of three runs.
@@ -861,18 +706,10 @@ fn runs_that_do_not_compare_are_named() {
     let twice = folder.path().join("deep/../whole");
     for (runs, shown, notes) in [
         (vec![at("whole")], 1, vec!["There is one run only"]),
-        (
-            vec![at("whole"), twice],
-            1,
-            vec!["named twice", "one run only"],
-        ),
+        (vec![at("whole"), twice], 1, vec!["named twice", "one run only"]),
         (vec![at("whole"), at("part")], 2, vec!["part is unfinished"]),
         (vec![at("part")], 1, vec!["after 0 steps", "one run only"]),
-        (
-            vec![at("whole"), at("other")],
-            2,
-            vec!["different data", "/no/such/data"],
-        ),
+        (vec![at("whole"), at("other")], 2, vec!["different data", "/no/such/data"]),
         (vec![at("whole"), at("deep/whole")], 2, vec![]),
     ] {
         let (comparison, html) = compared(&runs);
@@ -890,10 +727,7 @@ fn runs_that_do_not_compare_are_named() {
         }
     }
     let (comparison, html) = compared(&[at("whole"), at("deep/whole")]);
-    assert!(
-        comparison.runs[0].name != comparison.runs[1].name,
-        "two folders of one name"
-    );
+    assert!(comparison.runs[0].name != comparison.runs[1].name, "two folders of one name");
     assert!(html.contains("Comparison of runs"));
     let table = Comparison::read(&[at("part")]).unwrap().table().text();
     assert!(table.contains("part (unfinished, 0 steps)"), "{table}");
@@ -918,17 +752,11 @@ fn folders_that_hold_no_run_are_refused() {
     for (name, parts) in [
         ("missing", ["expected the folder of a run", "no folder"]),
         ("file", ["expected the folder of a run", "no folder"]),
-        (
-            "empty",
-            ["expected the folder of a run", "without config.json"],
-        ),
+        ("empty", ["expected the folder of a run", "without config.json"]),
         ("config", ["config.json", "not written by this version"]),
         ("metrics", ["metrics.jsonl", "line 1"]),
         ("result", ["result.json", "not written by this version"]),
-        (
-            "evaluation",
-            ["evaluation.json", "not written by this version"],
-        ),
+        ("evaluation", ["evaluation.json", "not written by this version"]),
     ] {
         let error = Comparison::read(&[at("good"), at(name)]).err();
         let error = format!("{:#}", error.expect(name));
@@ -991,10 +819,7 @@ fn kept_scores_are_shown_with_their_own_settings_only() {
             for (row, name) in rows.iter().zip(names) {
                 assert!(row.name.starts_with(name), "{} for {more:?}", row.name);
                 assert!(row.name.contains("(kept, mean of "), "{}", row.name);
-                assert!(
-                    row.equivariance
-                        .is_some_and(|score| score > 0.3 && score < 1.0)
-                );
+                assert!(row.equivariance.is_some_and(|score| score > 0.3 && score < 1.0));
             }
             for part in ["Kept rows were not trained now", "seeds 0, 1, 2", "commit"] {
                 assert!(note.contains(part), "{part} in {note}");
@@ -1012,10 +837,7 @@ fn kept_scores_are_shown_with_their_own_settings_only() {
     ] {
         let (rows, note) = beside(Method::MocoV3, &[three, more].concat());
         assert_eq!(rows, [], "{more:?}");
-        assert!(
-            note.contains("no kept scores for these settings; --compare trains"),
-            "{note}"
-        );
+        assert!(note.contains("no kept scores for these settings; --compare trains"), "{note}");
     }
 }
 
@@ -1029,11 +851,7 @@ fn the_page_of_a_folder_begins_with_the_final_table() {
     assert!(names[0].starts_with("SER, lambda 1 (this run"), "{names:?}");
     assert!(names[1].starts_with("lambda = 0 (kept") && names[2].starts_with("baseline (kept"));
     assert_eq!(names[3..], ["raw pixels"]);
-    assert!(
-        table.header[1].starts_with("equivariance, block 2"),
-        "{:?}",
-        table.header
-    );
+    assert!(table.header[1].starts_with("equivariance, block 2"), "{:?}", table.header);
     assert_eq!(table.rows[0][1], "0.917");
     assert_eq!(table.rows[3][1], "–", "pixels are no tokens");
     let html = Folder::read(&path).unwrap().page(None).unwrap();
@@ -1048,18 +866,8 @@ fn the_page_of_a_folder_begins_with_the_final_table() {
     assert!(!html.contains("(kept"));
     assert!(html.contains("lambda = 0 (--compare)") && html.contains("baseline (--compare)"));
     // Not if it was trained with other settings.
-    leave_run(
-        &path.join("lambda0"),
-        &["--lambda", "0", "--batch-size", "32"],
-        true,
-        false,
-    );
-    leave_run(
-        &path.join("baseline"),
-        &["--baseline", "--seed", "3"],
-        true,
-        false,
-    );
+    leave_run(&path.join("lambda0"), &["--lambda", "0", "--batch-size", "32"], true, false);
+    leave_run(&path.join("baseline"), &["--baseline", "--seed", "3"], true, false);
     let html = Folder::read(&path).unwrap().page(None).unwrap();
     assert!(!html.contains("(--compare)") && html.contains("(kept"));
     // An unfinished run says so.
@@ -1071,11 +879,8 @@ fn the_page_of_a_folder_begins_with_the_final_table() {
 
 #[test]
 fn a_table_is_aligned_and_has_no_empty_columns() {
-    let row = |name: &str, upright| Scores {
-        name: name.to_string(),
-        upright,
-        ..Default::default()
-    };
+    let row =
+        |name: &str, upright| Scores { name: name.to_string(), upright, ..Default::default() };
     let rows = [row("λ = 0", Some(71.25)), row("baseline", None)];
     let table = scores::table("Scores", None, &rows);
     assert_eq!(table.header, ["", "20-NN upright %"]);
@@ -1083,12 +888,97 @@ fn a_table_is_aligned_and_has_no_empty_columns() {
     let lines: Vec<&str> = text.lines().skip(2).collect();
     assert_eq!(lines.len(), 3);
     let width = |line: &&str| line.chars().count();
+    assert!(lines.iter().all(|line| width(line) == width(&lines[0])), "{text}");
+    assert!(lines[1].ends_with("71.2") && lines[2].ends_with('–'), "{text}");
+}
+
+/// The program of an example; `cargo test` builds them all.
+fn program(name: &str) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program = test.ancestors().nth(2).unwrap().join("examples").join(name);
     assert!(
-        lines.iter().all(|line| width(line) == width(&lines[0])),
-        "{text}"
+        program.exists(),
+        "{} is missing: run `cargo build --examples` in the profile of the test",
+        program.display()
     );
-    assert!(
-        lines[1].ends_with("71.2") && lines[2].ends_with('–'),
-        "{text}"
-    );
+    Command::new(program)
+}
+
+/// 48 images of noise in two classes, as IDX files.
+fn data_in(folder: &Path) -> PathBuf {
+    let mut rng = StdRng::seed_from_u64(1);
+    let (count, side) = (48u32, SIDE as u32);
+    let words = |words: &[u32]| -> Vec<u8> { words.iter().flat_map(|w| w.to_be_bytes()).collect() };
+    let mut pixels = words(&[0x803, count, side, side]);
+    pixels.extend((0..count * side * side).map(|_| rng.random::<u8>()));
+    let mut labels = words(&[0x801, count]);
+    labels.extend((0..count).map(|i| (i % 2) as u8));
+    let data = folder.join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("train-images-idx3-ubyte"), pixels).unwrap();
+    fs::write(data.join("train-labels-idx1-ubyte"), labels).unwrap();
+    data
+}
+
+#[test]
+fn compare_trains_the_variants_and_shows_all_three() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (data, out) = (data_in(folder.path()), folder.path().join("run"));
+    let train = |more: &[&str]| {
+        let mut command = program("moco_v3");
+        command.args(["--epochs", "1", "--batch-size", "8", "--ratio", "0.25"]);
+        command.arg("--compare").arg("--data").arg(&data);
+        command.arg("--out").arg(&out).args(more);
+        command.env("RAYON_NUM_THREADS", "1").output().unwrap()
+    };
+    for (options, part) in [
+        (&["--baseline"] as &[&str], "expected a SER run"),
+        (&["--lambda", "0"], "expected a SER run"),
+        (&["--balance-target", "0.2"], "do not fit the variant lambda0"),
+    ] {
+        let output = train(options);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(part), "{said}");
+        assert!(!out.exists(), "nothing is trained for options that do not fit");
+    }
+    for more in [&[] as &[&str], &["--resume"]] {
+        let output = train(more);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let said = String::from_utf8_lossy(&output.stdout);
+        for part in ["--compare trains lambda0", "--compare trains baseline"] {
+            assert!(said.contains(part), "{part} in {said}");
+        }
+        let table = said.rfind("What SER changed").unwrap();
+        for row in [
+            "SER, lambda 1 (this run, seed 0)",
+            "lambda = 0 (--compare)",
+            "baseline (--compare)",
+            "untrained encoder",
+            "raw pixels",
+        ] {
+            assert!(said[table..].contains(row), "{row} in {said}");
+        }
+        assert_eq!(said.matches("resumed after").count(), 3 * more.len());
+        let html = fs::read_to_string(out.join("compare.html")).unwrap();
+        assert_well_formed(&html);
+        for name in ["baseline, mapped back", "lambda0, mapped back", "ser, mapped back"] {
+            assert!(html.contains(name), "{name}");
+        }
+        let html = fs::read_to_string(out.join("report.html")).unwrap();
+        assert!(html.contains("baseline (--compare)") && !html.contains("no kept scores"));
+    }
+    // The report program reads the same folders, and refuses others.
+    let report = |args: &[&Path]| {
+        let mut command = program("report");
+        command.arg("--compare").args(args);
+        command.arg("--out").arg(folder.path().join("page.html"));
+        command.output().unwrap()
+    };
+    let output = report(&[&out, &out.join("lambda0"), &out.join("baseline")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(folder.path().join("page.html").exists());
+    let output = report(&[&out, folder.path()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("without config.json"), "{said}");
 }

@@ -82,10 +82,8 @@ fn a_ledger_survives_a_line_cut_off() {
 #[test]
 fn runs_have_names_of_their_own() {
     let cells = plan::cells();
-    let ids: Vec<String> = cells
-        .iter()
-        .flat_map(|cell| (0..cell.seeds).map(move |seed| cell.id(seed, 3)))
-        .collect();
+    let ids: Vec<String> =
+        cells.iter().flat_map(|cell| (0..cell.seeds).map(move |seed| cell.id(seed, 3))).collect();
     assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
     assert!(ids.iter().all(|id| !id.contains(['/', ' '])));
     let seeds = |group: &str, method: &str| -> Vec<u64> {
@@ -104,11 +102,7 @@ fn runs_have_names_of_their_own() {
         let reference = plan::reference(cell.group);
         let of = |c: &&plan::Cell| c.method == cell.method && c.variant == reference;
         let found = cells.iter().find(of);
-        assert!(
-            found.is_some_and(|r| r.seeds >= cell.seeds),
-            "{}",
-            cell.variant
-        );
+        assert!(found.is_some_and(|r| r.seeds >= cell.seeds), "{}", cell.variant);
     }
 }
 
@@ -119,12 +113,7 @@ fn sweeps_are_paired_with_what_they_depart_from() {
         let noise = 10.0 * seed as f64;
         entries.push(entry("moco_v3", "SER", seed, 70.0 + noise));
         entries.push(entry("moco_v3", "λ=3", seed, 71.5 + noise));
-        entries.push(entry(
-            "moco_v3",
-            "D4 and scales, nearest",
-            seed,
-            60.0 + noise,
-        ));
+        entries.push(entry("moco_v3", "D4 and scales, nearest", seed, 60.0 + noise));
         let bicubic = entry("moco_v3", "D4 and scales, bicubic", seed, 62.0 + noise);
         entries.push(bicubic);
     }
@@ -160,10 +149,7 @@ fn add_ons_are_compared_between_layers() {
 /// The names under which runs stand in the ledger are those of the plan: a finished run is not run again.
 #[test]
 fn finished_runs_are_known_by_the_plan() {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../docs/results/study.jsonl"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl");
     let done = ledger::read(path.as_ref()).unwrap();
     assert!(done.len() >= 84, "{}", done.len());
     let cells = plan::cells();
@@ -190,8 +176,7 @@ fn verdicts_follow_from_intervals() {
     let text = summary::markdown(&entries);
     let row = |claim: &str| {
         let row = text.lines().find(|l| l.contains(claim));
-        row.unwrap_or_else(|| panic!("{claim} in {text}"))
-            .to_string()
+        row.unwrap_or_else(|| panic!("{claim} in {text}")).to_string()
     };
     assert!(row("SER over the baseline, upright").ends_with("| confirmed |"));
     assert!(row("delayed CLS alone").ends_with("| not confirmed: the opposite |"));

@@ -54,17 +54,9 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
         },
     )
     .unwrap();
-    let config = VitConfig {
-        dim: 16,
-        depth: 3,
-        ..VitConfig::small(&images, 2, false).unwrap()
-    };
+    let config = VitConfig { dim: 16, depth: 3, ..VitConfig::small(&images, 2, false).unwrap() };
     let online = Weights::seeded(seed);
-    let head = ProjectorConfig {
-        hidden: 8,
-        out: 8,
-        norm: true,
-    };
+    let head = ProjectorConfig { hidden: 8, out: 8, norm: true };
     let build = |weights: &Weights| {
         let vb = weights.builder(&CPU);
         let vit = Vit::new(&config, vb.pp("encoder")).unwrap();
@@ -79,11 +71,8 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
     let mut optimizer = AdamW::new(&online.named(), (0.9, 0.999), 1e-8).unwrap();
     let grid = TokenGrid::square(3).unwrap();
     let sampler = ViewSampler::new(grid, ViewConfig::default()).unwrap();
-    let loss = SerLoss::new(SerConfig {
-        lambda: lambda.unwrap_or(0.0),
-        ..Default::default()
-    })
-    .unwrap();
+    let loss =
+        SerLoss::new(SerConfig { lambda: lambda.unwrap_or(0.0), ..Default::default() }).unwrap();
     let ser = Regularizer::from_parts("block2", sampler.clone(), Some(head), loss);
     let part = Partition::new(8, 0.25).unwrap();
     let step = |step| {
@@ -125,9 +114,7 @@ fn train(lambda: Option<f64>, seed: u64) -> Vec<f32> {
         if let Some(term) = term {
             loss = (loss + term).unwrap();
         }
-        optimizer
-            .step(&loss.backward().unwrap(), 1e-2, 0.05)
-            .unwrap();
+        optimizer.step(&loss.backward().unwrap(), 1e-2, 0.05).unwrap();
         loss.to_scalar::<f32>().unwrap()
     };
     (0..4).map(step).collect()
@@ -150,18 +137,12 @@ fn lambda_zero_is_the_plain_trainer_on_the_same_partition() {
 fn momentum_weights_follow_outside_the_graph() {
     let online = Weights::seeded(0);
     let images = pictures(2, 1);
-    let config = VitConfig {
-        dim: 16,
-        ..VitConfig::small(&images, 2, false).unwrap()
-    };
+    let config = VitConfig { dim: 16, ..VitConfig::small(&images, 2, false).unwrap() };
     let vit = Vit::new(&config, online.builder(&CPU)).unwrap();
     let momentum = online.momentum_copy();
     let copy = Vit::new(&config, momentum.builder(&CPU)).unwrap();
     let x = images.normalized(0..2, &images.statistics(), &CPU).unwrap();
-    assert_eq!(
-        values(&vit.forward(&x).unwrap()),
-        values(&copy.forward(&x).unwrap())
-    );
+    assert_eq!(values(&vit.forward(&x).unwrap()), values(&copy.forward(&x).unwrap()));
     assert!(!copy.forward(&x).unwrap().track_op());
 
     let first = |weights: &Weights| values(weights.named()[0].1.as_tensor());
@@ -171,16 +152,8 @@ fn momentum_weights_follow_outside_the_graph() {
     assert_eq!(first(&momentum), before);
     momentum.follow(&online, 0.75).unwrap();
     let moved = before.iter().map(|w| w + 0.25);
-    assert!(
-        first(&momentum)
-            .iter()
-            .zip(moved)
-            .all(|(a, b)| (a - b).abs() < 1e-6)
-    );
-    assert_ne!(
-        values(&vit.forward(&x).unwrap()),
-        values(&copy.forward(&x).unwrap())
-    );
+    assert!(first(&momentum).iter().zip(moved).all(|(a, b)| (a - b).abs() < 1e-6));
+    assert_ne!(values(&vit.forward(&x).unwrap()), values(&copy.forward(&x).unwrap()));
 }
 
 #[test]
@@ -199,9 +172,7 @@ fn a_name_is_given_once() {
 fn neighbors_vote_as_in_the_naive_loop() {
     let mut rng = StdRng::seed_from_u64(0);
     let mut features = |n: usize| -> Vec<[f32; 5]> {
-        (0..n)
-            .map(|_| std::array::from_fn(|_| rng.random_range(-1.0..1.0)))
-            .collect()
+        (0..n).map(|_| std::array::from_fn(|_| rng.random_range(-1.0..1.0))).collect()
     };
     // More queries than one chunk, more neighbors than the vote takes.
     let (bank, queries) = (features(60), features(503));
@@ -224,9 +195,7 @@ fn neighbors_vote_as_in_the_naive_loop() {
         for (cosine, label) in &near[..20] {
             votes[*label as usize] += (cosine / 0.07).exp();
         }
-        let best = (0..4)
-            .max_by(|&a, &b| votes[a].total_cmp(&votes[b]))
-            .unwrap();
+        let best = (0..4).max_by(|&a, &b| votes[a].total_cmp(&votes[b])).unwrap();
         right += usize::from(best as u32 == *label);
     }
     let tensor = |f: &[[f32; 5]]| Tensor::from_vec(f.concat(), (f.len(), 5), &CPU).unwrap();
@@ -234,10 +203,7 @@ fn neighbors_vote_as_in_the_naive_loop() {
     let accuracy = bank.accuracy(&tensor(&queries), &query_labels).unwrap();
     assert!((accuracy - 100.0 * right as f64 / 503.0).abs() < 1e-9);
 
-    let error = bank
-        .accuracy(&tensor(&queries), &[0])
-        .unwrap_err()
-        .to_string();
+    let error = bank.accuracy(&tensor(&queries), &[0]).unwrap_err().to_string();
     assert!(error.contains("503 queries, got 1"), "{error}");
 }
 
@@ -275,10 +241,7 @@ fn shared_images_keep_the_colors_of_both_views() {
 fn weights_are_taken_over_by_name_and_shape() {
     let build = |seed| {
         let weights = Weights::seeded(seed);
-        let config = VitConfig {
-            dim: 16,
-            ..VitConfig::small(&pictures(2, 1), 2, false).unwrap()
-        };
+        let config = VitConfig { dim: 16, ..VitConfig::small(&pictures(2, 1), 2, false).unwrap() };
         let vit = Vit::new(&config, weights.builder(&CPU).pp("encoder")).unwrap();
         (weights, vit)
     };
@@ -286,10 +249,7 @@ fn weights_are_taken_over_by_name_and_shape() {
     let file = |weights: &Weights| -> std::collections::HashMap<String, Tensor> {
         let named = weights.named().into_iter();
         let name = |(name, var): (String, candle_core::Var)| {
-            (
-                name["encoder.".len()..].to_string(),
-                var.as_detached_tensor(),
-            )
+            (name["encoder.".len()..].to_string(), var.as_detached_tensor())
         };
         named.map(name).collect()
     };
@@ -300,16 +260,10 @@ fn weights_are_taken_over_by_name_and_shape() {
     let mut broken = file(&from);
     let cls = broken.remove("cls").unwrap();
     broken.insert("clx".to_string(), cls);
-    broken.insert(
-        "norm.scale".to_string(),
-        Tensor::ones(3, candle_core::DType::F32, &CPU).unwrap(),
-    );
+    broken
+        .insert("norm.scale".to_string(), Tensor::ones(3, candle_core::DType::F32, &CPU).unwrap());
     let error = to.load("encoder.", &broken).unwrap_err().to_string();
-    for part in [
-        "cls is missing",
-        "clx is not in",
-        "norm.scale: expected [16], got [3]",
-    ] {
+    for part in ["cls is missing", "clx is not in", "norm.scale: expected [16], got [3]"] {
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(values(&vit.forward(&x).unwrap()), before);

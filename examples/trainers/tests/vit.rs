@@ -17,11 +17,7 @@ use ser_reg_trainers::{
 const CPU: Device = Device::Cpu;
 
 fn config(layer: usize, early_cls: bool) -> VitConfig {
-    let images = Images {
-        channels: 2,
-        side: 12,
-        ..Default::default()
-    };
+    let images = Images { channels: 2, side: 12, ..Default::default() };
     let config = VitConfig::small(&images, layer, early_cls).unwrap();
     VitConfig { dim: 16, ..config }
 }
@@ -33,9 +29,7 @@ fn build(config: &VitConfig) -> (Vit, Weights) {
 
 fn images(batch: usize) -> Tensor {
     let mut rng = StdRng::seed_from_u64(1);
-    let values: Vec<f32> = (0..batch * 2 * 144)
-        .map(|_| rng.random_range(-1.0..1.0))
-        .collect();
+    let values: Vec<f32> = (0..batch * 2 * 144).map(|_| rng.random_range(-1.0..1.0)).collect();
     Tensor::from_vec(values, (batch, 2, 12, 12), &CPU).unwrap()
 }
 
@@ -62,11 +56,8 @@ fn a_map_reaches_the_blocks_before_it_and_no_other() {
     assert_eq!(map.dims(), [3, 9, 16]);
     let loss = map.sqr().unwrap().sum_all().unwrap();
     let unreached = grad::unreached(&loss, weights.named()).unwrap();
-    let later = |name: &String| {
-        !["patch.", "block1.", "block2."]
-            .iter()
-            .any(|p| name.starts_with(p))
-    };
+    let later =
+        |name: &String| !["patch.", "block1.", "block2."].iter().any(|p| name.starts_with(p));
     let names = weights.named().into_iter().map(|(name, _)| name);
     let mut expected: Vec<String> = names.filter(later).collect();
     expected.sort();
@@ -91,37 +82,20 @@ fn the_cls_token_joins_where_it_is_told_to() {
 #[test]
 fn the_short_last_block_changes_no_output() {
     let short = config(2, false);
-    let whole = VitConfig {
-        last_map: true,
-        ..short.clone()
-    };
+    let whole = VitConfig { last_map: true, ..short.clone() };
     let x = images(3);
     let run = |config: &VitConfig| {
         let (vit, weights) = build(config);
         let y = vit.forward(&x).unwrap();
-        let grads = (y.sqr().unwrap() * &y)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap();
-        let grads: Vec<Tensor> = weights
-            .named()
-            .iter()
-            .map(|(_, v)| grads.get(v).unwrap().clone())
-            .collect();
+        let grads = (y.sqr().unwrap() * &y).unwrap().sum_all().unwrap().backward().unwrap();
+        let grads: Vec<Tensor> =
+            weights.named().iter().map(|(_, v)| grads.get(v).unwrap().clone()).collect();
         (y, grads)
     };
     let ((y, grads), (y_whole, grads_whole)) = (run(&short), run(&whole));
     assert!(distance(&y, &y_whole) < 1e-5);
     for (a, b) in grads.iter().zip(&grads_whole) {
-        let scale = b
-            .abs()
-            .unwrap()
-            .max_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap();
+        let scale = b.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         assert!(distance(a, b) < 1e-4 * scale.max(1.0));
     }
 }
@@ -129,10 +103,7 @@ fn the_short_last_block_changes_no_output() {
 fn score(config: &VitConfig, layer: usize) -> f64 {
     let (vit, _) = build(config);
     let grid = TokenGrid::square(config.grid()).unwrap();
-    let layout = Layout {
-        prefix: config.prefix(layer),
-        ..Default::default()
-    };
+    let layout = Layout { prefix: config.prefix(layer), ..Default::default() };
     let score = EqScore::new(Layer { grid, layout });
     let map = |x: &Tensor| -> candle_core::Result<Tensor> {
         let (_, map) = tap::capture(&format!("block{layer}"), || vit.forward(x))?;
@@ -146,22 +117,13 @@ fn score(config: &VitConfig, layer: usize) -> f64 {
 #[test]
 fn symmetric_patches_without_positions_are_exactly_equivariant() {
     for layer in [1, 2, 3] {
-        let plain = VitConfig {
-            positions: Positions::None,
-            ..config(layer, false)
-        };
-        let symmetric = VitConfig {
-            symmetric_patches: true,
-            ..plain.clone()
-        };
+        let plain = VitConfig { positions: Positions::None, ..config(layer, false) };
+        let symmetric = VitConfig { symmetric_patches: true, ..plain.clone() };
         let exact = score(&symmetric, layer);
         assert!((exact - 1.0).abs() < 1e-6, "layer {layer}: {exact}");
         // Each of the two breaks it alone, so the score is not 1 for want of anything to measure.
         assert!(score(&plain, layer) < 0.9);
-        let placed = VitConfig {
-            positions: Positions::SinCos,
-            ..symmetric
-        };
+        let placed = VitConfig { positions: Positions::SinCos, ..symmetric };
         assert!(score(&placed, layer) < 0.9);
     }
 }
@@ -173,32 +135,13 @@ fn impossible_configurations_are_refused() {
         Vit::new(config, vb).expect_err("refused").to_string()
     };
     let base = config(2, false);
-    let error = refused(&VitConfig {
-        side: 13,
-        ..base.clone()
-    });
-    assert!(
-        error.contains("multiple of the patch size 4, got 13"),
-        "{error}"
-    );
-    let error = refused(&VitConfig {
-        heads: 3,
-        ..base.clone()
-    });
+    let error = refused(&VitConfig { side: 13, ..base.clone() });
+    assert!(error.contains("multiple of the patch size 4, got 13"), "{error}");
+    let error = refused(&VitConfig { heads: 3, ..base.clone() });
     assert!(error.contains("3 heads") && error.contains("16"), "{error}");
-    let error = refused(&VitConfig {
-        cls_after: 9,
-        ..base
-    });
+    let error = refused(&VitConfig { cls_after: 9, ..base });
     assert!(error.contains("4 blocks") && error.contains('9'), "{error}");
-    let images = Images {
-        channels: 1,
-        side: 12,
-        ..Default::default()
-    };
+    let images = Images { channels: 1, side: 12, ..Default::default() };
     let error = VitConfig::small(&images, 5, false).unwrap_err().to_string();
-    assert!(
-        error.contains("4 blocks") && error.contains("block 5"),
-        "{error}"
-    );
+    assert!(error.contains("4 blocks") && error.contains("block 5"), "{error}");
 }

@@ -81,9 +81,8 @@ pub(super) fn drop_path(branch: Tensor, p: f64, rng: &mut StdRng) -> Result<Tens
         return Ok(branch);
     }
     let kept = (1.0 / (1.0 - p)) as f32;
-    let factors: Vec<f32> = (0..branch.dim(0)?)
-        .map(|_| if rng.random_bool(p) { 0.0 } else { kept })
-        .collect();
+    let factors: Vec<f32> =
+        (0..branch.dim(0)?).map(|_| if rng.random_bool(p) { 0.0 } else { kept }).collect();
     let shape = (factors.len(), 1, 1);
     branch.broadcast_mul(&Tensor::from_vec(factors, shape, branch.device())?)
 }

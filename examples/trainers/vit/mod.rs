@@ -135,17 +135,12 @@ pub struct Vit {
 
 impl Vit {
     pub fn new(config: &VitConfig, vb: VarBuilder) -> Result<Self> {
-        let VitConfig {
-            side, patch, dim, ..
-        } = *config;
+        let VitConfig { side, patch, dim, .. } = *config;
         if patch == 0 || !side.is_multiple_of(patch) {
             bail!("expected images whose side is a multiple of the patch size {patch}, got {side}");
         }
         if config.heads == 0 || dim % config.heads != 0 || dim % 4 != 0 {
-            bail!(
-                "expected a width that 4 and the {} heads divide, got {dim}",
-                config.heads
-            );
+            bail!("expected a width that 4 and the {} heads divide, got {dim}", config.heads);
         }
         if config.cls_after > config.depth {
             bail!(
@@ -203,20 +198,13 @@ impl Vit {
         let mut rng = StdRng::seed_from_u64(seed);
         let last = (self.blocks.len() - 1).max(1) as f64;
         self.run(images, &mut |block, branch| {
-            drop_path(
-                branch,
-                self.config.drop_path * block as f64 / last,
-                &mut rng,
-            )
+            drop_path(branch, self.config.drop_path * block as f64 / last, &mut rng)
         })
     }
 
     /// The encoder in training. Each of its forward passes drops other branches.
     pub fn training(&self, seed: u64) -> Training<'_> {
-        Training {
-            vit: self,
-            seed: Cell::new(seed),
-        }
+        Training { vit: self, seed: Cell::new(seed) }
     }
 
     /// `branch` is applied to the output of each half of each block, before it is added.
@@ -242,9 +230,7 @@ impl Vit {
 
     /// One token for each patch, with its position.
     fn embed(&self, images: &Tensor) -> Result<Tensor> {
-        let VitConfig {
-            channels, patch, ..
-        } = self.config;
+        let VitConfig { channels, patch, .. } = self.config;
         let (batch, _, height, width) = images.dims4()?;
         if height % patch != 0 || width % patch != 0 {
             bail!(
@@ -291,19 +277,11 @@ impl Vit {
 
     /// The patch embedding with its kernel averaged over D4.
     fn symmetric_patch(&self) -> Result<Linear> {
-        let VitConfig {
-            channels,
-            patch,
-            dim,
-            ..
-        } = self.config;
+        let VitConfig { channels, patch, dim, .. } = self.config;
         self.patch.map_weight(|weight| {
             let kernel = weight.t()?.reshape((dim, channels, patch, patch))?;
             let kernel = ReynoldsPenalty::default().project(&kernel)?;
-            kernel
-                .reshape((dim, channels * patch * patch))?
-                .t()?
-                .contiguous()
+            kernel.reshape((dim, channels * patch * patch))?.t()?.contiguous()
         })
     }
 

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Contrastive, ContrastiveOutput, Roles, Sets, Task, margin};
+use super::task::{Roles, Sets, Task, margin};
+use crate::loss::contrastive::{Contrastive, ContrastiveOutput};
 
 pub(super) fn run(
     sets: Sets,
@@ -14,10 +15,7 @@ pub(super) fn run(
     let bank = Bank::new(sets, config.eps, dtype)?;
     let ContrastiveOutput { loss, accuracy } = match task {
         Task::Directed(roles) => directed(&bank, roles, shares, config)?,
-        &Task::Symmetric {
-            pair: [a, b],
-            labels,
-        } => {
+        &Task::Symmetric { pair: [a, b], labels } => {
             let halves: Vec<f64> = shares.iter().map(|share| 0.5 * share).collect();
             let direction = |pair| {
                 let roles = Task::toward(pair, labels, config.negatives);
@@ -30,10 +28,7 @@ pub(super) fn run(
             }
         }
     };
-    Ok(ContrastiveOutput {
-        loss: bank.inject(loss)?,
-        accuracy,
-    })
+    Ok(ContrastiveOutput { loss: bank.inject(loss)?, accuracy })
 }
 
 /// The value and accuracy of one direction, detached; its gradient is added to the bank.
@@ -58,11 +53,7 @@ fn directed(
         .iter()
         .map(|&(i, labels)| Ok((i, columns(labels)?)))
         .collect::<Result<_>>()?;
-    let width: usize = roles
-        .candidates
-        .iter()
-        .map(|(_, labels)| labels.len())
-        .sum();
+    let width: usize = roles.candidates.iter().map(|(_, labels)| labels.len()).sum();
     let block = (config.block_bytes / (width * dtype.size_in_bytes())).clamp(1, rows);
 
     let mut loss = Tensor::zeros((), dtype, device)?;
@@ -79,9 +70,7 @@ fn directed(
         let mut nearest = hidden.broadcast_as((len, 1))?;
         for (i, cols) in &candidates {
             let s = anchor.matmul(&bank.rows(*i).t()?)?;
-            let s = own
-                .broadcast_ne(cols)?
-                .where_cond(&s, &hidden.broadcast_as(s.shape())?)?;
+            let s = own.broadcast_ne(cols)?.where_cond(&s, &hidden.broadcast_as(s.shape())?)?;
             nearest = nearest.maximum(&s.max_keepdim(1)?)?;
             cosines.push(s);
         }
@@ -143,12 +132,7 @@ impl Bank {
             let norm = (&norm + (&norm * 0.0)?)?;
             let rows = values.broadcast_div(&norm)?;
             let grad = source.track_op().then(|| rows.zeros_like()).transpose()?;
-            Ok(Unit {
-                source,
-                rows,
-                norm,
-                grad,
-            })
+            Ok(Unit { source, rows, norm, grad })
         });
         Ok(Self(units.collect::<Result<_>>()?))
     }
@@ -178,13 +162,7 @@ impl Bank {
     /// value, which is nearly 0 since the cosine does not see the length of `x`, is taken out again.
     fn inject(self, value: Tensor) -> Result<Tensor> {
         let mut carrier: Option<Tensor> = None;
-        for Unit {
-            source,
-            rows,
-            norm,
-            grad,
-        } in self.0
-        {
+        for Unit { source, rows, norm, grad } in self.0 {
             let Some(grad) = grad else { continue };
             // dû/dx = (I − û ûᵀ) / √(|x|² + eps)
             let radial = (&rows * &grad)?.sum_keepdim(1)?;

@@ -35,20 +35,8 @@ fn disk(radius: f32, alias: f32) -> Vec<(i64, i64, f32)> {
 /// Blurred, then pixels change places with others nearby, then blurred again.
 pub fn glass_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
     let (sigma, reach, rounds) = match small {
-        true => [
-            (0.05, 1, 1),
-            (0.25, 1, 1),
-            (0.4, 1, 1),
-            (0.25, 1, 2),
-            (0.4, 1, 2),
-        ],
-        false => [
-            (0.7, 1, 2),
-            (0.9, 2, 1),
-            (1.0, 2, 3),
-            (1.1, 3, 2),
-            (1.5, 4, 2),
-        ],
+        true => [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
+        false => [(0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2)],
     }[level];
     let mut y = x.blurred(sigma, 4.0, Edge::Nearest);
     let (side, area) = (x.side, x.side * x.side);
@@ -59,8 +47,7 @@ pub fn glass_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
                 let c = col + rng.random_range(0..2 * reach) - reach;
                 for plane in 0..x.channels {
                     let start = plane * area;
-                    y.pixels
-                        .swap(start + row * side + col, start + r * side + c);
+                    y.pixels.swap(start + row * side + col, start + r * side + c);
                 }
             }
         }
@@ -94,20 +81,8 @@ pub fn motion(x: &Picture, radius: usize, sigma: f32, degrees: f32) -> Picture {
 /// The mean of the image and of magnified copies.
 pub fn zoom_at(x: &mut Picture, level: usize, small: bool) {
     let (end, step) = match small {
-        true => [
-            (1.06, 0.01),
-            (1.11, 0.01),
-            (1.16, 0.01),
-            (1.21, 0.01),
-            (1.26, 0.01),
-        ],
-        false => [
-            (1.11, 0.01),
-            (1.16, 0.01),
-            (1.21, 0.02),
-            (1.26, 0.02),
-            (1.31, 0.03),
-        ],
+        true => [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
+        false => [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)],
     }[level];
     let copies = ((end - 1.0) / step - 1e-3f32).ceil() as usize;
     let mut total = x.pixels.clone();

@@ -36,9 +36,7 @@ pub fn contrast_at(x: &mut Picture, level: usize, small: bool) {
     }[level];
     for plane in x.planes_mut() {
         let mean = plane.iter().sum::<f32>() / plane.len() as f32;
-        plane
-            .iter_mut()
-            .for_each(|p| *p = mean + factor * (*p - mean));
+        plane.iter_mut().for_each(|p| *p = mean + factor * (*p - mean));
     }
 }
 
@@ -76,10 +74,7 @@ pub fn elastic_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) 
     });
     let smooth = |rng: &mut StdRng| {
         let mut plane = Picture::plane(x.side, 0.0);
-        plane
-            .pixels
-            .iter_mut()
-            .for_each(|p| *p = 2.0 * rng.random::<f32>() - 1.0);
+        plane.pixels.iter_mut().for_each(|p| *p = 2.0 * rng.random::<f32>() - 1.0);
         plane.blurred(sigma * side, 3.0, Edge::Reflect).pixels
     };
     let (down, right) = (smooth(rng), smooth(rng));
@@ -117,10 +112,7 @@ impl Affine {
     fn apply(&self, (y, x): (f32, f32)) -> (f32, f32) {
         let (y, x) = (y - self.from.0, x - self.from.1);
         let [first, second] = self.columns;
-        (
-            self.to.0 + first.0 * y + second.0 * x,
-            self.to.1 + first.1 * y + second.1 * x,
-        )
+        (self.to.0 + first.0 * y + second.0 * x, self.to.1 + first.1 * y + second.1 * x)
     }
 }
 

@@ -111,11 +111,7 @@ impl Corruption {
     /// threads. The severities of an image share their draws.
     pub fn of(self, x: &Picture, severity: usize, seed: u64, index: usize) -> Picture {
         let mut x = x.clone();
-        self.apply(
-            &mut x,
-            severity,
-            &mut generator(seed, self as u64, index as u64),
-        );
+        self.apply(&mut x, severity, &mut generator(seed, self as u64, index as u64));
         x
     }
 }

@@ -17,11 +17,7 @@ impl Picture {
     /// Image `i` of a set.
     pub fn of(images: &Images, i: usize) -> Self {
         Self {
-            pixels: images
-                .get(i)
-                .iter()
-                .map(|&p| f32::from(p) / 255.0)
-                .collect(),
+            pixels: images.get(i).iter().map(|&p| f32::from(p) / 255.0).collect(),
             channels: images.channels,
             side: images.side,
         }
@@ -29,11 +25,7 @@ impl Picture {
 
     /// One channel of one value.
     pub fn plane(side: usize, value: f32) -> Self {
-        Self {
-            pixels: vec![value; side * side],
-            channels: 1,
-            side,
-        }
+        Self { pixels: vec![value; side * side], channels: 1, side }
     }
 
     pub fn planes(&self) -> std::slice::ChunksExact<'_, f32> {
@@ -98,15 +90,10 @@ impl Picture {
     /// A sum of shifted copies: each tap is `(down, right, weight)` of where a pixel looks.
     pub fn filtered(&self, taps: &[(i64, i64, f32)], edge: Edge) -> Self {
         let side = self.side;
-        let reach = taps
-            .iter()
-            .map(|t| t.0.abs().max(t.1.abs()))
-            .max()
-            .unwrap_or(0) as usize;
+        let reach = taps.iter().map(|t| t.0.abs().max(t.1.abs())).max().unwrap_or(0) as usize;
         // Indices of rows and columns, so that the border costs no branch.
-        let index: Vec<usize> = (0..side + 2 * reach)
-            .map(|i| edge.index(i as i64 - reach as i64, side))
-            .collect();
+        let index: Vec<usize> =
+            (0..side + 2 * reach).map(|i| edge.index(i as i64 - reach as i64, side)).collect();
         let mut out = self.clone();
         for (old, new) in self.planes().zip(out.planes_mut()) {
             new.fill(0.0);
@@ -184,9 +171,5 @@ pub fn normalized(
             values.extend(plane.iter().map(|p| (p - mean) / std));
         }
     }
-    Ok(Tensor::from_vec(
-        values,
-        (pictures.len(), channels, side, side),
-        device,
-    )?)
+    Ok(Tensor::from_vec(values, (pictures.len(), channels, side, side), device)?)
 }

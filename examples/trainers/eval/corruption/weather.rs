@@ -31,11 +31,7 @@ pub fn snow_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
     }
     let mut flakes = flakes.zoomed(zoom, Edge::Nearest);
     for p in &mut flakes.pixels {
-        *p = if *p < threshold {
-            0.0
-        } else {
-            p.clamp(0.0, 1.0)
-        };
+        *p = if *p < threshold { 0.0 } else { p.clamp(0.0, 1.0) };
     }
     let flakes = blur::motion(&flakes, radius, sigma, rng.random_range(-135.0..-45.0)).pixels;
     let gray = x.gray();
@@ -52,22 +48,12 @@ pub fn snow_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
 /// Crystals over the image; drawn, not photographed.
 pub fn frost_like_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRng) {
     let (weight, ice) = match small {
-        true => [
-            (1.0, 0.2),
-            (1.0, 0.3),
-            (0.9, 0.4),
-            (0.85, 0.4),
-            (0.75, 0.45),
-        ],
+        true => [(1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)],
         false => [(1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)],
     }[level];
     let frost = crystals(x.side, rng);
     // Ice is a little blue.
-    let tints: &[f32] = if x.channels == 3 {
-        &[0.9, 0.97, 1.0]
-    } else {
-        &[1.0]
-    };
+    let tints: &[f32] = if x.channels == 3 { &[0.9, 0.97, 1.0] } else { &[1.0] };
     for (plane, tint) in x.planes_mut().zip(tints.iter().cycle()) {
         for (p, f) in plane.iter_mut().zip(&frost) {
             *p = weight * *p + ice * tint * f;
@@ -78,10 +64,8 @@ pub fn frost_like_at(x: &mut Picture, level: usize, small: bool, rng: &mut StdRn
 /// Needles with side branches on veined ice, in `[0, 1]`.
 fn crystals(side: usize, rng: &mut StdRng) -> Vec<f32> {
     let veins = plasma(side, 1.8, rng);
-    let mut frost: Vec<f32> = veins
-        .iter()
-        .map(|v| 0.2 + 0.5 * (1.0 - (2.0 * v - 1.0).abs()).powi(2))
-        .collect();
+    let mut frost: Vec<f32> =
+        veins.iter().map(|v| 0.2 + 0.5 * (1.0 - (2.0 * v - 1.0).abs()).powi(2)).collect();
     let size = side as f32;
     let mut needle = |y: f32, x: f32, angle: f32, length: f32, light: f32| {
         for i in 0..(2.0 * length) as usize {
@@ -101,10 +85,7 @@ fn crystals(side: usize, rng: &mut StdRng) -> Vec<f32> {
             let angle = turn + arm as f32 * std::f32::consts::FRAC_PI_3;
             needle(y, x, angle, length, 1.0);
             for branch in [0.35, 0.6, 0.8] {
-                let (y, x) = (
-                    y + branch * length * angle.sin(),
-                    x + branch * length * angle.cos(),
-                );
+                let (y, x) = (y + branch * length * angle.sin(), x + branch * length * angle.cos());
                 for bend in [-std::f32::consts::FRAC_PI_3, std::f32::consts::FRAC_PI_3] {
                     needle(y, x, angle + bend, 0.4 * length * (1.0 - branch), 0.85);
                 }
@@ -151,11 +132,7 @@ pub fn plasma(side: usize, decay: f32, rng: &mut StdRng) -> Vec<f32> {
         }
         // The center of each edge, from its ends and the two centers beside it.
         for row in (0..size).step_by(half) {
-            let first = if (row / half).is_multiple_of(2) {
-                half
-            } else {
-                0
-            };
+            let first = if (row / half).is_multiple_of(2) { half } else { 0 };
             for col in (first..size).step_by(step) {
                 let around = at(&map, row + half, col)
                     + at(&map, row + size - half, col)

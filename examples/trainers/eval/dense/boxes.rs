@@ -60,10 +60,7 @@ pub fn suppress(mut proposals: Vec<Detection>) -> Vec<Detection> {
     let mut kept: Vec<Detection> = Vec::new();
     for proposal in proposals {
         let same = |k: &Detection| (k.canvas, k.class) == (proposal.canvas, proposal.class);
-        if !kept
-            .iter()
-            .any(|k| same(k) && k.at.iou(&proposal.at) >= 0.5)
-        {
+        if !kept.iter().any(|k| same(k) && k.at.iou(&proposal.at) >= 0.5) {
             kept.push(proposal);
         }
     }
@@ -92,13 +89,9 @@ fn average_precision(mut detections: Vec<Detection>, truth: &[(usize, Box)]) -> 
     let mut found = vec![false; truth.len()];
     let mut hits = Vec::with_capacity(detections.len());
     for detection in &detections {
-        let overlaps = truth
-            .iter()
-            .enumerate()
-            .filter(|(_, t)| t.0 == detection.canvas);
-        let best = overlaps
-            .map(|(i, t)| (i, t.1.iou(&detection.at)))
-            .max_by(|a, b| a.1.total_cmp(&b.1));
+        let overlaps = truth.iter().enumerate().filter(|(_, t)| t.0 == detection.canvas);
+        let best =
+            overlaps.map(|(i, t)| (i, t.1.iou(&detection.at))).max_by(|a, b| a.1.total_cmp(&b.1));
         hits.push(match best {
             Some((i, overlap)) if overlap >= 0.5 && !found[i] => {
                 found[i] = true;
@@ -122,11 +115,7 @@ fn average_precision(mut detections: Vec<Detection>, truth: &[(usize, Box)]) -> 
 
 /// Mean intersection over union of the classes that `predicted` or `labels` name.
 pub fn mean_iou(predicted: &[u32], labels: &[u32]) -> f64 {
-    let classes = predicted
-        .iter()
-        .chain(labels)
-        .max()
-        .map_or(0, |&c| c as usize + 1);
+    let classes = predicted.iter().chain(labels).max().map_or(0, |&c| c as usize + 1);
     let (mut both, mut either) = (vec![0; classes], vec![0; classes]);
     for (&p, &l) in predicted.iter().zip(labels) {
         either[p as usize] += 1;
@@ -137,9 +126,7 @@ pub fn mean_iou(predicted: &[u32], labels: &[u32]) -> f64 {
         }
     }
     let named = (0..classes).filter(|&c| either[c] > 0);
-    let ratios: Vec<f64> = named
-        .map(|c| f64::from(both[c]) / f64::from(either[c]))
-        .collect();
+    let ratios: Vec<f64> = named.map(|c| f64::from(both[c]) / f64::from(either[c])).collect();
     ratios.iter().sum::<f64>() / ratios.len().max(1) as f64
 }
 
@@ -160,10 +147,7 @@ impl Regression {
             .enumerate()
             .filter_map(|(i, owner)| owner.map(|owner| (i, owner)))
             .collect();
-        ensure!(
-            !owned.is_empty(),
-            "expected tokens that belong to an object, got none"
-        );
+        ensure!(!owned.is_empty(), "expected tokens that belong to an object, got none");
         let (owned, values) = (&owned, &tokens.to_vec2::<f32>()?);
         let (n, d) = (owned.len(), tokens.dim(1)?);
         let column = |c: usize| owned.iter().map(move |(i, _)| f64::from(values[*i][c]));
@@ -181,15 +165,9 @@ impl Regression {
         for c in 0..d {
             normal[(c, c)] += l2;
         }
-        let normal = normal
-            .cholesky()
-            .context("the tokens cannot tell boxes apart")?;
+        let normal = normal.cholesky().context("the tokens cannot tell boxes apart")?;
         let weights = normal.solve(&(x.tr_mul(&y) / n as f64));
-        Ok(Self {
-            mean,
-            scale,
-            weights,
-        })
+        Ok(Self { mean, scale, weights })
     }
 
     /// The box that each token `(n, d)` proposes.
@@ -211,12 +189,7 @@ impl Regression {
                 right: col + right + width / 2.0,
             }
         };
-        Ok(tokens
-            .to_vec2::<f32>()?
-            .into_iter()
-            .enumerate()
-            .map(read)
-            .collect())
+        Ok(tokens.to_vec2::<f32>()?.into_iter().enumerate().map(read).collect())
     }
 }
 

@@ -47,12 +47,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            train: 300,
-            test: 150,
-            side: None,
-            layer: None,
-        }
+        Self { train: 300, test: 150, side: None, layer: None }
     }
 }
 
@@ -129,10 +124,7 @@ pub fn measure(
         let x = picture::normalized(&pictures, &first.card.statistics, &first.device)?;
         Ok(Set { scenes, x })
     };
-    let sets = [
-        set(bank, options.train, 200)?,
-        set(test, options.test, 201)?,
-    ];
+    let sets = [set(bank, options.train, 200)?, set(test, options.test, 201)?];
 
     let mut rows = Vec::new();
     for subject in subjects {
@@ -166,27 +158,18 @@ fn row(
     };
     let (train_tokens, test_tokens) = (flat(train)?, flat(test)?);
     let labels = |set: &Set| -> Vec<u32> {
-        set.scenes
-            .iter()
-            .flat_map(|s| s.labels.iter().copied())
-            .collect()
+        set.scenes.iter().flat_map(|s| s.labels.iter().copied()).collect()
     };
     let (train_labels, test_labels) = (labels(train), labels(test));
 
     let classifier = Probe::with_l2(&train_tokens, &train_labels, L2)?;
     let probabilities = classifier.probabilities(&test_tokens)?;
     let predicted: Vec<u32> = probabilities.iter().map(|p| best(p).0 as u32).collect();
-    let right = predicted
-        .iter()
-        .zip(&test_labels)
-        .filter(|(p, l)| p == l)
-        .count();
+    let right = predicted.iter().zip(&test_labels).filter(|(p, l)| p == l).count();
 
     let owners = |set: &Set| -> Vec<Option<Box>> {
-        let boxes = set
-            .scenes
-            .iter()
-            .flat_map(|s| s.owners.iter().map(|o| o.map(|o| s.objects[o].at)));
+        let boxes =
+            set.scenes.iter().flat_map(|s| s.owners.iter().map(|o| o.map(|o| s.objects[o].at)));
         boxes.collect()
     };
     let regression = boxes::Regression::fit(&train_tokens, &owners(train), grid, L2)?;
@@ -204,12 +187,7 @@ fn row(
         let tokens = canvas * area..(canvas + 1) * area;
         let proposals = tokens.map(|t| {
             let (class, score) = best(&probabilities[t][1..]);
-            Detection {
-                canvas,
-                class: class as u32 + 1,
-                score,
-                at: read[t],
-            }
+            Detection { canvas, class: class as u32 + 1, score, at: read[t] }
         });
         detections.extend(boxes::suppress(proposals.collect()));
     }

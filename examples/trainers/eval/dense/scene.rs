@@ -68,12 +68,7 @@ impl Scene {
         }
         let owners = owners(&owner_of_pixel, side, patch, objects.len());
         let label = |o: &Option<usize>| o.map_or(0, |o| objects[o].class + 1);
-        Self {
-            labels: owners.iter().map(label).collect(),
-            canvas,
-            objects,
-            owners,
-        }
+        Self { labels: owners.iter().map(label).collect(), canvas, objects, owners }
     }
 }
 
@@ -108,11 +103,7 @@ fn texture(channels: usize, side: usize, rng: &mut StdRng) -> Picture {
         let offset = rng.random_range(0.0..0.2);
         pixels.extend(clouds.iter().map(|c| offset + contrast * c));
     }
-    Picture {
-        pixels,
-        channels,
-        side,
-    }
+    Picture { pixels, channels, side }
 }
 
 /// Pastes a small piece of some image.
@@ -151,10 +142,7 @@ impl Cutout {
         let source = |row: f32, col: f32| {
             let center = |p: f32| f64::from((p + 0.5) / side as f32);
             let [y, x] = pose.source([center(row), center(col)]);
-            (
-                y as f32 * picture.side as f32 - 0.5,
-                x as f32 * picture.side as f32 - 0.5,
-            )
+            (y as f32 * picture.side as f32 - 0.5, x as f32 * picture.side as f32 - 0.5)
         };
         // Reduced images are smoothed first, so that no line falls between samples.
         let smooth = match step > 1.0 {
@@ -179,11 +167,7 @@ impl Cutout {
                 }
             }
         }
-        Self {
-            picture: resized,
-            mask: resized_mask,
-            side,
-        }
+        Self { picture: resized, mask: resized_mask, side }
     }
 
     /// The box around the object when its image stands at `(top, left)`; `None` if nothing of it is left.
@@ -234,9 +218,7 @@ fn mask(picture: &Picture) -> Vec<bool> {
         differences.fold(0f32, f32::max)
     };
     let uniform = corners.iter().all(|&c| distance(c, 0) < 0.05);
-    let mask: Vec<bool> = (0..area)
-        .map(|i| !uniform || distance(i, 0) > 0.1)
-        .collect();
+    let mask: Vec<bool> = (0..area).map(|i| !uniform || distance(i, 0) > 0.1).collect();
     match mask.iter().any(|m| *m) {
         true => mask,
         false => vec![true; area],

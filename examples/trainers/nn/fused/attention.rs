@@ -50,11 +50,9 @@ impl CustomOp1 for Attention {
 impl Attention {
     fn sizes(&self, dims: &[usize]) -> Result<Sample> {
         match *dims {
-            [_, tokens, width] if self.heads > 0 && width % (3 * self.heads) == 0 => Ok(Sample {
-                tokens,
-                channels: width / 3,
-                heads: self.heads,
-            }),
+            [_, tokens, width] if self.heads > 0 && width % (3 * self.heads) == 0 => {
+                Ok(Sample { tokens, channels: width / 3, heads: self.heads })
+            }
             _ => bail!(
                 "attention: expected (B, N, 3·C) with C a multiple of {} heads, got {dims:?}",
                 self.heads
@@ -143,10 +141,7 @@ impl Sample {
     ) -> Result<()> {
         let width = self.channels / self.heads;
         let start = part * self.channels + h * width;
-        for (row, values) in x
-            .chunks_exact_mut(parts * self.channels)
-            .zip(values.rows()?)
-        {
+        for (row, values) in x.chunks_exact_mut(parts * self.channels).zip(values.rows()?) {
             row[start..start + width].copy_from_slice(values);
         }
         Ok(())
@@ -191,14 +186,8 @@ impl Matrix {
         b_layout: &Layout,
         (m, n, k): (usize, usize, usize),
     ) -> Result<Matrix> {
-        let values = self
-            .values
-            .matmul(&b.values, (1, m, n, k), layout, b_layout)?;
-        Ok(Matrix {
-            values,
-            rows: m,
-            cols: n,
-        })
+        let values = self.values.matmul(&b.values, (1, m, n, k), layout, b_layout)?;
+        Ok(Matrix { values, rows: m, cols: n })
     }
 
     fn layout(&self) -> Layout {

@@ -3,8 +3,8 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use super::super::Sets;
 use super::real::Real;
+use crate::loss::contrast::task::Sets;
 
 /// One gradient: what collects with respect to the unit tokens, or nothing if none is wanted.
 pub(super) type Gradient<T> = Option<Vec<T>>;
@@ -42,10 +42,7 @@ const ROWS: usize = 64;
 impl<T: Real> Bank<T> {
     pub(super) fn new(sets: Sets, eps: f64) -> Result<Self> {
         let sources = sets.0;
-        let width = sources
-            .first()
-            .and_then(|x| x.dims().last().copied())
-            .unwrap_or(1);
+        let width = sources.first().and_then(|x| x.dims().last().copied()).unwrap_or(1);
         let mut bank = Self {
             rows: Vec::with_capacity(sources.len()),
             inverse_norms: Vec::with_capacity(sources.len()),
@@ -77,8 +74,7 @@ impl<T: Real> Bank<T> {
                     inverse
                 })
                 .collect();
-            bank.grads
-                .push(source.track_op().then(|| vec![T::zero(); rows.len()]));
+            bank.grads.push(source.track_op().then(|| vec![T::zero(); rows.len()]));
             bank.rows.push(rows);
             bank.inverse_norms.push(inverse);
         }
@@ -92,11 +88,7 @@ impl<T: Real> Bank<T> {
     /// `value` as a node of the graph whose gradient with respect to each source is the one collected here.
     pub(super) fn inject(self, value: f64) -> Result<Tensor> {
         let mut value = Tensor::new(T::from_f64(value), &candle_core::Device::Cpu)?;
-        let sets = self
-            .sources
-            .into_iter()
-            .zip(self.rows)
-            .zip(self.inverse_norms);
+        let sets = self.sources.into_iter().zip(self.rows).zip(self.inverse_norms);
         for (((source, rows), inverse), grad) in sets.zip(self.grads) {
             let Some(mut grad) = grad else { continue };
             // dû/dx = (I − û ûᵀ) / √(|x|² + eps)

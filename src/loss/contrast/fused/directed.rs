@@ -6,12 +6,14 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::super::{Contrastive, Roles, margin};
+use crate::loss::contrast::task::{Roles, margin};
+use crate::loss::contrastive::Contrastive;
+
 use super::bank::{Bank, dot};
+use super::block::{Value, block_rows};
 use super::product::{PANEL, add_product, add_transposed_product, gram};
 use super::real::Real;
 use super::tile::{self, Labels, larger};
-use super::{Value, block_rows};
 
 /// What a row needs for its gradient.
 struct Row<T> {
@@ -31,11 +33,7 @@ pub(super) fn run<T: Real>(
     let width = bank.width;
     let (anchors, labels) = roles.anchors;
     let rate = 1.0 / config.temperature;
-    let columns: usize = roles
-        .candidates
-        .iter()
-        .map(|(_, labels)| labels.len())
-        .sum();
+    let columns: usize = roles.candidates.iter().map(|(_, labels)| labels.len()).sum();
     let block_rows = block_rows::<T>(config, columns, labels.len());
     let mut block = vec![T::zero(); block_rows * columns];
     let mut scratch = vec![T::zero(); block_rows * width];
@@ -62,19 +60,12 @@ pub(super) fn run<T: Real>(
                 tile::max(tile, Labels { rows: own, cols })
             })?;
             for top in tops {
-                nearest
-                    .iter_mut()
-                    .zip(top)
-                    .for_each(|(n, t)| *n = larger(*n, t));
+                nearest.iter_mut().zip(top).for_each(|(n, t)| *n = larger(*n, t));
             }
         }
 
         // Log-sum-exp with the largest exponent taken out: some term is 1, and none is above.
-        let top: Vec<T> = paired
-            .iter()
-            .zip(&nearest)
-            .map(|(p, n)| larger(*p, *n))
-            .collect();
+        let top: Vec<T> = paired.iter().zip(&nearest).map(|(p, n)| larger(*p, *n)).collect();
         let mut negatives = vec![0.0; len];
         for (block, &(_, cols)) in segments(&mut block, len, roles).zip(&roles.candidates) {
             let sums: Vec<Vec<T>> = block
@@ -85,10 +76,7 @@ pub(super) fn run<T: Real>(
                 })
                 .collect();
             for sum in sums {
-                negatives
-                    .iter_mut()
-                    .zip(sum)
-                    .for_each(|(n, s)| *n += s.widen());
+                negatives.iter_mut().zip(sum).for_each(|(n, s)| *n += s.widen());
             }
         }
         let rows: Vec<Row<T>> = (0..len)
@@ -101,10 +89,7 @@ pub(super) fn run<T: Real>(
                     value.accuracy += share;
                 }
                 let scale = share * rate / total;
-                Row {
-                    scale: T::from_f64(scale),
-                    pull: T::from_f64(-scale * negatives[i]),
-                }
+                Row { scale: T::from_f64(scale), pull: T::from_f64(-scale * negatives[i]) }
             })
             .collect();
         if !learns {
@@ -119,13 +104,9 @@ pub(super) fn run<T: Real>(
             }
             let positive = &bank.rows[roles.positives][span.clone()];
             if let Some(grad) = &mut bank.grads[anchors] {
-                let pushes = scratch
-                    .chunks_exact(width)
-                    .zip(positive.chunks_exact(width));
-                for ((grad, (push, p)), row) in grad[span.clone()]
-                    .chunks_exact_mut(width)
-                    .zip(pushes)
-                    .zip(&rows)
+                let pushes = scratch.chunks_exact(width).zip(positive.chunks_exact(width));
+                for ((grad, (push, p)), row) in
+                    grad[span.clone()].chunks_exact_mut(width).zip(pushes).zip(&rows)
                 {
                     for ((g, &push), &p) in grad.iter_mut().zip(push).zip(p) {
                         *g += row.scale * push + row.pull * p;
@@ -135,23 +116,14 @@ pub(super) fn run<T: Real>(
         }
         let anchor = &bank.rows[anchors][span.clone()];
         if let Some(grad) = &mut bank.grads[roles.positives] {
-            let pairs = grad[span]
-                .chunks_exact_mut(width)
-                .zip(anchor.chunks_exact(width));
+            let pairs = grad[span].chunks_exact_mut(width).zip(anchor.chunks_exact(width));
             for ((grad, a), row) in pairs.zip(&rows) {
-                grad.iter_mut()
-                    .zip(a)
-                    .for_each(|(g, &a)| *g += row.pull * a);
+                grad.iter_mut().zip(a).for_each(|(g, &a)| *g += row.pull * a);
             }
         }
-        let scaled = scratch
-            .chunks_exact_mut(width)
-            .zip(anchor.chunks_exact(width));
+        let scaled = scratch.chunks_exact_mut(width).zip(anchor.chunks_exact(width));
         for ((scaled, a), row) in scaled.zip(&rows) {
-            scaled
-                .iter_mut()
-                .zip(a)
-                .for_each(|(s, &a)| *s = row.scale * a);
+            scaled.iter_mut().zip(a).for_each(|(s, &a)| *s = row.scale * a);
         }
         for (block, &(set, _)) in segments(&mut block, len, roles).zip(&roles.candidates) {
             if let Some(grad) = &mut bank.grads[set] {

@@ -2,6 +2,7 @@
 //! cosines. The gradient is found together with the value.
 
 mod bank;
+mod block;
 mod directed;
 mod product;
 mod real;
@@ -10,15 +11,9 @@ mod tile;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use self::{bank::Bank, real::Real};
-use super::{Contrastive, ContrastiveOutput, Sets, Task};
-
-/// What a pass over the anchors finds.
-#[derive(Default)]
-struct Value {
-    loss: f64,
-    accuracy: f64,
-}
+use self::{bank::Bank, block::Value, real::Real};
+use super::task::{Sets, Task};
+use crate::loss::contrastive::{Contrastive, ContrastiveOutput};
 
 /// In `dtype`, f32 or f64.
 pub(super) fn run(
@@ -54,10 +49,7 @@ fn typed<T: Real>(
                 };
                 let [a, b] = pair;
                 let (one, two) = (direction([a, b])?, direction([b, a])?);
-                Value {
-                    loss: one.loss + two.loss,
-                    accuracy: one.accuracy + two.accuracy,
-                }
+                Value { loss: one.loss + two.loss, accuracy: one.accuracy + two.accuracy }
             }
         }
     };
@@ -65,9 +57,4 @@ fn typed<T: Real>(
         loss: bank.inject(value.loss)?,
         accuracy: Tensor::new(T::from_f64(value.accuracy), &Device::Cpu)?,
     })
-}
-
-/// Anchors to a block that may see `width` tokens.
-fn block_rows<T>(config: &Contrastive, width: usize, anchors: usize) -> usize {
-    (config.block_bytes / (width * size_of::<T>())).clamp(1, anchors)
 }

@@ -65,17 +65,15 @@ pub(super) fn add_product<T: Real>(
     out: &mut [T],
 ) -> Result<()> {
     let len = out.len() / width;
-    out.par_chunks_mut(ROWS * width)
-        .enumerate()
-        .try_for_each(|(i, out)| {
-            let count = out.len() / width;
-            for (tile, b) in block.chunks(len * PANEL).zip(b.chunks(PANEL * width)) {
-                let cols = b.len() / width;
-                let tile = &tile[i * ROWS * cols..][..count * cols];
-                multiply(rows(tile, cols)?, rows(b, width)?, T::one(), out)?;
-            }
-            Ok(())
-        })
+    out.par_chunks_mut(ROWS * width).enumerate().try_for_each(|(i, out)| {
+        let count = out.len() / width;
+        for (tile, b) in block.chunks(len * PANEL).zip(b.chunks(PANEL * width)) {
+            let cols = b.len() / width;
+            let tile = &tile[i * ROWS * cols..][..count * cols];
+            multiply(rows(tile, cols)?, rows(b, width)?, T::one(), out)?;
+        }
+        Ok(())
+    })
 }
 
 /// `out ← out + blockᵀ·a`.
@@ -86,10 +84,10 @@ pub(super) fn add_transposed_product<T: Real>(
     out: &mut [T],
 ) -> Result<()> {
     let a = rows(a, width)?;
-    out.par_chunks_mut(PANEL * width)
-        .zip(block.par_chunks(a.nrows() * PANEL))
-        .try_for_each(|(out, tile)| {
+    out.par_chunks_mut(PANEL * width).zip(block.par_chunks(a.nrows() * PANEL)).try_for_each(
+        |(out, tile)| {
             let tile = rows(tile, out.len() / width)?;
             multiply(tile.reversed_axes(), a, T::one(), out)
-        })
+        },
+    )
 }

@@ -74,10 +74,7 @@ mod tests {
         for _ in 0..200_000 {
             let x: f32 = -87.0 * rng.random::<f32>().powi(2);
             let (got, want) = (x.exp_nonpositive(), f64::from(x).exp());
-            assert!(
-                (f64::from(got) - want).abs() <= 2.4e-7 * want,
-                "exp({x}) = {got}, not {want}"
-            );
+            assert!((f64::from(got) - want).abs() <= 2.4e-7 * want, "exp({x}) = {got}, not {want}");
         }
         assert_eq!(0f32.exp_nonpositive(), 1.0);
         assert_eq!((-88f32).exp_nonpositive(), 0.0);

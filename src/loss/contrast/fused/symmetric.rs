@@ -15,12 +15,14 @@ use std::ops::Range;
 
 use candle_core::Result;
 
-use super::super::{Contrastive, Negatives, margin};
+use crate::loss::contrast::task::margin;
+use crate::loss::contrastive::{Contrastive, Negatives};
+
 use super::bank::{Bank, dot};
+use super::block::{Value, block_rows};
 use super::product::{PANEL, add_product, add_transposed_product, gram, panels};
 use super::real::Real;
 use super::tile::{self, Labels, Margins};
-use super::{Value, block_rows};
 
 /// Whether the fixed top leaves the least exponential, `e^(−2/τ)`, a normal number.
 pub(super) fn fits<T: Real>(config: &Contrastive) -> bool {
@@ -82,10 +84,7 @@ fn rectangles(count: usize, len: usize, negatives: Negatives) -> Vec<Rectangle> 
             all.extend(
                 seen.into_iter()
                     .filter(|cols| !cols.range.is_empty())
-                    .map(|cols| Rectangle {
-                        rows: part(side, range.clone()),
-                        cols,
-                    }),
+                    .map(|cols| Rectangle { rows: part(side, range.clone()), cols }),
             );
         }
     }
@@ -136,10 +135,7 @@ pub(super) fn run<T: Real>(
         let b = &bank.rows[sets[cols.side]][cols.span(width)];
         let margins = gram(a, b, width, block, |first, tile| {
             let cols = &col_labels[first..col_labels.len().min(first + PANEL)];
-            let labels = Labels {
-                rows: row_labels,
-                cols,
-            };
+            let labels = Labels { rows: row_labels, cols };
             tile::margins(tile, T::from_f64(rate), labels)
         })?;
         for (panel, Margins { by_row, by_col }) in margins.iter().enumerate() {
@@ -167,16 +163,10 @@ pub(super) fn run<T: Real>(
         let (of_rows, of_cols) = (&weights[rows.side], &weights[cols.side]);
         let weigh = |first: usize, tile: &mut [T]| {
             let cols_seen = &col_labels[first..col_labels.len().min(first + PANEL)];
-            let labels = Labels {
-                rows: row_labels,
-                cols: cols_seen,
-            };
+            let labels = Labels { rows: row_labels, cols: cols_seen };
             let first = cols.range.start + first;
             let end = first + cols_seen.len();
-            let (r, c) = (
-                &of_rows.scale[rows.range.clone()],
-                &of_cols.scale[first..end],
-            );
+            let (r, c) = (&of_rows.scale[rows.range.clone()], &of_cols.scale[first..end]);
             tile::weigh(tile, T::from_f64(rate), labels, r, c);
             if rows.side != cols.side {
                 for i in rows.range.start.max(first)..rows.range.end.min(end) {

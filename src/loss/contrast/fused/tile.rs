@@ -66,13 +66,7 @@ pub(super) fn max<T: Real>(tile: &[T], labels: Labels) -> Vec<T> {
             tile.chunks_exact(labels.cols.len())
                 .zip(labels.rows)
                 .map(|(row, &own)| {
-                    fold_row(
-                        row,
-                        labels.cols,
-                        hidden,
-                        |v, col| seen(v, hidden, own, col),
-                        larger,
-                    )
+                    fold_row(row, labels.cols, hidden, |v, col| seen(v, hidden, own, col), larger)
                 })
                 .collect()
         },
@@ -135,15 +129,9 @@ pub(super) fn margins<T: Real>(tile: &[T], rate: T, labels: Labels) -> Margins<T
                     let top = fold_row(row, labels.cols, hidden, look, larger);
                     by_row.push((sum, top));
                 }
-                by_col
-                    .iter_mut()
-                    .zip(&sums)
-                    .for_each(|(total, &sum)| total.0 += sum);
+                by_col.iter_mut().zip(&sums).for_each(|(total, &sum)| total.0 += sum);
             }
-            by_col
-                .iter_mut()
-                .zip(&tops)
-                .for_each(|(total, &top)| total.1 = top);
+            by_col.iter_mut().zip(&tops).for_each(|(total, &top)| total.1 = top);
         },
     );
     Margins { by_row, by_col }
