@@ -273,8 +273,8 @@ fn print_overhead(outcome: &Outcome) {
     );
     match outcome.overhead_measured {
         Some(measured) => println!(
-            "measured overhead {measured:.4}x: time of its views, and of its head and loss forward and backward on \
-             copies of the maps, at one step in {PROBE_EVERY}, beside the rest of the steps"
+            "measured overhead {measured:.4}x: time of the views, the head and the loss, forward and backward, and with \
+             --ser-images own of the blocks up to the tap; at one step in {PROBE_EVERY}, relative to the rest"
         ),
         None => println!("measured overhead -: no step was timed, the first is step {PROBE_FIRST}"),
     }
