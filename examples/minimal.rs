@@ -1,11 +1,11 @@
-//! All of SER in one file: a small network, a self-supervised base loss, and one more term.
+//! All of SER in one file: a small network, a self-supervised base loss, and one more term. The score says how equivariant
+//! the first block is, before and after training; 1 is perfect.
 //!
 //! ```text
 //! cargo run --release --example minimal          # Barlow Twins + SER
 //! cargo run --release --example minimal -- 0     # lambda 0: Barlow Twins alone
 //! ```
 //!
-//! It prints how equivariant the first block is before and after training: 1 is perfect.
 
 use std::io::Read;
 
@@ -84,7 +84,8 @@ fn main() -> ser_reg::Result<()> {
         let map = |x: &Tensor| tap::capture_until("block0", || model.forward(x));
         let rng = &mut StdRng::seed_from_u64(0);
         let report = EqScore::new(grid).measure(&held_out, &D4::ALL[1..], rng, map)?;
-        Ok(println!("{when}: equivariance score {:.3}", report.mean.score.centered))
+        println!("{when}: equivariance score {:.3}", report.mean.score.centered);
+        Ok(())
     };
     score("before")?;
     let (mut rng, mut noise) = (StdRng::seed_from_u64(0), StdRng::seed_from_u64(1));

@@ -158,7 +158,13 @@ fn finished_runs_are_known_by_the_plan() {
             .iter()
             .find(|c| entry.seed < c.seeds && c.id(entry.seed, entry.epochs) == entry.id);
         let cell = cell.unwrap_or_else(|| panic!("{} is not planned", entry.id));
-        assert_eq!(cell.options, entry.options, "{}", entry.id);
+        // The kept runs were made with 0.1, which had other words for two groups.
+        let words = entry.options.iter().map(|word| match word.as_str() {
+            "rotations" => "c4",
+            "none" => "trivial",
+            word => word,
+        });
+        assert!(words.eq(cell.options.iter().map(String::as_str)), "{}", entry.id);
         assert_eq!(cell.group, entry.group, "{}", entry.id);
     }
 }
