@@ -89,7 +89,7 @@ fn main() -> ser_reg::Result<()> {
     };
     score("before")?;
     let (mut rng, mut noise) = (StdRng::seed_from_u64(0), StdRng::seed_from_u64(1));
-    let mut adam = AdamW::new_lr(vars.all_vars(), 1e-3)?;
+    let mut adam = AdamW::new_lr(vars.all_vars(), 3e-3)?;
     for step in 0..=300 {
         let batch = images.narrow(0, step * 64 % 3840, 64)?;
         let mut embed = || model.forward(&jitter(&batch, &mut noise)?);

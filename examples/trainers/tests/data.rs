@@ -145,7 +145,7 @@ fn missing_files_are_named() {
     let dir = folder(&[("t10k-images-idx3-ubyte", images.clone())]);
     assert_says(&error(dir.path()), &["t10k-labels-idx1-ubyte", "neither"]);
     let dir = folder(&[("images", images)]);
-    assert_says(&error(&dir.path().join("images")), &["named like"]);
+    assert_says(&error(&dir.path().join("images")), &["labels beside it", "labels.gz", "neither"]);
 }
 
 /// `count` records whose labels count up from `first`.
