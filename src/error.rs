@@ -44,10 +44,10 @@ pub enum Error {
     },
     /// Parameters that the gradient of a loss does not reach.
     #[error(
-        "the gradient does not reach {} of {total} parameters{}{}{}. Look for a layer that cuts the graph: replace \
-         candle-nn's LayerNorm by `candle_nn::ops::layer_norm_slow`, `softmax_last_dim` by \
-         `candle_nn::ops::softmax(x, D::Minus1)`, and a `detach()` on the way. Use `out.unweighted`, which has a gradient \
-         at lambda 0 too",
+        "the gradient does not reach {} of {total} parameters{}{}{}. SER's gradient reaches the layers before the tap only: \
+         leave out those behind it. Before the tap, look for a layer that cuts the graph: replace candle-nn's LayerNorm by \
+         `candle_nn::ops::layer_norm_slow`, `softmax_last_dim` by `candle_nn::ops::softmax(x, D::Minus1)`, and look for a \
+         `detach()`. Pass `out.unweighted`, which has a gradient at lambda 0 too",
         absent.len() + zero.len() + not_finite.len(),
         list("no gradient", absent), list("all zero", zero), list("not finite", not_finite),
     )]

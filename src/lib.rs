@@ -25,8 +25,10 @@
 //! // each step
 //! let out = ser.forward(&images, &mut rng, |view| model.forward(view))?;
 //! let loss = (base_loss + &out.loss)?;
-//! // on the first step: does the gradient arrive?
-//! grad::assert_reaches(&out.unweighted, grad::named(&vars, ""))?;
+//! // on the first step: does the gradient reach the layers before the tap, and the head?
+//! for part in ["stem", "ser"] {
+//!     grad::assert_reaches(&out.unweighted, grad::named(&vars, part))?;
+//! }
 //! # let _ = loss;
 //! # Ok::<(), ser_reg::Error>(())
 //! ```

@@ -30,7 +30,10 @@ use crate::{Error, Result, TokenGrid, tap};
 /// let mut rng = StdRng::seed_from_u64(0);
 /// let images = Tensor::randn(0f32, 1., (4, 3, 24, 24), &Device::Cpu)?;
 /// let out = ser.forward(&images, &mut rng, |view| model.forward(view))?;
-/// grad::assert_reaches(&out.unweighted, grad::named(&vars, ""))?; // on step 0
+/// // on step 0: does the gradient reach the layers before the tap, and the head?
+/// for part in ["stem", "ser"] {
+///     grad::assert_reaches(&out.unweighted, grad::named(&vars, part))?;
+/// }
 /// # Ok::<(), ser_reg::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -67,7 +70,7 @@ struct Encoded<T> {
 impl Regularizer {
     /// A regularizer for the map that the model records as `layer`.
     ///
-    /// `grid` is the token grid of that map for an image of the usual size, and `channels` its width. The views are turns
+    /// `grid` is the token grid of that map for an image of the usual size, and `channels` its width. The views are rotations
     /// and flips ([`ViewConfig::default`]). The head has the default shape of [`ProjectorConfig`] and its variables in `vb`.
     ///
     /// # Errors
@@ -144,15 +147,15 @@ impl Regularizer {
     /// SER on images of its own, beside any base loss, supervised or self-supervised.
     ///
     /// `images` are (B, C, H, W), for example a part of the batch; NT-Xent needs at least two. `encode` is called once for
-    /// each of two views, and ends at the tap: blocks behind it do not run. The base loss sees no turned image. Apply color
+    /// each of two views, and ends at the tap: blocks behind it do not run. The base loss sees no rotated image. Apply color
     /// jitter and the like inside `encode`, to each view.
     ///
-    /// With batch norm, the train flag inside `encode` decides: in train mode the turned images enter the batch statistics
+    /// With batch norm, the train flag inside `encode` decides: in train mode the rotated images enter the batch statistics
     /// and the running statistics. At λ = 0 `encode` still runs.
     ///
     /// # Errors
-    /// Those of `encode`, of the tap if `layer` is not recorded exactly once, of [`View::apply`], and of
-    /// [`SerLoss::forward`], [`Error::NoOverlap`] among them.
+    /// Those of `encode`, of the tap if `layer` is not recorded, of [`View::apply`], and of [`SerLoss::forward`],
+    /// [`Error::NoOverlap`] among them. A name that is recorded twice counts at the first record, where the pass ends.
     pub fn forward<T, R: Rng + ?Sized>(
         &self,
         images: &Tensor,
@@ -163,7 +166,7 @@ impl Regularizer {
         let maps = self.encode_until(&views, images, encode)?;
         let relative = views.relative();
         let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
-        self.loss.forward(&pair.seed(seed))
+        self.compare(pair.seed(seed))
     }
 
     /// [`forward`](Self::forward) against the keys of a momentum encoder: `encode_keys`, with its own `key_head`.
@@ -186,7 +189,7 @@ impl Regularizer {
         let relative = views.relative();
         let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
         let pair = pair.keys(keys.each_ref(), key_head.into());
-        self.loss.forward(&pair.seed(seed))
+        self.compare(pair.seed(seed))
     }
 
     /// The paper's form: one forward pass of each view serves both losses.
@@ -226,7 +229,7 @@ impl Regularizer {
         let Encoded { outputs, maps } = self.encode(&views, images, encode)?;
         let relative = views.relative();
         let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
-        let out = self.loss.forward(&pair.seed(seed))?;
+        let out = self.compare(pair.seed(seed))?;
         Ok(RegularizerOutput::new(outputs, [(), ()], out))
     }
 
@@ -251,7 +254,7 @@ impl Regularizer {
         let relative = views.relative();
         let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
         let pair = pair.keys(keys.maps.each_ref(), key_head.into());
-        let out = self.loss.forward(&pair.seed(seed))?;
+        let out = self.compare(pair.seed(seed))?;
         Ok(RegularizerOutput::new(outputs, keys.outputs, out))
     }
 
@@ -265,6 +268,22 @@ impl Regularizer {
         Ok((views, rng.random()))
     }
 
+    /// The loss of `pair`. An error about the shape of a map names the layer and the grid.
+    fn compare(&self, pair: MapPair) -> Result<SerOutput> {
+        self.loss.forward(&pair).map_err(|e| match e {
+            Error::Input { op: "Layout::tokens", expected, got } => {
+                let grid = self.sampler.grid();
+                let expected = format!(
+                    "a map {expected} from layer `{}`, for the grid {grid} of Regularizer::new and this view (pass the \
+                     rows and columns of this map for an upright image, and Layout::prefix for CLS tokens)",
+                    self.layer
+                );
+                Error::Input { op: "Regularizer", expected, got }
+            }
+            e => e,
+        })
+    }
+
     /// The maps of both views, up to the tap.
     fn encode_until<T>(
         &self,
@@ -274,7 +293,7 @@ impl Regularizer {
     ) -> Result<[Tensor; 2]> {
         let mut map = |view: &View| -> Result<Tensor> {
             let view = view.apply(images)?;
-            Ok(tap::capture_until(&self.layer, || encode(&view))?)
+            tap::capture_until(&self.layer, || encode(&view)).map_err(|e| scaled(e, &view, images))
         };
         Ok([map(&views.first)?, map(&views.second)?])
     }
@@ -288,12 +307,30 @@ impl Regularizer {
     ) -> Result<Encoded<T>> {
         let mut both = |view: &View| -> Result<(T, Tensor)> {
             let view = view.apply(images)?;
-            Ok(tap::capture(&self.layer, || encode(&view))?)
+            tap::capture(&self.layer, || encode(&view)).map_err(|e| scaled(e, &view, images))
         };
         let (output1, map1) = both(&views.first)?;
         let (output2, map2) = both(&views.second)?;
         Ok(Encoded { outputs: [output1, output2], maps: [map1, map2] })
     }
+}
+
+/// The error of a model on a view; if the view has another size than the images, the message says so.
+fn scaled(e: candle_core::Error, view: &Tensor, images: &Tensor) -> Error {
+    let (view, images) = (view.dims(), images.dims());
+    if view.get(2..) == images.get(2..) {
+        return e.into();
+    }
+    let size = |dims: &[usize]| {
+        dims.get(2..).unwrap_or(&[]).iter().map(usize::to_string).collect::<Vec<_>>().join("x")
+    };
+    e.context(format!(
+        "the view has {} pixels, the images {}: ViewConfig scales the views, or turns images that are not square (a model \
+         of fixed size needs ViewConfig::default() and square images)",
+        size(view),
+        size(images)
+    ))
+    .into()
 }
 
 impl<T, K> RegularizerOutput<T, K> {

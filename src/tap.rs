@@ -227,7 +227,8 @@ pub fn capture<T>(name: &str, forward: impl FnOnce() -> Result<T>) -> Result<(T,
 /// ```
 ///
 /// # Errors
-/// As [`capture`]. An error of the model itself, before or after the tap, is returned as it is.
+/// As [`capture`], but a name that is recorded twice counts at the first record, where the pass ends. An error of the
+/// model itself, before or after the tap, is returned as it is.
 pub fn capture_until<T>(name: &str, forward: impl FnOnce() -> Result<T>) -> Result<Tensor> {
     // The number tells this stop from the stop of another capture.
     static STOPS: AtomicU64 = AtomicU64::new(0);

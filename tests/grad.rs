@@ -238,3 +238,28 @@ fn buffers_of_batch_norm_are_no_parameters() {
     let names: Vec<String> = grad::named(&vars, "").into_iter().map(|v| v.0).collect();
     assert_eq!(names, ["my_running_var", "running_var.w"]);
 }
+
+/// A fused layer in front of a cut softmax: its values have a gradient, its queries and keys have none.
+#[test]
+fn a_fused_weight_with_a_dead_third_is_named() {
+    let device = Device::Cpu;
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F32, &device);
+    let qkv = candle_nn::linear_no_bias(8, 24, vb.pp("qkv")).unwrap();
+    let x = Tensor::arange(0f32, 48., &device).unwrap().sin().unwrap().reshape((1, 6, 8)).unwrap();
+    let loss = |softmax: &dyn Fn(&Tensor) -> candle_core::Result<Tensor>| {
+        let qkv = qkv.forward(&x).unwrap().chunk(3, D::Minus1).unwrap();
+        let scores = qkv[0].matmul(&qkv[1].t().unwrap()).unwrap();
+        let values = qkv[2].contiguous().unwrap();
+        softmax(&scores).unwrap().matmul(&values).unwrap().sqr().unwrap().mean_all().unwrap()
+    };
+    let whole = loss(&|x| candle_nn::ops::softmax(x, D::Minus1));
+    grad::assert_reaches(&whole, grad::named(&vars, "")).unwrap();
+
+    let cut = loss(&candle_nn::ops::softmax_last_dim);
+    let reach = grad::reach(&cut, grad::named(&vars, "")).unwrap();
+    assert_eq!(reach[0].zero_thirds, [0, 1]);
+    assert_eq!(grad::unreached(&cut, grad::named(&vars, "")).unwrap(), ["qkv.weight"]);
+    let error = grad::assert_reaches(&cut, grad::named(&vars, "")).unwrap_err().to_string();
+    assert!(error.contains("qkv.weight (first and second third of its rows)"), "{error}");
+}

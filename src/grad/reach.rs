@@ -15,12 +15,15 @@ pub struct Reach {
     pub name: String,
     /// `‖∂loss/∂θ‖₂`, accumulated in f64. `None` if the graph of the loss does not contain θ.
     pub norm: Option<f64>,
+    /// The thirds of the rows of a weight, 0 to 2, whose gradient is exactly zero while another third has one. A fused
+    /// `qkv` layer in front of a cut softmax looks so: queries and keys get nothing.
+    pub zero_thirds: Vec<usize>,
 }
 
 impl Reach {
-    /// Whether the gradient is finite and not identically zero.
+    /// Whether the gradient is finite and not identically zero, in all thirds of a fused weight.
     pub fn arrived(&self) -> bool {
-        self.norm.is_some_and(|n| n.is_finite() && n > 0.)
+        self.norm.is_some_and(|n| n.is_finite() && n > 0.) && self.zero_thirds.is_empty()
     }
 }
 
@@ -50,12 +53,16 @@ pub fn reach<S: Into<String>, V: Borrow<Var>>(
     let grads = loss.backward()?;
     let mut reached = Vec::new();
     for (name, var) in vars {
-        let norm = grads.get(var.borrow()).map(norm).transpose()?;
-        reached.push(Reach { name: name.into(), norm });
+        let grad = grads.get(var.borrow());
+        let norm = grad.map(norm).transpose()?;
+        let zero_thirds = grad.map(zero_thirds).transpose()?.unwrap_or_default();
+        reached.push(Reach { name: name.into(), norm, zero_thirds });
     }
     // A check of no variable always passes. The likely cause is a prefix that matches no name.
     if reached.is_empty() {
-        return Err(Error::input("grad::reach", "at least one variable", "none"));
+        let expected =
+            "at least one variable (grad::named takes whole parts of a path, as VarBuilder::pp)";
+        return Err(Error::input("grad::reach", expected, "none"));
     }
     Ok(reached)
 }
@@ -112,10 +119,15 @@ pub fn assert_reaches<S: Into<String>, V: Borrow<Var>>(
     let reach = reach(loss, vars)?;
     let total = reach.len();
     let (mut absent, mut zero, mut not_finite) = (Vec::new(), Vec::new(), Vec::new());
-    for Reach { name, norm } in reach {
+    for Reach { name, norm, zero_thirds } in reach {
         match norm {
             None => absent.push(name),
             Some(0.) => zero.push(name),
+            Some(n) if n.is_finite() && !zero_thirds.is_empty() => {
+                let thirds = zero_thirds.iter().map(|t| ["first", "second", "last"][*t]);
+                let thirds: Vec<_> = thirds.collect();
+                zero.push(format!("{name} ({} third of its rows)", thirds.join(" and ")));
+            }
             Some(n) if n.is_finite() => {}
             Some(_) => not_finite.push(name),
         }
@@ -124,6 +136,23 @@ pub fn assert_reaches<S: Into<String>, V: Borrow<Var>>(
         return Ok(());
     }
     Err(Error::Unreached { absent, zero, not_finite, total })
+}
+
+/// The thirds of the rows of a weight whose gradient is exactly zero, if another third has a gradient.
+fn zero_thirds(grad: &Tensor) -> Result<Vec<usize>> {
+    // A third of fewer rows could be zero by chance, behind a ReLU for example.
+    const ROWS: usize = 4;
+    let rows = grad.dims().first().copied().unwrap_or(0);
+    if grad.rank() < 2 || !rows.is_multiple_of(3) || rows < 3 * ROWS {
+        return Ok(Vec::new());
+    }
+    let mut zero = Vec::new();
+    for third in 0..3 {
+        if norm(&grad.narrow(0, third * rows / 3, rows / 3)?)? == 0.0 {
+            zero.push(third);
+        }
+    }
+    Ok(if zero.len() == 3 { Vec::new() } else { zero })
 }
 
 /// In f64, where the square of an f32 gradient neither overflows nor underflows.

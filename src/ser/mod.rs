@@ -184,7 +184,7 @@ impl SerLoss {
             Objective::NtXent(c) if c.same_image == SameImage::Exclude
         );
         if images < 2 && excludes {
-            let expected = "at least two images (without SameImage::Keep, only tokens of other images are negatives)";
+            let expected = "at least two images, because the tokens of other images are the negatives of NT-Xent (drop a short last batch, or use another Objective)";
             return Err(Error::input(op, expected, images));
         }
         let cells = [relative.from_grid().len(), relative.to_grid().len()];
@@ -304,7 +304,10 @@ fn compared_field<G: GroupAction>(pair: &MapPair<G>, channels: usize) -> Result<
         return Err(Error::input(op, expected, "both"));
     }
     if head.field().channels() != channels {
-        let expected = format!("maps of {} channels, as the head", head.field().channels());
+        let expected = format!(
+            "maps of {} channels, as the head (pass the width of the map as `channels` to Regularizer::new or Projector::new)",
+            head.field().channels()
+        );
         return Err(Error::input(op, expected, channels));
     }
     let field = head.output_field();
@@ -312,8 +315,13 @@ fn compared_field<G: GroupAction>(pair: &MapPair<G>, channels: usize) -> Result<
         match keys.head {
             Some(head) if head.output_field() == field => {}
             Some(head) => {
-                let expected = format!("a key head with the output {field:?}, as the head");
-                return Err(Error::input(op, expected, format!("{:?}", head.output_field())));
+                let expected = format!(
+                    "a key head with {} output channels on the same field (give it the ProjectorConfig of the head)",
+                    field.channels()
+                );
+                let got =
+                    format!("{} on {:?}", head.output_field().channels(), head.output_field());
+                return Err(Error::input(op, expected, got));
             }
             None => {
                 let expected = "a head for both encoders, or for none (MapPair::keys)";

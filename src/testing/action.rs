@@ -6,7 +6,7 @@ use rand::Rng;
 use super::{
     ADJOINT, Checked, EXACT, Law, Violation,
     maps::{Product, alone, inverse_gap, is_valid, max_gap, random, smooth},
-    require,
+    require, some,
 };
 use crate::{GridOperator, Resample, TokenGrid, group::GroupAction};
 
@@ -17,6 +17,9 @@ use crate::{GridOperator, Resample, TokenGrid, group::GroupAction};
 /// checked on random values as well. Adjoint, gradient, per-sample batches, maps, masks and the
 /// portable operator are checked to [`ADJOINT`] for every action.
 ///
+/// The smooth map is not periodic. For a cyclic action by fractions of a cell, assert
+/// [`action_errors`](super::action_errors) on a [`band_limited`](super::band_limited) map instead.
+///
 /// # Errors
 /// The first law that does not hold.
 pub fn check_action_laws<G: GroupAction>(
@@ -26,6 +29,7 @@ pub fn check_action_laws<G: GroupAction>(
     tolerance: f64,
     rng: &mut impl Rng,
 ) -> Checked {
+    some("check_action_laws", elements)?;
     let mut fields = vec![smooth(grid, rng)?];
     if tolerance == EXACT {
         fields.push(random(&[1, grid.len(), 3], rng)?);

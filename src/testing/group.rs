@@ -1,6 +1,6 @@
 //! Laws of groups, on points of the plane.
 
-use super::{Checked, Law, require};
+use super::{Checked, Law, require, some};
 use crate::group::GroupAction;
 
 /// Points on which elements are compared: no symmetry of the square maps one to another.
@@ -22,6 +22,7 @@ fn distance<G: GroupAction>(a: &G, b: &G) -> f64 {
 /// # Errors
 /// The first law that does not hold.
 pub fn check_group_laws<G: GroupAction>(elements: &[G], tolerance: f64) -> Checked {
+    some("check_group_laws", elements)?;
     let same = |a: &G, b: &G| distance(a, b) <= tolerance;
     let near = |p: [f64; 2], q: [f64; 2]| {
         let size = 1.0 + p[0].abs().max(p[1].abs());
@@ -70,6 +71,7 @@ pub fn check_group_laws<G: GroupAction>(elements: &[G], tolerance: f64) -> Check
 /// # Errors
 /// If a product is missing, or an element is never reached.
 pub fn check_closure<G: GroupAction>(generators: &[G], elements: &[G], tolerance: f64) -> Checked {
+    some("check_closure", elements)?;
     let find = |list: &[G], g: &G| list.iter().any(|h| distance(g, h) <= tolerance);
     let mut reached = vec![G::identity()];
     let mut next = 0;

@@ -131,6 +131,14 @@ impl From<candle_core::Error> for Violation {
 
 type Checked = Result<(), Violation>;
 
+/// Refuses a check of nothing, which would always pass.
+fn some<G>(op: &'static str, elements: &[G]) -> Checked {
+    match elements {
+        [] => Err(Error::input(op, "at least one element", "none").into()),
+        _ => Ok(()),
+    }
+}
+
 fn require(holds: bool, law: Law, detail: impl FnOnce() -> String) -> Checked {
     if holds {
         return Ok(());
