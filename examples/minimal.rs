@@ -42,7 +42,7 @@ impl Net {
             let qkv = qkv.forward(&x)?.chunk(3, D::Minus1)?;
             let scores = (qkv[0].matmul(&qkv[1].t()?)? / 8.)?;
             x = (x + ops::softmax(&scores, D::Minus1)?.matmul(&qkv[2].contiguous()?)?)?;
-            x = (&x + mlp.forward(&x.silu()?)?)?;
+            x = mlp.forward(&x.silu()?)?;
             tap::record(format_args!("block{i}"), &x)?; // SER: the one line in the model
         }
         self.head.forward(&x.mean(1)?)

@@ -153,12 +153,11 @@ impl<'a> Turned<'a> {
             let mut tile = [[T::default(); BLOCK]; WIDTH];
             for (k, across) in tile.iter_mut().enumerate() {
                 let start = (first + step * (at + k) as i64) as usize;
-                across.copy_from_slice(&x[start..][..BLOCK]);
+                *across = x[start..].as_chunks().0[0];
             }
             for (i, run) in self.lines.iter().enumerate() {
                 let i = if self.ascending { i } else { BLOCK - 1 - i };
-                let line = tile.map(|across| across[i]);
-                out[run.start + at..][..WIDTH].copy_from_slice(&line);
+                out[run.start + at..].as_chunks_mut().0[0] = tile.map(|across| across[i]);
             }
         }
         self.lines.iter().for_each(|run| run.fill(x, whole, out));

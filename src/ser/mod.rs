@@ -79,6 +79,8 @@ struct Compared {
 }
 
 impl SerLoss {
+    /// A loss with these settings.
+    ///
     /// # Errors
     /// If a setting is out of its range.
     pub fn new(config: SerConfig) -> Result<Self> {
