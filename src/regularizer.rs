@@ -164,9 +164,7 @@ impl Regularizer {
     ) -> Result<SerOutput> {
         let (views, seed) = self.draw(images, rng)?;
         let maps = self.encode_until(&views, images, encode)?;
-        let relative = views.relative();
-        let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
-        self.compare(pair.seed(seed))
+        self.compare(&views, seed, &maps, None)
     }
 
     /// [`forward`](Self::forward) against the keys of a momentum encoder: `encode_keys`, with its own `key_head`.
@@ -186,10 +184,7 @@ impl Regularizer {
         let (views, seed) = self.draw(images, rng)?;
         let maps = self.encode_until(&views, images, encode)?;
         let keys = self.encode_until(&views, images, encode_keys)?;
-        let relative = views.relative();
-        let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
-        let pair = pair.keys(keys.each_ref(), key_head.into());
-        self.compare(pair.seed(seed))
+        self.compare(&views, seed, &maps, Some((&keys, key_head.into())))
     }
 
     /// The paper's form: one forward pass of each view serves both losses.
@@ -227,9 +222,7 @@ impl Regularizer {
     ) -> Result<RegularizerOutput<T>> {
         let (views, seed) = self.draw(images, rng)?;
         let Encoded { outputs, maps } = self.encode(&views, images, encode)?;
-        let relative = views.relative();
-        let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
-        let out = self.compare(pair.seed(seed))?;
+        let out = self.compare(&views, seed, &maps, None)?;
         Ok(RegularizerOutput::new(outputs, [(), ()], out))
     }
 
@@ -251,10 +244,7 @@ impl Regularizer {
         let (views, seed) = self.draw(images, rng)?;
         let Encoded { outputs, maps } = self.encode(&views, images, encode)?;
         let keys = self.encode(&views, images, encode_keys)?;
-        let relative = views.relative();
-        let pair = MapPair::new(maps.each_ref(), &relative).head(self.head());
-        let pair = pair.keys(keys.maps.each_ref(), key_head.into());
-        let out = self.compare(pair.seed(seed))?;
+        let out = self.compare(&views, seed, &maps, Some((&keys.maps, key_head.into())))?;
         Ok(RegularizerOutput::new(outputs, keys.outputs, out))
     }
 
@@ -268,8 +258,21 @@ impl Regularizer {
         Ok((views, rng.random()))
     }
 
-    /// The loss of `pair`. An error about the shape of a map names the layer and the grid.
-    fn compare(&self, pair: MapPair) -> Result<SerOutput> {
+    /// The loss of two maps, against the maps of a second encoder if there is one.
+    ///
+    /// An error about the shape of a map names the layer and the grid.
+    fn compare(
+        &self,
+        views: &ViewPair,
+        seed: u64,
+        maps: &[Tensor; 2],
+        keys: Option<(&[Tensor; 2], Option<&Projector>)>,
+    ) -> Result<SerOutput> {
+        let relative = views.relative();
+        let mut pair = MapPair::new(maps.each_ref(), &relative).head(self.head()).seed(seed);
+        if let Some((keys, head)) = keys {
+            pair = pair.keys(keys.each_ref(), head);
+        }
         self.loss.forward(&pair).map_err(|e| match e {
             Error::Input { op: "Layout::tokens", expected, got } => {
                 let grid = self.sampler.grid();

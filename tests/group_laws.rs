@@ -366,3 +366,19 @@ fn adjoint_and_gradient_fail_where_they_are_broken() {
     assert_eq!(check(&scale(2.0), 3.0), Some(Law::Adjoint));
     assert_eq!(check(&|x| Ok((x.detach() * 2.0)?), 2.0), Some(Law::Gradient));
 }
+
+/// A check of nothing would always pass.
+#[test]
+fn a_check_of_no_element_is_refused() {
+    let grid = TokenGrid::square(3).unwrap();
+    let none: [D4; 0] = [];
+    let rng = &mut common::rng(0);
+    for result in [
+        testing::check_group_laws(&none, POINTS),
+        testing::check_closure(&none, &none, POINTS),
+        testing::check_action_laws(&none, grid, &Resample::default(), EXACT, rng),
+    ] {
+        let message = result.unwrap_err().to_string();
+        assert!(message.contains("at least one element"), "{message}");
+    }
+}

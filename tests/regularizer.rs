@@ -598,3 +598,27 @@ fn gradient_steps_lower_the_loss() -> Done {
     assert!(last < 0.95 * first, "{first}, then {last}");
     Ok(())
 }
+
+/// The two commonest mistakes are named by what the user passed: the grid, and scaled views.
+#[test]
+fn a_wrong_grid_and_a_scaled_view_are_named() {
+    let images = Tensor::ones((2, 3, 24, 24), DType::F32, &Device::Cpu).unwrap();
+    let loss = SerLoss::new(SerConfig::default()).unwrap();
+    let build = |side, config| {
+        let sampler = ViewSampler::new(TokenGrid::square(side).unwrap(), config).unwrap();
+        Regularizer::from_parts("stage1", sampler, None, loss)
+    };
+    let pooled = |x: &Tensor| tap::record("stage1", &x.avg_pool2d(4)?);
+    let wrong = build(8, ViewConfig::default());
+    let message = wrong.forward(&images, &mut rng(0), pooled).unwrap_err().to_string();
+    for part in ["layer `stage1`", "the grid 8x8 of Regularizer::new", "[2, 3, 6, 6]"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+
+    let area = ViewConfig { area: (4.0, 4.0), ..ViewConfig::default() };
+    let fixed = |x: &Tensor| x.reshape((2, 3, 24, 24))?.avg_pool2d(4);
+    let message = build(6, area).forward(&images, &mut rng(0), fixed).unwrap_err().to_string();
+    for part in ["the view has 48x48 pixels, the images 24x24", "ViewConfig scales the views"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+}
