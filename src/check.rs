@@ -27,12 +27,26 @@ pub(crate) fn not_negative(field: &'static str, value: f64) -> Result<()> {
     Err(Error::config(field, expected, format!("{value:e}")))
 }
 
-/// Checks that a size is at least 1 and that a tensor of this size can exist.
+/// The largest width. It keeps an absurd size an error, where memory for it cannot exist.
+const MOST: usize = 1 << 24;
+
+/// Checks that a width is at least 1 and not absurd.
 pub(crate) fn size(field: &'static str, value: usize) -> Result<()> {
-    if (1..=u32::MAX as usize).contains(&value) {
+    if (1..=MOST).contains(&value) {
         return Ok(());
     }
-    Err(Error::config(field, "a size from 1 to 2^32 - 1", value))
+    Err(Error::config(field, "a size from 1 to 2^24", value))
+}
+
+/// Checks both widths of a weight, and that the weight is not absurd.
+pub(crate) fn weight(field: &'static str, inputs: usize, outputs: usize) -> Result<()> {
+    size(field, inputs)?;
+    size(field, outputs)?;
+    if inputs * outputs <= 1 << 31 {
+        return Ok(());
+    }
+    let got = format!("{inputs} x {outputs}");
+    Err(Error::config(field, "a weight of at most 2^31 numbers", got))
 }
 
 /// Checks that there are `count` weights, one per `of`, all finite and none negative.
@@ -64,5 +78,7 @@ mod tests {
         }
         assert!(not_negative("x", 0.0).is_ok());
         assert!(size("n", 0).is_err() && size("n", usize::MAX).is_err() && size("n", 7).is_ok());
+        assert!(weight("n", 1 << 24, 1 << 7).is_ok() && weight("n", 1 << 24, 1 << 8).is_err());
+        assert!(weight("n", usize::MAX, 2).is_err() && weight("n", 2, 0).is_err());
     }
 }

@@ -62,7 +62,7 @@ impl FibreOperator {
     ///
     /// # Errors
     /// If there is no element or no channel, if an element has no D4 part, or if its D4 part is not
-    /// in the group of every regular representation.
+    /// in the group of every regular representation; if there are more than 2^24 channels.
     pub fn new<G: GroupAction>(field: &FieldType, elements: &[G]) -> Result<Self> {
         let op = "FibreOperator::new";
         let channels = field.channels();
@@ -79,7 +79,7 @@ impl FibreOperator {
         }
         // D4 has eight elements, so a batch has at most eight distinct permutations.
         let mut known: Vec<Option<Vec<u32>>> = vec![None; 8];
-        let mut sources = Vec::with_capacity(channels * elements.len());
+        let mut sources = Vec::new();
         for (sample, g) in elements.iter().enumerate() {
             let Some(turn) = g.d4_part() else {
                 return Err(Error::input(

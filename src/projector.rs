@@ -60,7 +60,7 @@ impl Projector {
     /// A head for tokens of `channels` channels.
     ///
     /// # Errors
-    /// If a width is 0, or `vb` cannot provide the variables.
+    /// If a width is 0, a weight has more than 2^31 numbers, or `vb` cannot provide the variables.
     pub fn new(channels: usize, config: ProjectorConfig, vb: VarBuilder) -> Result<Self> {
         Self::on_field(FieldType::trivial(channels), config, vb)
     }
@@ -88,8 +88,8 @@ impl Projector {
     /// As [`Projector::new`], and for a mixed field, or a norm over a single channel per group element.
     pub fn on_field(field: FieldType, config: ProjectorConfig, vb: VarBuilder) -> Result<Self> {
         check::size("channels", field.channels())?;
-        check::size("ProjectorConfig::hidden", config.hidden)?;
-        check::size("ProjectorConfig::out", config.out)?;
+        check::weight("ProjectorConfig::hidden", field.channels(), config.hidden)?;
+        check::weight("ProjectorConfig::out", config.hidden, config.out)?;
         let (group, blocks) = match *field.parts() {
             [(Representation::Trivial, channels)] => (Subgroup::Trivial, channels),
             [(Representation::Regular(_), 1)] if config.norm => {

@@ -48,8 +48,12 @@
 //!
 //! A record goes to the innermost capture of its own thread, and to no other. A thread of a work-stealing pool can run
 //! another forward pass while a capture waits (inside `rayon::join`, for example). Run such a forward pass in a capture of
-//! its own or in a [`shield`]; then its records never reach the waiting capture. A layer that is recorded twice in one
-//! capture is an error, never a choice between two tensors.
+//! its own or in a [`shield`]; then its records never reach the waiting capture.
+//!
+//! A capture whose closure records the layer never returns the tensor of another forward pass. It returns its own tensor or
+//! an error: a layer that is recorded twice in one capture is an error, and so is a layer that the pool recorded on another
+//! thread, outside of captures and shields, while a capture ran on one of its threads. One condition remains: two captures
+//! that run at once must call their forward passes directly, not in a part that the pool can move to the other's thread.
 //!
 //! A NaN or an infinity in a map is captured as it is.
 //!
@@ -65,6 +69,10 @@ use std::{
 
 use candle_core::{Module, ModuleT, Result, Tensor};
 
+use stray::Watch;
+
+mod stray;
+
 thread_local! {
     /// The captures and shields that run on this thread, innermost last.
     static RUNNING: RefCell<Vec<Option<Rc<RefCell<Capture>>>>> = const { RefCell::new(Vec::new()) };
@@ -77,6 +85,7 @@ struct Capture {
     recorded: Vec<String>,
     /// The text of the error that ends the forward pass at the first slot; `None`: the forward pass runs to its end.
     stop: Option<String>,
+    watch: Option<Watch>,
 }
 
 enum Slot {
@@ -106,8 +115,14 @@ impl Capture {
     }
 
     fn get(&self, name: &str) -> Result<Tensor> {
+        let strayed = self.watch.as_ref().is_some_and(|watch| watch.strayed(name));
         let message = match self.slots.iter().find(|(n, _)| n == name) {
-            Some((_, Slot::Once(x))) => return Ok(x.clone()),
+            Some((_, Slot::Once(x))) if !strayed => return Ok(x.clone()),
+            Some((_, Slot::Once(_) | Slot::Empty)) if strayed => format!(
+                "layer `{name}` was recorded on another thread of the pool while the capture ran, so its own record cannot \
+                 be told from another's (call the model's forward pass directly in the closure, not in a part that \
+                 `rayon` can move; run other forward passes in `tap::shield`)"
+            ),
             Some((_, Slot::Again)) => format!(
                 "layer `{name}` was recorded more than once in one capture (capture one forward pass at a time, and give \
                  each layer a name of its own)"
@@ -150,7 +165,12 @@ fn run<T>(
 ) -> (Result<T>, Rc<RefCell<Capture>>) {
     let slots = names.iter().map(|n| (n.as_ref().to_string(), Slot::Empty));
     let capture =
-        Rc::new(RefCell::new(Capture { slots: slots.collect(), recorded: Vec::new(), stop }));
+        Rc::new(RefCell::new(Capture {
+            slots: slots.collect(),
+            recorded: Vec::new(),
+            stop,
+            watch: Watch::open(names),
+        }));
     let guard = Guard::push(Some(capture.clone()));
     let output = forward();
     drop(guard);
@@ -159,7 +179,8 @@ fn run<T>(
 
 /// Marks `x` as the map called `name`, for a capture that asks for it.
 ///
-/// Outside a capture this is one thread-local look-up: nothing is formatted, cloned or kept. Pass a computed name as
+/// Outside a capture this is one thread-local look-up and one atomic load: nothing is cloned or kept, and nothing is
+/// formatted unless captures run on other threads of a pool. Pass a computed name as
 /// `format_args!("block{i}")`, which allocates only inside a capture.
 ///
 /// ```
@@ -176,10 +197,14 @@ fn run<T>(
 /// ignores it runs to its end, and the captured map is the same.
 pub fn record(name: impl Display, x: &Tensor) -> Result<()> {
     // `try_with`: a forward pass that runs while its thread ends must not panic for a tap.
-    let capture = RUNNING.try_with(|running| running.borrow().last().cloned().flatten());
-    match capture.ok().flatten() {
-        Some(capture) => capture.borrow_mut().see(name.to_string(), x),
-        None => Ok(()),
+    match RUNNING.try_with(|running| running.borrow().last().cloned()) {
+        Ok(Some(Some(capture))) => capture.borrow_mut().see(name.to_string(), x),
+        // A shield.
+        Ok(Some(None)) => Ok(()),
+        Ok(None) | Err(_) => {
+            stray::record(name);
+            Ok(())
+        }
     }
 }
 

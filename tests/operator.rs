@@ -191,7 +191,7 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
     // the right half of the view lies beyond the source
     let beyond = Window::new(0.0, 0.5, 1.0, 1.0).unwrap();
     let operator = GridOperator::new(&[beyond], grid, &Resample::default()).unwrap();
-    assert_eq!(operator.valid(0).unwrap(), [true, true, false, false, true, true, false, false]);
+    assert_eq!(operator.valid(0).unwrap().unwrap(), [true, true, false, false, true, true, false, false]);
     let mask = operator.mask(DType::F64, &Device::Cpu).unwrap().unwrap();
     assert_eq!(mask.to_vec2::<f64>().unwrap(), [[1., 1., 0., 0., 1., 1., 0., 0.]]);
     let inside = GridOperator::new(&[D4::ROT90], grid, &Resample::default()).unwrap();
@@ -201,7 +201,7 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
         .unwrap()
         .compose(&operator)
         .unwrap();
-    assert_eq!(turned.valid(0).unwrap(), [false, false, true, true, false, false, true, true]);
+    assert_eq!(turned.valid(0).unwrap().unwrap(), [false, false, true, true, false, false, true, true]);
 }
 
 #[test]
@@ -481,7 +481,7 @@ fn a_hostile_action_cannot_panic() {
             for padding in PADDINGS {
                 let operator =
                     GridOperator::new(&[Nowhere(at)], grid, &Resample { filter, padding }).unwrap();
-                assert!(operator.valid(0).unwrap().iter().all(|v| !v));
+                assert!(operator.valid(0).unwrap().unwrap().iter().all(|v| !v));
                 operator.apply(&random(&[1, 12, 2], 1)).unwrap();
             }
         }
@@ -514,7 +514,7 @@ fn a_seeded_pair_of_crops_overlaps_where_both_look() {
     let n = align.out_grid().len();
     let mut seen = 0;
     for sample in 0..4 {
-        let counts = |i: &usize| align.valid(sample).is_none_or(|v| v[*i]);
+        let counts = |i: &usize| align.valid(sample).unwrap().is_none_or(|v| v[*i]);
         for i in (0..n).filter(counts) {
             let k = sample * n + i;
             assert!(

@@ -96,7 +96,8 @@ fn bad_input_is_named() -> Done {
     for (field, config, parts) in [
         (trivial(5), shape(0, 4), &["ProjectorConfig::hidden", "size from 1", "got 0"][..]),
         (trivial(5), shape(4, 0), &["ProjectorConfig::out", "size from 1", "got 0"]),
-        (trivial(5), shape(huge, 4), &["ProjectorConfig::hidden", "2^32 - 1", "4294967296"]),
+        (trivial(5), shape(huge, 4), &["ProjectorConfig::hidden", "2^24", "4294967296"]),
+        (trivial(5), shape(1 << 20, 1 << 20), &["ProjectorConfig::out", "at most 2^31 numbers"]),
         (trivial(0), shape(4, 4), &["channels", "size from 1", "got 0"]),
         (mixed, shape(4, 4), &["Projector::on_field", "mixed field"]),
         (single.clone(), shape(4, 4), &["ProjectorConfig::norm", "one channel"]),

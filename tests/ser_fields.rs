@@ -173,7 +173,7 @@ fn both_directions_undo_each_other_on_scales_and_crops() -> Done {
     // The loss compares what the crop kept.
     let weights: Vec<f32> = (0..2)
         .flat_map(|b| (0..16).map(move |i| (b, i)))
-        .map(|(b, i)| operator.valid(b).map_or(1.0, |v| f32::from(u8::from(v[i]))))
+        .map(|(b, i)| operator.valid(b).unwrap().map_or(1.0, |v| f32::from(u8::from(v[i]))))
         .collect();
     assert_eq!(
         scalar(&on_field(&ser, [&moved, map], &field, &back)?.loss),

@@ -39,7 +39,7 @@ fn directed(
     let (mut rows, mut ids, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for image in 0..images {
         for cell in 0..n {
-            let seen = operator.valid(image).is_none_or(|v| v[cell]);
+            let seen = operator.valid(image).unwrap().is_none_or(|v| v[cell]);
             let weight = weight(image, image * n + cell);
             if seen && weight > 0.0 {
                 rows.push((image * n + cell) as u32);

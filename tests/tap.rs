@@ -359,6 +359,57 @@ fn a_forward_pass_that_runs_while_a_capture_waits_keeps_its_records() {
     assert_says(bare, &["`a`", "more than once"]);
 }
 
+/// A capture on a pool whose own forward pass runs on the other thread, while its thread runs `other`.
+fn moved_while(other: fn() -> Result<()>) -> Result<Tensor> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+    let (started, start) = mpsc::channel();
+    let (finished, finish) = mpsc::channel();
+    let run = move || {
+        let own = std::thread::current().id();
+        let capture = || {
+            rayon::join(
+                move || {
+                    start.recv().unwrap();
+                    rayon::spawn(move || {
+                        assert_eq!(std::thread::current().id(), own);
+                        finished.send(other()).unwrap();
+                    });
+                },
+                move || {
+                    started.send(()).unwrap();
+                    assert_ne!(std::thread::current().id(), own);
+                    record("a", &scalar(1.)).unwrap();
+                    finish.recv().unwrap().unwrap();
+                },
+            );
+            Ok(())
+        };
+        Ok(tap::capture("a", capture)?.1)
+    };
+    pool.unwrap().install(run)
+}
+
+#[test]
+fn a_forward_pass_that_the_pool_moves_is_an_error_and_not_the_tensor_of_another() {
+    for other in [
+        || record("a", &scalar(9.)),
+        || tap::shield(|| record("a", &scalar(9.))),
+        || tap::capture_until("a", || record("a", &scalar(9.))).map(drop),
+    ] {
+        assert_says(moved_while(other), &["`a`", "another thread of the pool", "tap::shield"]);
+    }
+    // The next capture of the same thread starts anew, and other names do not count.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let map = pool.install(|| {
+        let own = || {
+            rayon::broadcast(|_| tap::shield(|| record("a", &scalar(9.)))); // shielded
+            rayon::join(|| record("a", &scalar(1.)), || record("b", &scalar(2.))).0
+        };
+        tap::capture("a", own)
+    });
+    assert_eq!(value(&map.unwrap().1), 1.);
+}
+
 #[test]
 fn a_tapped_module_returns_and_records_the_output_of_its_module() {
     let (y, map) = tap::capture("layer", || {

@@ -73,6 +73,9 @@ pub struct FieldType {
     parts: Vec<(Representation, usize)>,
 }
 
+/// The most channels of a field. It keeps an absurd size an error, where a vector of so many elements could not exist.
+const MOST_CHANNELS: usize = 1 << 24;
+
 impl FieldType {
     /// `channels` channels that do not change.
     pub fn trivial(channels: usize) -> Self {
@@ -140,14 +143,14 @@ impl FieldType {
     /// For every channel of the turned fibre, its source channel.
     ///
     /// # Errors
-    /// If `g` is not in the group of every regular representation, or there are more than 2^32
+    /// If `g` is not in the group of every regular representation, or there are more than 2^24
     /// channels.
     pub fn source_indices(&self, g: D4) -> Result<Vec<u32>> {
         let channels = self.channels();
-        if channels > u32::MAX as usize {
+        if channels > MOST_CHANNELS {
             return Err(Error::input(
                 "FieldType::source_indices",
-                "fewer than 2^32 channels",
+                "at most 2^24 channels",
                 channels,
             ));
         }

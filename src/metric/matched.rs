@@ -31,7 +31,7 @@ impl MatchedMaps {
         moved: Tensor,
     ) -> Result<Self> {
         let valid: Vec<u32> = (0..action.out_grid().len() as u32)
-            .filter(|&p| action.valid(0).is_none_or(|v| v[p as usize]))
+            .filter(|&p| action.cells(0).is_none_or(|v| v[p as usize]))
             .collect();
         if valid.is_empty() {
             return Err(Error::input(

@@ -216,8 +216,8 @@ impl GridOperator {
             Arc::new(chain)
         });
         let valid = samples.clone().map(|i| {
-            let own = self.valid(i);
-            let Some(input) = first.valid(i) else {
+            let own = self.cells(i);
+            let Some(input) = first.cells(i) else {
                 return own.map(Arc::from);
             };
             let mut cells = self.chains.get(i).valid(input.to_vec());
@@ -234,8 +234,20 @@ impl GridOperator {
 
     /// Which cells of sample `b` have a preimage, `out_grid().len()` values; `None`: all.
     ///
-    /// A cell is valid if the source of its center lies within the unit square.
-    pub fn valid(&self, b: usize) -> Option<&[bool]> {
+    /// A cell is valid if the source of its center lies within the unit square. An operator of one sample answers for any
+    /// `b`, as it acts on batches of any size.
+    ///
+    /// # Errors
+    /// If there is no sample `b`.
+    pub fn valid(&self, b: usize) -> Result<Option<&[bool]>> {
+        match self.samples() {
+            n if n == 1 || b < n => Ok(self.cells(b)),
+            n => Err(Error::input("GridOperator::valid", format!("a sample below {n}"), b)),
+        }
+    }
+
+    /// [`valid`](Self::valid) of a sample that exists.
+    pub(crate) fn cells(&self, b: usize) -> Option<&[bool]> {
         self.valid[if self.samples() == 1 { 0 } else { b }].as_deref()
     }
 
@@ -259,7 +271,7 @@ impl GridOperator {
         }
         let n = self.out_grid().len();
         let cells: Vec<u8> = (0..self.samples())
-            .flat_map(|b| (0..n).map(move |i| self.valid(b).is_none_or(|v| v[i]) as u8))
+            .flat_map(|b| (0..n).map(move |i| self.cells(b).is_none_or(|v| v[i]) as u8))
             .collect();
         let mask = Tensor::from_vec(cells, (self.samples(), n), device)?;
         Ok(Some(mask.to_dtype(dtype)?))

@@ -85,7 +85,7 @@ impl Anchors {
             None => 1.0,
         };
         let counts = |image: usize, cell: u32| {
-            let valid = operator.valid(image);
+            let valid = operator.cells(image);
             valid.is_none_or(|v| v[cell as usize]) && weight(image, cell) > 0.0
         };
         let of_image = |image| (0..n as u32).filter(|&cell| counts(image, cell)).collect();

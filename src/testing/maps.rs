@@ -134,7 +134,7 @@ pub(super) fn alone<G: GroupAction>(
 }
 
 pub(super) fn is_valid(operator: &GridOperator, cell: usize) -> bool {
-    operator.valid(0).is_none_or(|v| v[cell])
+    operator.cells(0).is_none_or(|v| v[cell])
 }
 
 /// The largest absolute difference over the cells that count; NaN counts as infinite.

@@ -175,7 +175,7 @@ pub(super) fn overlap<G: GroupAction>(g: &G, from: TokenGrid, to: TokenGrid) -> 
 fn shares<G: GroupAction>(g: &G, from: TokenGrid, to: TokenGrid) -> Result<[f64; 2]> {
     let share = |g: &G, from, to: TokenGrid| -> Result<f64> {
         let operator = mask(g, from, to)?;
-        let counted = operator.valid(0).map(|v| v.iter().filter(|&&v| v).count());
+        let counted = operator.cells(0).map(|v| v.iter().filter(|&&v| v).count());
         Ok(counted.unwrap_or(to.len()) as f64 / to.len() as f64)
     };
     Ok([share(&g.inverse(), to, from)?, share(g, from, to)?])
@@ -191,7 +191,7 @@ fn token_shares<G: GroupAction>(
     let side = |n: usize| n.saturating_mul(POINTS);
     let fine = TokenGrid::new(side(to.rows()), side(to.cols()))?;
     let operator = mask(g, from, fine)?;
-    let Some(valid) = operator.valid(0) else {
+    let Some(valid) = operator.cells(0) else {
         out.extend(std::iter::repeat_n(1.0, to.len()));
         return Ok(());
     };

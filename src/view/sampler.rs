@@ -12,6 +12,9 @@ use crate::{
     group::{Affine, D4, Element, GroupAction, Scale, Subgroup, Window},
 };
 
+/// The most images of a batch. It keeps an absurd size an error, where a vector of so many elements could not exist.
+const MOST_IMAGES: usize = 1 << 24;
+
 /// Redraws before the second view takes the crop and motion of the first.
 const TRIES: usize = 20;
 
@@ -60,14 +63,11 @@ impl ViewSampler {
     /// Draws both views of a batch. The same state of `rng` gives the same draw.
     ///
     /// # Errors
-    /// If the batch is empty.
+    /// If the batch is empty or has more than 2^24 images.
     pub fn sample_pair<R: Rng + ?Sized>(&self, rng: &mut R, batch: usize) -> Result<ViewPair> {
-        if batch == 0 {
-            return Err(Error::input(
-                "ViewSampler::sample_pair",
-                "a batch of at least one sample",
-                "0",
-            ));
+        if !(1..=MOST_IMAGES).contains(&batch) {
+            let expected = "a batch of at least one sample and at most 2^24";
+            return Err(Error::input("ViewSampler::sample_pair", expected, batch));
         }
         let (first, mut second) = match self.config.pairing {
             Pairing::Independent(group) => (
