@@ -164,13 +164,12 @@ fn run<T>(
     forward: impl FnOnce() -> Result<T>,
 ) -> (Result<T>, Rc<RefCell<Capture>>) {
     let slots = names.iter().map(|n| (n.as_ref().to_string(), Slot::Empty));
-    let capture =
-        Rc::new(RefCell::new(Capture {
-            slots: slots.collect(),
-            recorded: Vec::new(),
-            stop,
-            watch: Watch::open(names),
-        }));
+    let capture = Rc::new(RefCell::new(Capture {
+        slots: slots.collect(),
+        recorded: Vec::new(),
+        stop,
+        watch: Watch::open(names),
+    }));
     let guard = Guard::push(Some(capture.clone()));
     let output = forward();
     drop(guard);

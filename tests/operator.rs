@@ -191,7 +191,10 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
     // the right half of the view lies beyond the source
     let beyond = Window::new(0.0, 0.5, 1.0, 1.0).unwrap();
     let operator = GridOperator::new(&[beyond], grid, &Resample::default()).unwrap();
-    assert_eq!(operator.valid(0).unwrap().unwrap(), [true, true, false, false, true, true, false, false]);
+    assert_eq!(
+        operator.valid(0).unwrap().unwrap(),
+        [true, true, false, false, true, true, false, false]
+    );
     let mask = operator.mask(DType::F64, &Device::Cpu).unwrap().unwrap();
     assert_eq!(mask.to_vec2::<f64>().unwrap(), [[1., 1., 0., 0., 1., 1., 0., 0.]]);
     let inside = GridOperator::new(&[D4::ROT90], grid, &Resample::default()).unwrap();
@@ -201,7 +204,10 @@ fn a_crop_has_a_mask_and_its_complement_no_gradient() {
         .unwrap()
         .compose(&operator)
         .unwrap();
-    assert_eq!(turned.valid(0).unwrap().unwrap(), [false, false, true, true, false, false, true, true]);
+    assert_eq!(
+        turned.valid(0).unwrap().unwrap(),
+        [false, false, true, true, false, false, true, true]
+    );
 }
 
 #[test]

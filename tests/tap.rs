@@ -359,7 +359,7 @@ fn a_forward_pass_that_runs_while_a_capture_waits_keeps_its_records() {
     assert_says(bare, &["`a`", "more than once"]);
 }
 
-/// A capture on a pool whose own forward pass runs on the other thread, while its thread runs `other`.
+/// A capture on a pool (of a name that no other test uses: a record on any pool counts) whose own forward pass runs on the other thread, while its thread runs `other`.
 fn moved_while(other: fn() -> Result<()>) -> Result<Tensor> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
     let (started, start) = mpsc::channel();
@@ -378,13 +378,13 @@ fn moved_while(other: fn() -> Result<()>) -> Result<Tensor> {
                 move || {
                     started.send(()).unwrap();
                     assert_ne!(std::thread::current().id(), own);
-                    record("a", &scalar(1.)).unwrap();
+                    record("moved", &scalar(1.)).unwrap();
                     finish.recv().unwrap().unwrap();
                 },
             );
             Ok(())
         };
-        Ok(tap::capture("a", capture)?.1)
+        Ok(tap::capture("moved", capture)?.1)
     };
     pool.unwrap().install(run)
 }
@@ -392,20 +392,20 @@ fn moved_while(other: fn() -> Result<()>) -> Result<Tensor> {
 #[test]
 fn a_forward_pass_that_the_pool_moves_is_an_error_and_not_the_tensor_of_another() {
     for other in [
-        || record("a", &scalar(9.)),
-        || tap::shield(|| record("a", &scalar(9.))),
-        || tap::capture_until("a", || record("a", &scalar(9.))).map(drop),
+        || record("moved", &scalar(9.)),
+        || tap::shield(|| record("moved", &scalar(9.))),
+        || tap::capture_until("moved", || record("moved", &scalar(9.))).map(drop),
     ] {
-        assert_says(moved_while(other), &["`a`", "another thread of the pool", "tap::shield"]);
+        assert_says(moved_while(other), &["`moved`", "another thread of the pool", "tap::shield"]);
     }
     // The next capture of the same thread starts anew, and other names do not count.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     let map = pool.install(|| {
         let own = || {
-            rayon::broadcast(|_| tap::shield(|| record("a", &scalar(9.)))); // shielded
-            rayon::join(|| record("a", &scalar(1.)), || record("b", &scalar(2.))).0
+            rayon::broadcast(|_| tap::shield(|| record("moved", &scalar(9.)))); // shielded
+            rayon::join(|| record("moved", &scalar(1.)), || record("other", &scalar(2.))).0
         };
-        tap::capture("a", own)
+        tap::capture("moved", own)
     });
     assert_eq!(value(&map.unwrap().1), 1.);
 }

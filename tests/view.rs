@@ -641,7 +641,8 @@ fn every_pair_overlaps_where_that_is_asked_for() {
                     pair.relative().to_second(&Resample::default()).unwrap(),
                     pair.relative().to_first(&Resample::default()).unwrap(),
                 ] {
-                    let seen = |b| operator.valid(b).unwrap().is_none_or(|v: &[bool]| v.contains(&true));
+                    let seen =
+                        |b| operator.valid(b).unwrap().is_none_or(|v: &[bool]| v.contains(&true));
                     assert!((0..60).all(seen));
                 }
             }
