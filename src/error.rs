@@ -69,18 +69,27 @@ pub enum Error {
 impl Error {
     /// A setting outside its range: `{field}: expected {expected}, got {got}`.
     pub fn config(field: &'static str, expected: impl Display, got: impl Display) -> Self {
-        Self::Config { field, expected: expected.to_string(), got: got.to_string() }
+        Self::Config { field, expected: expected.to_string(), got: short(got) }
     }
 
     /// An input that does not fit the call: `{op}: expected {expected}, got {got}`.
     pub fn input(op: &'static str, expected: impl Display, got: impl Display) -> Self {
-        Self::Input { op, expected: expected.to_string(), got: got.to_string() }
+        Self::Input { op, expected: expected.to_string(), got: short(got) }
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Display::fmt(self, f)
+    }
+}
+
+/// The text of `value`; a number of many digits, such as 1e300, with its exponent.
+pub(crate) fn short(value: impl Display) -> String {
+    let text = value.to_string();
+    match text.parse::<f64>() {
+        Ok(number) if text.len() > 20 => format!("{number:e}"),
+        _ => text,
     }
 }
 
@@ -98,5 +107,20 @@ impl From<Error> for candle_core::Error {
             Error::Candle(e) => e,
             e => candle_core::Error::wrap(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_many_digits_are_short() {
+        let text = |got: f64| Error::config("x", "less", got).to_string();
+        assert_eq!(text(1e300), "x: expected less, got 1e300");
+        assert_eq!(text(-3e-300), "x: expected less, got -3e-300");
+        assert_eq!(text(0.25), "x: expected less, got 0.25");
+        let text = Error::input("x", "less", usize::MAX).to_string();
+        assert_eq!(text, "x: expected less, got 18446744073709551615");
     }
 }

@@ -215,6 +215,6 @@ pub fn mean_pairwise_symmetric_kl(logits: &Tensor) -> Result<f64> {
     Err(Error::input(
         op,
         "finite logits (a class may be -inf in all views)",
-        format!("a divergence of {value}"),
+        format!("a divergence of {value:?}"),
     ))
 }

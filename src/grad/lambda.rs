@@ -67,7 +67,7 @@ impl LambdaBalancer {
         check_positive("LambdaConfig::min", config.min)?;
         check_positive("LambdaConfig::max", config.max)?;
         if config.min > config.max {
-            let expected = format!("at least min, {}", config.min);
+            let expected = format!("at least min, {:?}", config.min);
             return Err(Error::config("LambdaConfig::max", expected, config.max));
         }
         if !(0.0..1.0).contains(&config.momentum) {

@@ -1,6 +1,6 @@
 //! What a sampler draws from.
 
-use crate::{Error, Filter, Resample, Result, TokenGrid, group::Subgroup};
+use crate::{Error, Filter, Resample, Result, TokenGrid, error::short, group::Subgroup};
 
 /// How the turns and flips of the two views of a sample are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,7 +216,7 @@ fn check_motion(
     Err(Error::config(
         field,
         format!("a range low <= high with absolute values {bound} ((0, 0) for none)"),
-        format!("({lo}, {hi})"),
+        format!("({}, {})", short(lo), short(hi)),
     ))
 }
 
@@ -236,6 +236,6 @@ fn check_range(field: &'static str, (lo, hi): (f64, f64), (least, most): (f64, f
     Err(Error::config(
         field,
         format!("a range {least}low <= high{most}, finite"),
-        format!("({lo}, {hi})"),
+        format!("({}, {})", short(lo), short(hi)),
     ))
 }
