@@ -70,24 +70,40 @@ pub(super) fn batch(op: &'static str, batch: usize) -> Result<()> {
 
 /// Widths of layers, by field.
 pub(super) fn widths(widths: &[(&'static str, usize)]) -> Result<()> {
-    match widths.iter().find(|(_, width)| *width == 0) {
-        Some(&(field, width)) => Err(Error::config(field, "a width of at least 1", width)),
+    match widths.iter().find(|(_, width)| !(1..=1 << 24).contains(width)) {
+        Some(&(field, width)) => {
+            Err(Error::config(field, "a width of at least 1 and at most 2^24", width))
+        }
         None => Ok(()),
     }
 }
 
 /// A weight, a margin or an `eps`.
 pub(super) fn not_negative(field: &'static str, value: f64) -> Result<()> {
-    if value.is_finite() && value >= 0.0 {
+    if value == 0.0 || (value > 0.0 && (value as f32).is_normal()) {
         return Ok(());
     }
-    Err(Error::config(field, "a finite value of at least 0", value))
+    Err(Error::config(field, "a finite value of at least 0, in f32 too", value))
 }
 
 /// A temperature or an exponent.
 pub(super) fn positive(field: &'static str, value: f64) -> Result<()> {
-    if value.is_finite() && value > 0.0 {
+    if value > 0.0 && (value as f32).is_normal() {
         return Ok(());
     }
-    Err(Error::config(field, "a finite value above 0", value))
+    Err(Error::config(field, "a finite value above 0, in f32 too", value))
 }
+
+/// Checks that a weight has inputs and outputs and is not absurd: memory for it must be able to exist.
+pub fn weight(inputs: usize, outputs: usize) -> Result<()> {
+    match inputs.checked_mul(outputs) {
+        Some(1..=MOST) => Ok(()),
+        _ => Err(Error::config(
+            "widths of a head",
+            "weights of 1 to 2^31 numbers",
+            format!("{inputs} x {outputs}"),
+        )),
+    }
+}
+
+const MOST: usize = 1 << 31;

@@ -3,8 +3,9 @@
 use candle_core::{D, DType, Device, Module, Tensor};
 use candle_nn::{Init, Linear, VarBuilder, ops::layer_norm_slow};
 
+use super::check;
 use crate::{
-    Result, check,
+    Result,
     loss::{Contrastive, ContrastiveOutput, Negatives, SameImage, nt_xent_symmetric},
 };
 
@@ -13,7 +14,7 @@ const EPS: f64 = 1e-6;
 
 /// `Wx`, or `Wx + b`; weights start uniform within `1/√inputs`.
 pub(super) fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
-    check::weight("width of a head", inputs, outputs)?;
+    check::weight(inputs, outputs)?;
     let bound = 1.0 / (inputs as f64).sqrt();
     let init = Init::Uniform { lo: -bound, up: bound };
     let weight = vb.get_with_hints((outputs, inputs), "weight", init)?;
@@ -26,7 +27,7 @@ pub(super) fn linear(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) 
 
 /// Scale and shift, which start at 1 and 0.
 fn affine(width: usize, vb: &VarBuilder) -> Result<(Tensor, Tensor)> {
-    check::size("width of a head", width)?;
+    check::weight(1, width)?;
     Ok((
         vb.get_with_hints(width, "weight", Init::Const(1.0))?,
         vb.get_with_hints(width, "bias", Init::Const(0.0))?,
