@@ -486,6 +486,32 @@ fn nan_tokens_show_in_the_loss() -> Result<()> {
     Ok(())
 }
 
+/// An anchor of weight 0 takes no part, whatever it holds, and its gradient is 0.
+#[test]
+fn anchors_of_weight_zero_may_hold_anything() -> Result<()> {
+    let device = &Device::Cpu;
+    for dtype in [DType::F32, DType::F64] {
+        let rows = |rows: [[f64; 2]; 3]| Tensor::new(&rows, device)?.to_dtype(dtype);
+        let candidates = rows([[1.0, 0.5], [-0.5, 1.0], [0.3, -2.0]])?;
+        let sets = [TokenSet { tokens: &candidates, labels: &[0, 1, 2] }];
+        let bad = Var::from_tensor(&rows([[1.0, 2.0], [f64::NAN, 1.0], [-1.0, 0.2]])?)?;
+        let positives = rows([[0.9, 2.0], [f64::INFINITY, 0.0], [-1.0, 0.1]])?;
+        let run = |z: &Tensor, zp: &Tensor, labels: &[u32], weights: &[f32]| {
+            let anchors = TokenSet { tokens: z, labels };
+            info_nce(anchors, zp, &sets, Some(weights), &Contrastive::default())
+        };
+        let out = run(&bad, &positives, &[0, 1, 2], &[1.0, 0.0, 3.0])?;
+        let kept = |x: &Tensor| Tensor::cat(&[x.narrow(0, 0, 1)?, x.narrow(0, 2, 1)?], 0);
+        let alone = run(&kept(&bad)?, &kept(&positives)?, &[0, 2], &[1.0, 3.0])?;
+        assert_eq!(scalar(&out.loss), scalar(&alone.loss));
+        assert_eq!(scalar(&out.accuracy), scalar(&alone.accuracy));
+        let gradient = flat(out.loss.backward()?.get(&bad).expect("a gradient"));
+        assert_eq!(gradient[2..4], [0.0, 0.0]);
+        assert_eq!(gradient, flat(alone.loss.backward()?.get(&bad).expect("a gradient")));
+    }
+    Ok(())
+}
+
 #[test]
 fn gradient_stops_where_a_side_is_detached() -> Result<()> {
     let (z, zp) = pair(9, (3, 4, 8), DType::F64)?;

@@ -170,3 +170,27 @@ fn bad_input_is_named() -> Result<()> {
     assert!(cosine(a, b, 0.0, None).is_ok());
     Ok(())
 }
+
+/// A token of weight 0 takes no part: whatever it holds, the loss is that of the others, and its gradient is 0.
+#[test]
+fn tokens_of_weight_zero_may_hold_anything() -> Result<()> {
+    let weights = [1f32, 0.0, 2.0];
+    for (name, loss, _) in OBJECTIVES {
+        for bad in [f64::NAN, f64::INFINITY] {
+            let values = |last: f64| Tensor::new(&[[1.0, -2.0], [bad, 0.5], [0.25, last]], &Device::Cpu);
+            let (a, b) = (Var::from_tensor(&values(3.0)?)?, Var::from_tensor(&values(-1.0)?)?);
+            let whole = loss(&a, &b, Some(&weights))?;
+            let kept = |x: &Tensor| Tensor::cat(&[x.narrow(0, 0, 1)?, x.narrow(0, 2, 1)?], 0);
+            let alone = loss(&kept(&a)?, &kept(&b)?, Some(&[1.0, 2.0]))?;
+            assert_eq!(scalar(&whole), scalar(&alone), "{name}");
+            let (grads, alone) = (whole.backward()?, alone.backward()?);
+            for x in [&a, &b] {
+                let gradient = grads.get(x).expect("a gradient");
+                assert_eq!(flat(&gradient.narrow(0, 1, 1)?), [0.0, 0.0], "{name}");
+                let expected = flat(alone.get(x).expect("a gradient"));
+                assert_eq!(flat(gradient), expected, "{name}");
+            }
+        }
+    }
+    Ok(())
+}

@@ -22,6 +22,10 @@
 //! grad::assert_reaches(&whole, grad::named(&vars, ""))?;
 //! # Ok::<(), ser_reg::Error>(())
 //! ```
+//!
+//! A NaN or an infinity in a map makes the loss NaN, and with it every gradient that the loss reaches: [`unreached`] and
+//! [`assert_reaches`] then name these parameters as "not finite". [`GradientBalance`] reports norms that are NaN or
+//! infinite, and [`LambdaBalancer`] keeps its weight at such a step. Nothing is replaced by a finite number.
 
 mod balance;
 mod lambda;

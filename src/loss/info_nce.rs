@@ -26,7 +26,8 @@ pub struct TokenSet<'a> {
 /// `anchors` and `positives` are (M, D), row by row; `candidates` any number of sets (M_k, D); `weights` one per anchor,
 /// or `None` for the plain mean. A positive counts once, whether or not it is among the candidates, as long as it carries
 /// its anchor's group there. Gradients reach every tensor that has one; detach what should get none, and the work for it
-/// is saved. The gradient is found together with the value, so `backward` is cheap and second derivatives do not exist.
+/// is saved. An anchor of weight 0 takes no part, whatever it holds; a NaN in any other token makes the loss NaN. The
+/// gradient is found together with the value, so `backward` is cheap and second derivatives do not exist.
 ///
 /// Time: three products of M×D by D×ΣM_k. Memory: a few copies of the tokens and `block_bytes`, never M×M.
 ///
@@ -69,10 +70,20 @@ pub fn info_nce(
     }
     let shares = shares(op, weights, anchors.labels.len())?;
 
+    // An anchor of weight 0 is left out and not multiplied by 0, which a NaN survives.
+    let kept: Vec<u32> = (0..shares.len() as u32).filter(|&i| shares[i as usize] > 0.0).collect();
+    let counted = |x: &Tensor| match kept.len() == shares.len() {
+        true => Ok(x.clone()),
+        false => x.index_select(&Tensor::new(kept.as_slice(), x.device())?, 0),
+    };
+    let (tokens, positives) = (counted(anchors.tokens)?, counted(positives)?);
+    let labels: Vec<u32> = kept.iter().map(|&i| anchors.labels[i as usize]).collect();
+    let shares: Vec<f64> = kept.iter().map(|&i| shares[i as usize]).collect();
+
     let mut sets = Sets::default();
     let roles = Roles {
-        anchors: (sets.enter(anchors.tokens), anchors.labels),
-        positives: sets.enter(positives),
+        anchors: (sets.enter(&tokens), &labels),
+        positives: sets.enter(&positives),
         candidates: candidates.iter().map(|set| (sets.enter(set.tokens), set.labels)).collect(),
     };
     let dtype = work_dtype(op, anchors.tokens)?;

@@ -9,7 +9,8 @@
 //!
 //! Rows of `a` and `b` correspond: whoever calls has carried both into one frame. Half-precision tokens are worked on in
 //! f32 and give an f32 loss, f64 stays f64; gradients come back in the type of the tokens. A zero token has a finite loss
-//! and a finite gradient. No function reduces over processes: tokens gathered elsewhere go in as plain tensors.
+//! and a finite gradient. A NaN or an infinity makes the loss NaN or infinite, and the gradients too: it is never replaced
+//! by another value. A token of weight 0 takes no part, whatever it holds. No function reduces over processes: tokens gathered elsewhere go in as plain tensors.
 
 mod contrast;
 mod contrastive;

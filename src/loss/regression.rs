@@ -18,9 +18,20 @@ fn over_tokens(
     }
     check_pair(op, a, b)?;
     let dtype = work_dtype(op, a)?;
-    let each = per_token(&a.to_dtype(dtype)?, &b.to_dtype(dtype)?)?.flatten_all()?;
-    let shares = shares(op, weights, each.elem_count())?;
+    let width = a.dims()[a.rank() - 1];
+    let shares = shares(op, weights, a.elem_count() / width)?;
+    // A token of weight 0 is left out and not multiplied by 0, which a NaN survives.
+    let kept: Vec<u32> = (0..shares.len() as u32).filter(|&t| shares[t as usize] > 0.0).collect();
+    let counted = |x: &Tensor| -> Result<Tensor> {
+        let x = x.reshape(((), width))?.to_dtype(dtype)?;
+        match kept.len() == shares.len() {
+            true => Ok(x),
+            false => Ok(x.index_select(&Tensor::new(kept.as_slice(), x.device())?, 0)?),
+        }
+    };
+    let each = per_token(&counted(a)?, &counted(b)?)?;
     // Cast on the host: not every device knows f64.
+    let shares: Vec<f64> = kept.iter().map(|&t| shares[t as usize]).collect();
     let shares = Tensor::from_vec(shares, each.shape(), &Device::Cpu)?;
     let shares = shares.to_dtype(dtype)?.to_device(a.device())?;
     Ok((each * shares)?.sum_all()?)
