@@ -192,3 +192,39 @@ fn the_reader_sees_what_is_not_public() {
     // A public name in a private module.
     assert_eq!(of("use crate::low::Low;"), ["contrib: low::Low is not public"]);
 }
+
+/// The names of the functions of `text` whose documentation has a section on errors of their own.
+fn fallible(text: &str) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mut found = Vec::new();
+    for at in (0..lines.len()).filter(|&at| lines[at] == "/// # Errors") {
+        let said = lines[at + 1];
+        let signature = lines[at..].iter().position(|l| !l.starts_with("///")).unwrap();
+        let after = &lines[at + signature..];
+        let is_hidden = after[0] == "#[doc(hidden)]";
+        let line = after.iter().find(|l| l.contains("fn ")).unwrap();
+        let name = line.split("fn ").nth(1).unwrap().split(['<', '(']).next().unwrap();
+        if !is_hidden && !said.contains("Those of candle") && !said.contains("None today") {
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// docs/bad-input.md knows every public function that can refuse its input.
+#[test]
+fn the_table_of_bad_input_is_complete() {
+    let table = include_str!("../docs/bad-input.md");
+    let mut count = 0;
+    let mut missing = Vec::new();
+    for (file, text) in src() {
+        for name in fallible(&text) {
+            count += 1;
+            if !table.contains(&format!("{name}` |")) {
+                missing.push(format!("{file}: {name}"));
+            }
+        }
+    }
+    assert!(count > 100, "only {count} functions found");
+    none(missing);
+}

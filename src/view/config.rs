@@ -98,7 +98,10 @@ pub struct ViewConfig {
     /// again; above 0 every sample has an overlap. The redraws come from a generator of their own,
     /// so that the caller's generator advances by the same number of draws either way.
     pub min_overlap: f64,
-    /// How images are resampled; default: bicubic with antialiasing.
+    /// How images are resampled; default: [`Resample::default`].
+    ///
+    /// Bicubic filters overshoot at edges, so that pixels in `[0, 1]` can leave this range. Views are not clamped: a
+    /// clamp would not commute with the elements. Clamp them before a step that needs the range, such as a power.
     pub resample: Resample,
 }
 
