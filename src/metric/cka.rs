@@ -1,9 +1,9 @@
 //! Linear centered kernel alignment: how alike are two representations of the same rows?
 
 use candle_core::Tensor;
-use nalgebra::DMatrix;
+use faer::Mat;
 
-use super::linalg::Observations;
+use super::linalg::{Observations, dot};
 use crate::{Error, Result};
 
 /// The estimator of the Hilbert–Schmidt independence criterion within [`cka`].
@@ -81,9 +81,10 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
     y.center();
     let [xy, xx, yy] = if n < x.variables().max(y.variables()) {
         let (k, l) = (x.kernel(), y.kernel());
-        [k.dot(&l), k.norm_squared(), l.norm_squared()]
+        [(&k, &l), (&k, &k), (&l, &l)].map(|(k, l)| dot(k.as_ref(), l.as_ref()))
     } else {
-        [x.cross(&y), x.cross(&x), y.cross(&y)].map(|c: DMatrix<f64>| c.norm_squared())
+        [x.cross(&y), x.cross(&x), y.cross(&y)]
+            .map(|c: Mat<f64>| dot(c.as_ref(), c.as_ref()))
     };
     let hsic = |product: f64, a: &[f64], b: &[f64]| {
         if !debiased {
@@ -97,8 +98,9 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
         let rounding = 1e-14 * n * (product + 2. * dot + sums / (n * n));
         if debiased.abs() < rounding { 0. } else { debiased }
     };
-    let squares =
-        |x: &Observations| -> Vec<f64> { x.0.column_iter().map(|c| c.norm_squared()).collect() };
+    let squares = |x: &Observations| -> Vec<f64> {
+        x.0.col_iter().map(|c| c.iter().map(|v| v * v).sum()).collect()
+    };
     let (a, b) = (squares(&x), squares(&y));
     Ok(hsic(xy, &a, &b) / (hsic(xx, &a, &a).sqrt() * hsic(yy, &b, &b).sqrt()))
 }

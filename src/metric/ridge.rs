@@ -1,9 +1,12 @@
 //! Ridge regression, and how much of a parameter a linear map reads from features.
 
 use candle_core::{Device, Tensor};
-use nalgebra::{Cholesky, DMatrix};
+use faer::Mat;
 
-use super::{linalg::Observations, unit::norm};
+use super::{
+    linalg::{Observations, entries, product, solve},
+    unit::norm,
+};
 use crate::{Error, Result};
 
 /// A linear map fitted by ridge regression, on features brought to mean 0 and variance 1.
@@ -27,7 +30,7 @@ pub struct Ridge {
     means: Vec<f64>,
     scales: Vec<f64>,
     /// `k × d`.
-    weights: DMatrix<f64>,
+    weights: Mat<f64>,
     offsets: Vec<f64>,
 }
 
@@ -53,25 +56,19 @@ impl Ridge {
             ));
         }
         let (means, offsets) = (x.center(), y.center());
-        let scales: Vec<f64> = x.0.row_iter().map(|r| norm(r.iter()) / (n as f64).sqrt()).collect();
-        for (mut row, &s) in x.0.row_iter_mut().zip(&scales) {
-            if s > 0. {
-                row /= s;
-            }
+        let deviation = |i| norm(x.0.row(i).iter()) / (n as f64).sqrt();
+        let scales: Vec<f64> = (0..x.variables()).map(deviation).collect();
+        for x in x.0.col_iter_mut() {
+            x.iter_mut().zip(&scales).filter(|(_, s)| **s > 0.).for_each(|(x, s)| *x /= s);
         }
         let penalty = lambda * n as f64;
-        let solve = |mut m: DMatrix<f64>, b: DMatrix<f64>| {
-            let largest = m.diagonal().max() + penalty;
+        let solve = |mut m: Mat<f64>, b: Mat<f64>| {
+            let diagonal = |m: &Mat<f64>, i| m[(i, i)];
+            let largest = (0..m.nrows()).map(|i| diagonal(&m, i)).fold(f64::MIN, f64::max);
             for i in 0..m.nrows() {
                 m[(i, i)] += penalty;
             }
-            // A pivot that is rounding would pass as positive.
-            let solved = Cholesky::new(m).filter(|c| {
-                let smallest =
-                    c.l_dirty().diagonal().iter().fold(f64::INFINITY, |a, &b| a.min(b * b));
-                smallest > 1e-13 * largest
-            });
-            solved.map(|c| c.solve(&b)).ok_or_else(|| {
+            solve(m, b, largest + penalty).ok_or_else(|| {
                 Error::config(
                     "lambda",
                     "a penalty that makes the solution unique: features repeat one another, or are more than the rows",
@@ -87,10 +84,10 @@ impl Ridge {
                     gram[(i, i)] = n as f64;
                 }
             }
-            solve(gram, x.cross(&y))?.transpose()
+            solve(gram, x.cross(&y))?.transpose().to_owned()
         } else {
-            let dual = solve(x.kernel(), y.0.transpose())?;
-            (&x.0 * dual).transpose()
+            let dual = solve(x.kernel(), y.0.transpose().to_owned())?;
+            product(dual.transpose(), x.0.transpose())
         };
         Ok(Self { means, scales, weights, offsets })
     }
@@ -106,17 +103,16 @@ impl Ridge {
             let expected = format!("{} features", self.means.len());
             return Err(Error::input(op, expected, x.variables()));
         }
-        for mut x in x.0.column_iter_mut() {
+        for x in x.0.col_iter_mut() {
             for (i, x) in x.iter_mut().enumerate() {
                 *x = if self.scales[i] > 0. { (*x - self.means[i]) / self.scales[i] } else { 0. };
             }
         }
-        let mut y = &self.weights * &x.0;
-        for mut y in y.column_iter_mut() {
-            y.iter_mut().zip(&self.offsets).for_each(|(y, o)| *y += o);
-        }
-        let shape = (y.ncols(), y.nrows());
-        Ok(Tensor::from_vec(y.data.into(), shape, &Device::Cpu)?)
+        let y = product(self.weights.as_ref(), x.0.as_ref());
+        let y: Vec<f64> = (y.col_iter())
+            .flat_map(|y| y.iter().zip(&self.offsets).map(|(y, o)| y + o).collect::<Vec<_>>())
+            .collect();
+        Ok(Tensor::from_vec(y, (x.len(), self.offsets.len()), &Device::Cpu)?)
     }
 }
 
@@ -174,16 +170,13 @@ pub fn parameter_r2(
     }
     let predicted = matrix(op, &predicted)?;
     let truth = matrix(op, test.1)?;
-    let error = Observations(&truth.0 - &predicted.0);
+    let error = &truth.0 - &predicted.0;
     let mut centered = truth;
     centered.center();
-    let parameters: Vec<f64> = error
-        .0
-        .row_iter()
-        .zip(centered.0.row_iter())
-        .map(|(e, c)| match norm(c.iter()) {
+    let parameters: Vec<f64> = (0..centered.variables())
+        .map(|i| match norm(centered.0.row(i).iter()) {
             0. => f64::NAN,
-            total => 1. - (norm(e.iter()) / total).powi(2),
+            total => 1. - (norm(error.row(i).iter()) / total).powi(2),
         })
         .collect();
     let defined: Vec<f64> = parameters.iter().copied().filter(|r| !r.is_nan()).collect();
@@ -197,7 +190,8 @@ fn matrix(op: &'static str, x: &Tensor) -> Result<Observations> {
         return Err(Error::input(op, "a matrix (n, d)", format!("{:?}", x.dims())));
     }
     let rows = Observations::rows(op, x)?;
-    match rows.0.iter().find(|v| v.abs() > LARGEST) {
+    let large = entries(rows.0.as_ref()).copied().find(|v| v.abs() > LARGEST);
+    match large {
         None => Ok(rows),
         Some(v) => Err(Error::input(
             op,

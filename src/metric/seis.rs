@@ -2,12 +2,12 @@
 //! directions?
 
 use candle_core::Tensor;
-use nalgebra::DMatrix;
+use faer::Mat;
 use rand::Rng;
 
 use super::{
     harness::finite_host,
-    linalg::{Observations, eigen, svd},
+    linalg::{Observations, dot, eigen, product, svd},
     scores::cycle,
 };
 use crate::{Error, Result};
@@ -98,7 +98,7 @@ pub struct SeisReport {
 struct Whitened {
     observations: Observations,
     /// `V S⁻¹`, `d × k`.
-    directions: DMatrix<f64>,
+    directions: Mat<f64>,
 }
 
 const OP: &str = "Seis::measure";
@@ -170,24 +170,23 @@ impl Seis {
             held += energies[rank];
             rank += 1;
         }
-        let mut directions = vectors.columns(0, rank).into_owned();
-        for (mut v, s2) in directions.column_iter_mut().zip(&energies) {
-            v /= s2.sqrt();
-        }
+        let (d, k) = (vectors.nrows(), rank);
+        let directions = Mat::from_fn(d, k, |i, j| vectors[(i, j)] / energies[j].sqrt());
         Ok(Some(Whitened { observations, directions }))
     }
 }
 
 impl Whitened {
     /// The scores and correlations, given `AᵀA'` of the observations.
-    fn against(&self, other: &Self, cross: &DMatrix<f64>) -> Result<(SeisScore, Vec<f64>)> {
-        let inner = self.directions.transpose() * cross * &other.directions;
-        let (m, rho, n) = svd(OP, inner)?;
-        let (w, v) = (&self.directions * m, &other.directions * n);
+    fn against(&self, other: &Self, cross: &Mat<f64>) -> Result<(SeisScore, Vec<f64>)> {
+        let half = product(self.directions.transpose(), cross.as_ref());
+        let (m, rho, n) = svd(OP, product(half.as_ref(), other.directions.as_ref()))?;
+        let w = product(self.directions.as_ref(), m.as_ref());
+        let v = product(other.directions.as_ref(), n.as_ref());
         let rho: Vec<f64> = rho.into_iter().map(|r| r.min(1.)).collect();
         let cosine = |i: usize| {
-            let (w, v) = (w.column(i), v.column(i));
-            (w.dot(&v) / (w.norm() * v.norm())).abs()
+            let (w, v) = (w.as_ref().subcols(i, 1), v.as_ref().subcols(i, 1));
+            (dot(w, v) / (dot(w, w) * dot(v, v)).sqrt()).abs()
         };
         let mean =
             |of: &dyn Fn(usize) -> f64| (0..rho.len()).map(of).sum::<f64>() / rho.len() as f64;

@@ -13,10 +13,11 @@ pub(super) fn unit<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
 
 /// The Euclidean norm.
 #[cfg(feature = "metrics")]
-pub(super) fn norm<'a>(values: impl IntoIterator<Item = &'a f64> + Clone) -> f64 {
-    let unit = unit(values.clone());
+pub(super) fn norm<'a>(values: impl IntoIterator<Item = &'a f64>) -> f64 {
+    let values: Vec<f64> = values.into_iter().copied().collect();
+    let unit = unit(&values);
     let square = |v: &f64| (v * unit) * (v * unit);
-    values.into_iter().map(square).sum::<f64>().sqrt() / unit
+    values.iter().map(square).sum::<f64>().sqrt() / unit
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ pub(super) fn run<T: Real>(
             let tops = gram(anchor, &bank.rows[set], width, block, |first, tile| {
                 let cols = &cols[first..cols.len().min(first + PANEL)];
                 tile::max(tile, Labels { rows: own, cols })
-            })?;
+            });
             for top in tops {
                 nearest.iter_mut().zip(top).for_each(|(n, t)| *n = larger(*n, t));
             }
@@ -100,7 +100,7 @@ pub(super) fn run<T: Real>(
         if bank.is_live(anchors) {
             scratch.fill(T::zero());
             for (block, &(set, _)) in segments(&mut block, len, roles).zip(&roles.candidates) {
-                add_product(block, &bank.rows[set], width, scratch)?;
+                add_product(block, &bank.rows[set], width, scratch);
             }
             let positive = &bank.rows[roles.positives][span.clone()];
             if let Some(grad) = &mut bank.grads[anchors] {
@@ -127,7 +127,7 @@ pub(super) fn run<T: Real>(
         }
         for (block, &(set, _)) in segments(&mut block, len, roles).zip(&roles.candidates) {
             if let Some(grad) = &mut bank.grads[set] {
-                add_transposed_product(block, scratch, width, grad)?;
+                add_transposed_product(block, scratch, width, grad);
             }
         }
     }

@@ -4,8 +4,7 @@
 //! narrower, one after the other: tiles are made, read and add_transposed_product by one thread each. How the work is cut does not depend
 //! on the number of threads, so neither does the result.
 
-use candle_core::{Error, Result};
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
 use super::real::Real;
@@ -17,16 +16,14 @@ pub(super) const PANEL: usize = 256;
 const ROWS: usize = 128;
 
 /// Rows of `width` values each.
-fn rows<T>(data: &[T], width: usize) -> Result<ArrayView2<'_, T>> {
-    ArrayView2::from_shape((data.len() / width, width), data).map_err(Error::wrap)
+fn rows<T>(data: &[T], width: usize) -> MatRef<'_, T> {
+    MatRef::from_row_major_slice(data, data.len() / width, width)
 }
 
-/// `out ← beta·out + a·b`, `out` row by row.
-fn multiply<T: Real>(a: ArrayView2<T>, b: ArrayView2<T>, beta: T, out: &mut [T]) -> Result<()> {
-    let shape = (a.nrows(), b.ncols());
-    let mut out = ArrayViewMut2::from_shape(shape, out).map_err(Error::wrap)?;
-    general_mat_mul(T::one(), &a, &b, beta, &mut out);
-    Ok(())
+/// `out ← a·b`, or `out + a·b`; `out` row by row, on this thread.
+fn multiply<T: Real>(a: MatRef<T>, b: MatRef<T>, how: Accum, out: &mut [T]) {
+    let out = MatMut::from_row_major_slice_mut(out, a.nrows(), b.ncols());
+    matmul(out, how, a, b, <T as num_traits::One>::one(), Par::Seq);
 }
 
 /// `block ← a·bᵀ`, and `then(first token, tile)` on each tile while it is in the cache, in the order of the tokens.
@@ -36,15 +33,15 @@ pub(super) fn gram<T: Real, R: Send>(
     width: usize,
     block: &mut [T],
     then: impl Fn(usize, &mut [T]) -> R + Sync,
-) -> Result<Vec<R>> {
-    let a = rows(a, width)?;
+) -> Vec<R> {
+    let a = rows(a, width);
     block
         .par_chunks_mut(a.nrows() * PANEL)
         .zip(b.par_chunks(PANEL * width))
         .enumerate()
         .map(|(panel, (tile, b))| {
-            multiply(a, rows(b, width)?.reversed_axes(), T::zero(), tile)?;
-            Ok(then(panel * PANEL, tile))
+            multiply(a, rows(b, width).transpose(), Accum::Replace, tile);
+            then(panel * PANEL, tile)
         })
         .collect()
 }
@@ -63,16 +60,15 @@ pub(super) fn add_product<T: Real>(
     b: &[T],
     width: usize,
     out: &mut [T],
-) -> Result<()> {
+) {
     let len = out.len() / width;
-    out.par_chunks_mut(ROWS * width).enumerate().try_for_each(|(i, out)| {
+    out.par_chunks_mut(ROWS * width).enumerate().for_each(|(i, out)| {
         let count = out.len() / width;
         for (tile, b) in block.chunks(len * PANEL).zip(b.chunks(PANEL * width)) {
             let cols = b.len() / width;
             let tile = &tile[i * ROWS * cols..][..count * cols];
-            multiply(rows(tile, cols)?, rows(b, width)?, T::one(), out)?;
+            multiply(rows(tile, cols), rows(b, width), Accum::Add, out);
         }
-        Ok(())
     })
 }
 
@@ -82,12 +78,12 @@ pub(super) fn add_transposed_product<T: Real>(
     a: &[T],
     width: usize,
     out: &mut [T],
-) -> Result<()> {
-    let a = rows(a, width)?;
-    out.par_chunks_mut(PANEL * width).zip(block.par_chunks(a.nrows() * PANEL)).try_for_each(
+) {
+    let a = rows(a, width);
+    out.par_chunks_mut(PANEL * width).zip(block.par_chunks(a.nrows() * PANEL)).for_each(
         |(out, tile)| {
-            let tile = rows(tile, out.len() / width)?;
-            multiply(tile.reversed_axes(), a, T::one(), out)
+            let tile = rows(tile, out.len() / width);
+            multiply(tile.transpose(), a, Accum::Add, out)
         },
     )
 }

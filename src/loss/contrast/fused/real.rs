@@ -1,10 +1,10 @@
 //! The two types the loss is computed in, with an exponential that vectorizes.
 
 use candle_core::WithDType;
-use ndarray::LinalgScalar;
+use faer::traits::RealField;
 use num_traits::Float;
 
-pub(super) trait Real: WithDType + Float + LinalgScalar {
+pub(super) trait Real: WithDType + Float + RealField {
     /// Below this `x` both `e^(−x)` and `e^x` are far from the ends of the type: weights `share·e^x/τ` add up.
     const LOWEST_EXPONENT: f64;
 

@@ -137,7 +137,7 @@ pub(super) fn run<T: Real>(
             let cols = &col_labels[first..col_labels.len().min(first + PANEL)];
             let labels = Labels { rows: row_labels, cols };
             tile::margins(tile, T::from_f64(rate), labels)
-        })?;
+        });
         for (panel, Margins { by_row, by_col }) in margins.iter().enumerate() {
             accumulate(&mut anchors[rows.side][rows.range.start..], by_row);
             if !rectangle.is_square() {
@@ -177,15 +177,15 @@ pub(super) fn run<T: Real>(
         };
         match kept.take() == Some(i) {
             true => panels(block, rows.range.len(), weigh),
-            false => drop(gram(a, b, width, block, weigh)?),
+            false => drop(gram(a, b, width, block, weigh)),
         }
         if let Some(grad) = &mut bank.grads[sets[rows.side]] {
-            add_product(block, b, width, &mut grad[rows.span(width)])?;
+            add_product(block, b, width, &mut grad[rows.span(width)]);
         }
         if let Some(grad) = &mut bank.grads[sets[cols.side]]
             && !rectangle.is_square()
         {
-            add_transposed_product(block, a, width, &mut grad[cols.span(width)])?;
+            add_transposed_product(block, a, width, &mut grad[cols.span(width)]);
         }
     }
     Ok(value)
