@@ -159,24 +159,12 @@ impl Step {
         match (self, memory) {
             (Self::Permute(permutation), _) => permutation.apply(x, out, memory),
             (Self::Separable { rows, cols }, Memory::Tokens(width)) => {
-                let line = cols.n_in() * width;
-                let mut tall = vec![T::zero(); rows.n_out() * line];
-                rows.apply(x, &mut tall, line);
-                let out_line = cols.n_out() * width;
-                for (x, out) in tall.chunks_exact(line).zip(out.chunks_exact_mut(out_line)) {
-                    cols.apply(x, out, width);
-                }
+                separable(rows, cols, x, out, width);
             }
             (Self::Separable { rows, cols }, Memory::Planes(_)) => {
-                let line = cols.n_in();
-                let mut tall = vec![T::zero(); rows.n_out() * line];
                 let planes = x.chunks_exact(self.n_in());
                 for (x, out) in planes.zip(out.chunks_exact_mut(self.n_out())) {
-                    rows.apply(x, &mut tall, line);
-                    for (x, out) in tall.chunks_exact(line).zip(out.chunks_exact_mut(cols.n_out()))
-                    {
-                        cols.apply(x, out, 1);
-                    }
+                    separable(rows, cols, x, out, 1);
                 }
             }
             (Self::Sparse(taps), Memory::Tokens(width)) => taps.apply(x, out, width),
@@ -187,5 +175,14 @@ impl Step {
                 }
             }
         }
+    }
+}
+
+/// `R · X · Cᵀ` in one pass: each row of the output is made of one line of cells, which stays in the cache.
+fn separable<T: Real>(rows: &Taps, cols: &Taps, x: &[T], out: &mut [T], width: usize) {
+    let mut line = vec![T::zero(); cols.n_in() * width];
+    for (i, out) in out.chunks_exact_mut(cols.n_out() * width).enumerate() {
+        rows.apply_row(i, x, &mut line);
+        cols.apply(&line, out, width);
     }
 }

@@ -128,6 +128,12 @@ impl Taps {
         debug_assert_eq!((x.len(), out.len()), (self.n_in * width, self.n_out() * width));
         Arch::new().dispatch(Apply { taps: self, x, out, width });
     }
+
+    /// Row `i` of [`apply`](Self::apply), whose rows have the length of `out`.
+    pub fn apply_row<T: Real>(&self, i: usize, x: &[T], out: &mut [T]) {
+        debug_assert_eq!(x.len(), self.n_in * out.len());
+        Arch::new().dispatch(ApplyRow { row: self.row(i), x, out });
+    }
 }
 
 /// The body of [`Taps::apply`], compiled for each instruction set.
@@ -151,55 +157,70 @@ impl<T: Real> WithSimd for Apply<'_, T> {
             return;
         }
         for (row, out) in taps.rows().zip(out.chunks_exact_mut(width)) {
-            let tap = |&(j, w): &(u32, f64)| (T::of(w), &x[j as usize * width..][..width]);
-            // Up to four taps in one pass over the output.
-            let mut rest = match row {
-                [] => {
-                    out.fill(T::zero());
-                    continue;
-                }
-                [a] => {
-                    let (u, a) = tap(a);
-                    for (o, &a) in out.iter_mut().zip(a) {
-                        *o = u * a;
-                    }
-                    continue;
-                }
-                [a, b] => {
-                    let ((u, a), (v, b)) = (tap(a), tap(b));
-                    for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                        *o = u * a + v * b;
-                    }
-                    continue;
-                }
-                [a, b, c] => {
-                    let ((u, a), (v, b), (w, c)) = (tap(a), tap(b), tap(c));
-                    for (((o, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
-                        *o = u * a + v * b + w * c;
-                    }
-                    continue;
-                }
-                [a, b, c, d, rest @ ..] => {
-                    let ((u, a), (v, b), (w, c), (z, d)) = (tap(a), tap(b), tap(c), tap(d));
-                    for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                        *o = u * a + v * b + w * c + z * d;
-                    }
-                    rest
-                }
-            };
-            while let [a, b, c, d, more @ ..] = rest {
-                let ((u, a), (v, b), (w, c), (z, d)) = (tap(a), tap(b), tap(c), tap(d));
-                for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                    *o = *o + u * a + v * b + w * c + z * d;
-                }
-                rest = more;
-            }
-            for a in rest {
-                let (u, a) = tap(a);
-                for (o, &a) in out.iter_mut().zip(a) {
-                    *o = *o + u * a;
-                }
-            }
+            weighted_sum(row, x, out);
         }
+    }
+}
+
+/// The body of [`Taps::apply_row`].
+struct ApplyRow<'a, T> {
+    row: &'a [(u32, f64)],
+    x: &'a [T],
+    out: &'a mut [T],
+}
+
+impl<T: Real> WithSimd for ApplyRow<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        weighted_sum(self.row, self.x, self.out);
+    }
+}
+
+/// `out ← Σ_j w_j · x_j` over the taps of a row; the rows `x_j` have the length of `out`.
+#[inline(always)]
+fn weighted_sum<T: Real>(row: &[(u32, f64)], x: &[T], out: &mut [T]) {
+    let width = out.len();
+    let tap = |&(j, w): &(u32, f64)| (T::of(w), &x[j as usize * width..][..width]);
+    // Up to four taps in one pass over the output.
+    let mut rest = match row {
+        [] => return out.fill(T::zero()),
+        [a] => {
+            let (u, a) = tap(a);
+            return out.iter_mut().zip(a).for_each(|(o, &a)| *o = u * a);
+        }
+        [a, b] => {
+            let ((u, a), (v, b)) = (tap(a), tap(b));
+            for ((o, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *o = u * a + v * b;
+            }
+            return;
+        }
+        [a, b, c] => {
+            let ((u, a), (v, b), (w, c)) = (tap(a), tap(b), tap(c));
+            for (((o, &a), &b), &c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                *o = u * a + v * b + w * c;
+            }
+            return;
+        }
+        [a, b, c, d, rest @ ..] => {
+            let ((u, a), (v, b), (w, c), (z, d)) = (tap(a), tap(b), tap(c), tap(d));
+            for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                *o = u * a + v * b + w * c + z * d;
+            }
+            rest
+        }
+    };
+    while let [a, b, c, d, more @ ..] = rest {
+        let ((u, a), (v, b), (w, c), (z, d)) = (tap(a), tap(b), tap(c), tap(d));
+        for ((((o, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *o = *o + u * a + v * b + w * c + z * d;
+        }
+        rest = more;
+    }
+    for a in rest {
+        let (u, a) = tap(a);
+        out.iter_mut().zip(a).for_each(|(o, &a)| *o = *o + u * a);
     }
 }
