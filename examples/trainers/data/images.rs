@@ -39,6 +39,15 @@ impl Images {
         Picture::Planes { pixels: self.get(i), channels: self.channels, side: self.side }
     }
 
+    /// The images of these numbers.
+    pub fn pick(&self, indices: &[usize]) -> Self {
+        let mut some = self.empty();
+        for &i in indices {
+            some.push(self.get(i), self.labels[i]);
+        }
+        some
+    }
+
     /// The first `n` images, or all when there are fewer.
     pub fn take(mut self, n: usize) -> Self {
         let n = n.min(self.len());
