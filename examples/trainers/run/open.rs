@@ -61,8 +61,9 @@ impl Run {
         let epoch_steps = data.train.len() / settings.batch_size;
         ensure!(
             epoch_steps > 0,
-            "--batch-size: expected at most {}, the number of training images, got {}",
+            "--batch-size: expected at most {}, the number of training images ({}), got {}",
             data.train.len(),
+            data.note,
             settings.batch_size
         );
         let steps = settings.epochs.checked_mul(epoch_steps);
@@ -210,13 +211,20 @@ pub(crate) fn images(settings: &Settings) -> Result<(Data, Augment)> {
         (Some(path), _) => data::load(path, &wanted)?,
         (None, Preset::FashionTiny) => data::load(&data::embedded(), &wanted)?,
         (None, Preset::ImagenetVitS16) => {
-            bail!("--preset imagenet-vit-s16: expected --data, a folder of class sub-folders")
+            bail!("--preset imagenet-vit-s16: expected --data, a folder of images")
         }
     };
     if settings.smoke {
         data = data.take(1536, 300);
-        data.note += "; smoke run on 1,536 and 300 of them at most";
+        let (train, test) = (data.train.len(), data.test.len());
+        data.note += &format!("; smoke run on {train} and {test} of them, drawn by class");
     }
+    let constant = data.bank.constant();
+    ensure!(
+        constant < data.bank.len(),
+        "--data: expected images with content, got {constant} images of one color each (transparent parts are white): {}",
+        data.note
+    );
     let mut augment = match settings.preset {
         Preset::FashionTiny => Augment::small(data.bank.side, data.bank.statistics()),
         Preset::ImagenetVitS16 => Augment::imagenet(settings.crop_min as f32),
