@@ -59,6 +59,7 @@ fn run(args: &Args) -> Result<()> {
     if args.smoke {
         data = data.take(2048, 500);
     }
+    println!("{}; {} and {} of them are used", data.note, data.bank.len(), data.test.len());
     let images = &data.bank;
     ensure!(
         data.is_labelled() || args.init.is_some(),

@@ -113,7 +113,8 @@ fn numbered(parts: (Images, Images), division: Division, wanted: &Wanted) -> Res
             )
         }
     };
-    let note = [division.text(train.len(), test.len()), note::classes(&classes), remark];
+    let note =
+        [division.text(train.len(), test.len()), format!("{} classes", classes.len()), remark];
     in_memory(parts, classes, note::joined(note), wanted)
 }
 

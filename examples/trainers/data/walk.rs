@@ -76,7 +76,10 @@ impl Level {
                 },
                 // To open a pipe would wait for its writer.
                 Ok(found) if !found.is_file() => ignored.add("no regular file".into()),
-                Ok(found) if found.len() == 0 => ignored.add("empty".into()),
+                Ok(found) if found.len() == 0 => {
+                    ignored.add("empty".into());
+                    level.others.push(path);
+                }
                 Ok(_) if is_image(&path) => level.images.push(path),
                 Ok(_) => {
                     ignored.add(kind(&path));
@@ -149,7 +152,8 @@ fn begins_like_an_image(head: &[u8]) -> bool {
         ImageFormat::Bmp => head.get(6..10) == Some(&[0; 4]),
         ImageFormat::Pnm => {
             let digit = |c: u8| c.is_ascii_digit() || c.is_ascii_whitespace() || c == b'#';
-            head.get(2..4).is_some_and(|h| h[0].is_ascii_whitespace() && digit(h[1]))
+            let header = |h: &[u8]| h[0].is_ascii_whitespace() && digit(h[1]);
+            head.starts_with(b"P7\n") || head.get(2..4).is_some_and(header)
         }
         _ => true,
     };

@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// Images of the evaluations between epochs: the neighbors come from this many, for this many queries.
-const BANK: usize = 2000;
-const QUERIES: usize = 500;
+pub(super) const BANK: usize = 2000;
+pub(super) const QUERIES: usize = 500;
 
 impl Run {
     /// Whether the current step is the last one of an epoch.

@@ -11,6 +11,7 @@ use ser_reg::Regularizer;
 use super::{
     OUTPUTS, Run,
     checkpoint::{self, State},
+    epoch::{BANK, QUERIES},
     file,
     interrupt::Interrupt,
     log::Log,
@@ -84,6 +85,11 @@ impl Run {
         println!("{} {} | {}", method.name(), settings.label(), data.note);
         for (path, reason) in &data.skipped {
             println!("skipped {}: {reason}", path.display());
+        }
+        if let (n, m) = (data.bank.len().min(BANK), data.test.len().min(QUERIES))
+            && (n, m) != (data.bank.len(), data.test.len())
+        {
+            println!("evaluated between epochs with {n} and {m} of them, drawn by class");
         }
         println!("run folder {}", folder.display());
         Ok(Self {
