@@ -27,7 +27,8 @@ pub fn load(path: &Path, wanted: &Wanted) -> Result<Data> {
         let (train, test) = (data.train.len(), data.test.len());
         ensure!(
             train >= 2 && test >= 1 && !data.bank.is_empty(),
-            "expected at least two training images and one test image, got {train} and {test} ({})",
+            "expected at least two training images and one test image (a class of three images gives one), got {train} \
+             and {test} ({})",
             data.note
         );
         Ok(data)

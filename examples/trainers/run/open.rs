@@ -213,6 +213,13 @@ pub(crate) fn images(settings: &Settings) -> Result<(Data, Augment)> {
         Preset::FashionTiny => Wanted::default(),
         Preset::ImagenetVitS16 => Wanted::streamed(224),
     };
+    if let Some(path) = &settings.data {
+        ensure!(
+            path.to_str().is_some(),
+            "--data: expected a path in UTF-8, because config.json keeps it, got {}",
+            path.display()
+        );
+    }
     let mut data = match (&settings.data, settings.preset) {
         (Some(path), _) => data::load(path, &wanted)?,
         (None, Preset::FashionTiny) => data::load(&data::embedded(), &wanted)?,

@@ -250,7 +250,7 @@ fn damaged_class_folders_are_refused() {
     let single = folder(&[("a/1.png", ok())]);
     assert_says(&error(single.path()), &["two training images", "got 1 and 0", "no classes"]);
     let few = folder(&[("a/1.png", ok()), ("b/1.png", ok())]);
-    assert_says(&error(few.path()), &["--data", "one test image", "got 2 and 0"]);
+    assert_says(&error(few.path()), &["--data", "a class of three", "got 2 and 0"]);
 }
 
 #[test]
