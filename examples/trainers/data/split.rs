@@ -76,7 +76,7 @@ impl Split {
             Level::read(f, &mut Ignored::default())
                 .is_ok_and(|l| l.folders.iter().any(holds_images))
         };
-        if others.len() == 1 || train.iter().any(|f| has_classes(f)) {
+        if others.len() == 1 || train.iter().any(has_classes) {
             bail!(
                 "expected val, valid, validation or test beside {}, got {} (rename the folder of the test images, or \
                  give --data the folder train alone)",

@@ -30,7 +30,8 @@ fn images() -> TempDir {
         let shade = |x, y| if inside(x, y) { 220 } else { (x * 3 + y * i) as u8 % 60 };
         RgbImage::from_fn(32, 32, |x, y| Rgb([shade(x, y), shade(y, x), 90]))
     };
-    let place = |i: u32| if i % 3 == 0 { format!("deep/{i}.png") } else { format!("{i}.png") };
+    let place =
+        |i: u32| if i.is_multiple_of(3) { format!("deep/{i}.png") } else { format!("{i}.png") };
     let files: Vec<_> = (0..40).map(|i| (place(i), encoded(image(i), ImageFormat::Png))).collect();
     folder(&files)
 }
