@@ -14,7 +14,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
@@ -93,10 +93,15 @@ fn run() -> Result<()> {
     let mut options = options(&args);
     if args.smoke {
         data = data.take(1000, 200);
-        data.note += "; smoke run on 1,000 and 200 of them at most";
+        let (train, test) = (data.train.len(), data.test.len());
+        data.note += &format!("; smoke run on {train} and {test} of them, drawn by class");
         options.corrupted = Some(50);
         options.sequences = 10;
         (options.dense.train, options.dense.test) = (40, 20);
+    }
+
+    if !data.is_labelled() {
+        options.parts = unlabelled(options.parts, &data.note)?;
     }
 
     let bar = ProgressBar::new(0);
@@ -113,6 +118,20 @@ fn run() -> Result<()> {
     file::write(&json, text.as_bytes())?;
     println!("\nwritten to {} after {:.0} s", json.display(), start.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// The parts that need no labels; it says which ones do.
+fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
+    let (skipped, left): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(|p| p.needs_labels());
+    let names = skipped.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
+    ensure!(
+        !left.is_empty(),
+        "--only: expected parts that need no labels (dense), got {names}; {note}"
+    );
+    if !skipped.is_empty() {
+        println!("skipped, because the images have no labels: {names}");
+    }
+    Ok(left)
 }
 
 fn options(args: &Args) -> Options {

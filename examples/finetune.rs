@@ -59,7 +59,13 @@ fn run(args: &Args) -> Result<()> {
     if args.smoke {
         data = data.take(2048, 500);
     }
+    println!("{}; {} and {} of them are used", data.note, data.bank.len(), data.test.len());
     let images = &data.bank;
+    ensure!(
+        data.is_labelled() || args.init.is_some(),
+        "--data: expected images with classes, since without --init the encoder is trained on labels ({})",
+        data.note
+    );
     let read = |path| encoder::read(path, CPU);
     let loaded = args.init.as_deref().map(read).transpose()?;
     let (mut config, statistics) = match &loaded {
@@ -95,10 +101,11 @@ fn run(args: &Args) -> Result<()> {
     let evaluation = Evaluation::of(&data, &statistics, CPU);
     let measure = |name: &str| -> Result<()> {
         let score = evaluation.equivariance(&model)?[args.layer - 1];
-        let knn = evaluation.poses(|x| Ok(model.forward(x)?))?;
+        let knn = evaluation.accuracies(|x| Ok(model.forward(x)?))?;
         println!("{name} SER: equivariance {score:.3}");
-        let moved = pose_mean(&knn);
-        println!("  20-NN {:.1} % upright, {moved:.1} % rotated or flipped", knn[0]);
+        if let Some(moved) = pose_mean(&knn) {
+            println!("  20-NN {:.1} % upright, {moved:.1} % rotated or flipped", knn[0]);
+        }
         Ok(())
     };
     measure("before")?;

@@ -279,7 +279,7 @@ fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
     };
     let layer = evaluation.card.layer;
     put("knn", outcome.knn.first().copied());
-    put("knn_poses", Some(outcome.knn_poses));
+    put("knn_poses", outcome.knn_poses);
     let scores = &outcome.equivariance;
     put("equivariance", scores.get(layer - 1).copied().flatten());
     for (i, score) in scores.iter().enumerate() {

@@ -30,8 +30,9 @@ pub struct Args {
     /// Run for less than a minute: 2 epochs of few images. The run fails if the losses do not fall.
     #[arg(long)]
     pub smoke: bool,
-    /// IDX files (plain or gzipped), CIFAR-10 binaries, or a folder with one sub-folder for each class [default: the 10,000
-    /// images of Fashion-MNIST that come with the repository].
+    /// IDX files (plain or gzipped), CIFAR-10 binaries, or a folder of images: with a sub-folder for each class, or without
+    /// classes, and divided into train and val or not [default: the 10,000 images of Fashion-MNIST that come with the
+    /// repository].
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
     /// Start from this encoder: the encoder.safetensors or the checkpoint of another run. Its names and shapes must fit.

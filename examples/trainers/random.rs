@@ -16,6 +16,8 @@ pub enum Purpose {
     AddonDropPath,
     /// What an add-on's statistics are taken from.
     AddonStatistics,
+    /// Parts of a set of images.
+    Draw,
 }
 
 /// The seed for `purpose` at `index`, a step or an epoch.

@@ -4,14 +4,16 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Images;
+use super::images::Images;
 
 const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 const CLASSES: u8 = 10;
 
-pub fn is_batch(name: &str) -> bool {
-    name.ends_with(".bin")
+/// `data_batch_1.bin`; other files with this suffix may be anything.
+pub fn is_batch(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().as_encoded_bytes();
+    path.extension().is_some_and(|e| e == "bin") && stem.windows(5).any(|w| w == b"batch")
 }
 
 pub fn read(path: &Path) -> Result<Images> {

@@ -9,15 +9,16 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 
-use super::{Images, file_name};
+use super::images::Images;
 
 /// Unsigned bytes in three dimensions: images, rows, columns.
 const IMAGES: u32 = 0x0803;
 /// Unsigned bytes in one dimension: one label per image.
 const LABELS: u32 = 0x0801;
 
-pub fn is_images(name: &str) -> bool {
-    name.contains("idx3")
+pub fn is_images(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.windows(4).any(|w| w == b"idx3")
 }
 
 /// The images of `path`, and the labels of the file named alike.
@@ -49,17 +50,35 @@ pub fn read(path: &Path) -> Result<Images> {
 
 /// `x-images-idx3-ubyte[.gz]` has its labels in `x-labels-idx1-ubyte`, gzipped or not.
 fn labels_of(images: &Path) -> Result<PathBuf> {
-    let name = file_name(images);
-    let labels = name.replace("images", "labels").replace("idx3", "idx1");
+    let name = images.file_name().unwrap_or_default();
+    // Bytes, because a name may be no text.
+    let replaced = |name: &[u8], old: &str, new: &str| -> Vec<u8> {
+        let at = name.windows(old.len()).position(|w| w == old.as_bytes());
+        at.map_or(name.to_vec(), |at| {
+            [&name[..at], new.as_bytes(), &name[at + old.len()..]].concat()
+        })
+    };
+    let labels = replaced(name.as_encoded_bytes(), "images", "labels");
+    let labels = replaced(&labels, "idx3", "idx1");
     ensure!(
-        labels != name,
+        labels != name.as_encoded_bytes(),
         "{}: expected a file named like t10k-images-idx3-ubyte, whose labels are in t10k-labels-idx1-ubyte",
         images.display()
     );
-    let stem = labels.trim_end_matches(".gz");
-    let candidates = [images.with_file_name(stem), images.with_file_name(format!("{stem}.gz"))];
-    let found = candidates.iter().find(|p| p.is_file()).cloned();
-    found.with_context(|| {
+    let stem = labels.strip_suffix(b".gz").unwrap_or(&labels);
+    let folder = images.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut found = Vec::new();
+    for entry in folder.read_dir().context("cannot list the folder")? {
+        let path = entry.context("cannot list the folder")?.path();
+        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        if path.is_file() && name.strip_suffix(b".gz").unwrap_or(name) == stem {
+            found.push(path);
+        }
+    }
+    // The plain one first.
+    found.sort();
+    found.into_iter().next().with_context(|| {
+        let stem = stem.escape_ascii();
         format!(
             "{}: expected its labels beside it in {stem} or {stem}.gz, found neither",
             images.display()

@@ -5,7 +5,10 @@ use std::ops::Range;
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 
-use super::picture::{Picture, Shaper};
+use super::{
+    draw,
+    picture::{Picture, Shaper},
+};
 
 /// Square images with labels, `(n, channels, side, side)` bytes.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +42,15 @@ impl Images {
         Picture::Planes { pixels: self.get(i), channels: self.channels, side: self.side }
     }
 
+    /// The images of these numbers.
+    pub fn pick(&self, indices: &[usize]) -> Self {
+        let mut some = self.empty();
+        for &i in indices {
+            some.push(self.get(i), self.labels[i]);
+        }
+        some
+    }
+
     /// The first `n` images, or all when there are fewer.
     pub fn take(mut self, n: usize) -> Self {
         let n = n.min(self.len());
@@ -47,14 +59,21 @@ impl Images {
         self
     }
 
-    /// `n` images at even distances, so that files in the order of their classes give something of each; all when
-    /// there are fewer.
-    pub fn spread(&self, n: usize) -> Self {
-        let mut some = self.empty();
-        for i in spread(self.len(), n) {
-            some.push(self.get(i), self.labels[i]);
-        }
-        some
+    /// `n` images that stand for all of them, or all when there are fewer: a draw by class, the same for every run.
+    pub fn draw(&self, n: usize) -> Self {
+        self.pick(&draw::by_class(&self.labels, n, draw::SEED))
+    }
+
+    /// Whether the images have labels of at least two classes.
+    pub fn are_labelled(&self) -> bool {
+        self.labels.iter().any(|l| *l != self.labels[0])
+    }
+
+    /// The number of images that are of one color each.
+    pub fn constant(&self) -> usize {
+        let plain = |plane: &[u8]| plane.iter().all(|p| *p == plane[0]);
+        let planes = |i| self.get(i).chunks_exact(self.side * self.side);
+        (0..self.len()).filter(|&i| planes(i).all(plain)).count()
     }
 
     /// The middles of the images at another size.
@@ -142,16 +161,6 @@ impl Images {
         self.labels.push(label);
     }
 
-    /// The first four fifths are for training, the rest for testing.
-    pub(super) fn split_tail(self) -> (Images, Images) {
-        let boundary = self.len() * 4 / 5;
-        let mut test = self.empty();
-        for i in boundary..self.len() {
-            test.push(self.get(i), self.labels[i]);
-        }
-        (self.take(boundary), test)
-    }
-
     /// Gives each image the new label of its own; those whose label has none go.
     pub(super) fn relabel(&mut self, new: &[Option<u32>]) {
         let mut kept = self.empty();
@@ -166,10 +175,4 @@ impl Images {
     fn empty(&self) -> Images {
         Images { channels: self.channels, side: self.side, ..Default::default() }
     }
-}
-
-/// `n` of `0..len` at even distances, or all of them.
-pub(super) fn spread(len: usize, n: usize) -> impl Iterator<Item = usize> {
-    let n = n.min(len);
-    (0..n).map(move |i| i * len / n)
 }

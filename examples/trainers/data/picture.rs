@@ -1,14 +1,12 @@
 //! One image, of whatever size, and a window of it as a square.
 
-use std::{fs, io::Cursor, path::Path};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use fast_image_resize::{
     FilterType, ImageView, PixelTrait, ResizeAlg, ResizeOptions, Resizer,
     images::{TypedCroppedImage, TypedImage, TypedImageRef},
     pixels::{U8, U8x3},
 };
-use image::{ImageReader, RgbImage};
+use image::RgbImage;
 
 /// A decoded image.
 pub enum Picture<'a> {
@@ -118,34 +116,4 @@ impl Shaper {
         let window = TypedCroppedImage::from_ref(source, left, top, width, height)?;
         Ok(self.resizer.resize_typed(&window, square, &options)?)
     }
-}
-
-/// The image in a PNG or JPEG file, as its content says, not as its name does; a transparency channel is dropped.
-pub fn decode(path: &Path) -> Result<RgbImage> {
-    let bytes = fs::read(path).context("cannot read the file")?;
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
-    let picture = reader.decode().context("truncated or damaged image")?;
-    // The decoder paints what a cut-off JPEG lacks gray, and says nothing.
-    ensure!(
-        !bytes.starts_with(&JPEG) || has_end(&bytes),
-        "truncated or damaged picture: the JPEG data do not end"
-    );
-    Ok(picture.into_rgb8())
-}
-
-const JPEG: [u8; 2] = [0xff, 0xd8];
-
-/// Whether the marker of the end follows the first scan. A thumbnail in the header has an end of its own, so segments
-/// before the scan are passed over by their lengths.
-fn has_end(jpeg: &[u8]) -> bool {
-    let mut at = JPEG.len();
-    loop {
-        match jpeg.get(at..at + 4) {
-            Some([0xff, 0xff, ..]) => at += 1,
-            Some([0xff, 0xda, ..]) => break,
-            Some(&[0xff, _, high, low]) => at += 2 + usize::from(u16::from_be_bytes([high, low])),
-            _ => return false,
-        }
-    }
-    jpeg[at..].windows(2).any(|marker| marker == [0xff, 0xd9])
 }

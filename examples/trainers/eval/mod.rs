@@ -47,6 +47,11 @@ impl Part {
     pub const ALL: [Self; 6] =
         [Self::Probe, Self::Knn, Self::Poses, Self::Corruptions, Self::Perturbations, Self::Dense];
 
+    /// Whether the part classifies images, so that it needs their labels.
+    pub fn needs_labels(self) -> bool {
+        self != Self::Dense
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Probe => "probe",
@@ -150,8 +155,9 @@ pub fn evaluate(
 ) -> Result<Report> {
     let has = |part: Part| options.parts.contains(&part);
     ensure!(!options.parts.is_empty(), "expected at least one part to evaluate, got none");
+    let classified = options.parts.iter().any(|p| p.needs_labels());
     ensure!(
-        !test.is_empty() && bank.labels.iter().any(|l| *l != bank.labels[0]),
+        !test.is_empty() && !bank.is_empty() && (bank.are_labelled() || !classified),
         "expected test images, and training images of at least two classes, got {} and {} of class {:?}",
         test.len(),
         bank.len(),
@@ -174,7 +180,7 @@ pub fn evaluate(
     let floor = reference.filter(|_| options.floors);
 
     // Dense reads tokens, all other parts features of whole images, and most of them by a probe.
-    let needed = options.parts.iter().any(|p| *p != Part::Dense);
+    let needed = classified;
     let probed = relative || has(Part::Probe) || has(Part::Poses);
     let raw = options.floors && (has(Part::Probe) || has(Part::Knn));
     let encoders = 1 + usize::from(reference.is_some());

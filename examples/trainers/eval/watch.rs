@@ -59,6 +59,14 @@ impl<'a> Evaluation<'a> {
         Ok(accuracies)
     }
 
+    /// The same where the images have labels; empty where they have none.
+    pub fn accuracies(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Vec<f64>> {
+        match self.bank.are_labelled() {
+            true => Ok(self.poses(encode)?.to_vec()),
+            false => Ok(Vec::new()),
+        }
+    }
+
     /// Features `(n, d)` of test images.
     pub fn test_features(&self, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         self.features(self.test, D4::IDENTITY, &encode)
@@ -100,7 +108,8 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// Mean over the elements that are not the identity.
-pub fn pose_mean(accuracies: &[f64; 8]) -> f64 {
-    accuracies[1..].iter().sum::<f64>() / 7.0
+/// Mean over the elements that are not the identity; `None` without accuracies.
+pub fn pose_mean(accuracies: &[f64]) -> Option<f64> {
+    let moved = accuracies.get(1..).filter(|moved| !moved.is_empty())?;
+    Some(moved.iter().sum::<f64>() / moved.len() as f64)
 }

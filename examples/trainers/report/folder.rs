@@ -13,7 +13,7 @@ use super::{
     scores::{self, Scores},
 };
 use crate::{
-    data::{Data, Images},
+    data::{Data, Images, draw},
     encoder,
     eval::{self, subject},
     records::Record,
@@ -204,7 +204,7 @@ impl Folder {
     }
 }
 
-/// The token maps of `count` test images at even distances.
+/// The token maps of `count` test images, drawn by class.
 pub fn panel(
     vit: &Vit,
     test: &Images,
@@ -213,8 +213,7 @@ pub fn panel(
     layer: usize,
     device: &Device,
 ) -> Result<Panel> {
-    let count = count.min(test.len());
-    let indices: Vec<usize> = (0..count).map(|i| i * test.len() / count).collect();
+    let indices = draw::by_class(&test.labels, count, draw::SEED);
     let vit = vit.with_last_map();
     Panel::new(&vit, test, &indices, statistics, layer, device)
 }

@@ -43,7 +43,7 @@ impl Scores {
             name: name.to_string(),
             equivariance: outcome.score(settings.ser.layer),
             upright: outcome.knn.first().copied(),
-            moved: Some(outcome.knn_poses),
+            moved: outcome.knn_poses,
             probe: probe.map(|row| row.accuracy),
             flips: flips.map(|p| {
                 p.each.iter().map(|row| row.probability).sum::<f64>() / p.each.len() as f64
@@ -66,8 +66,8 @@ impl Scores {
             Self {
                 name: reference.name.clone(),
                 equivariance: scores.get(settings.ser.layer - 1).copied().flatten(),
-                upright: Some(reference.knn[0]),
-                moved: Some(pose_mean(&reference.knn)),
+                upright: reference.knn.first().copied(),
+                moved: pose_mean(&reference.knn),
                 ..Default::default()
             }
         };

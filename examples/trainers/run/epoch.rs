@@ -16,8 +16,8 @@ use crate::{
 };
 
 /// Images of the evaluations between epochs: the neighbors come from this many, for this many queries.
-const BANK: usize = 2000;
-const QUERIES: usize = 500;
+pub(super) const BANK: usize = 2000;
+pub(super) const QUERIES: usize = 500;
 
 impl Run {
     /// Whether the current step is the last one of an epoch.
@@ -97,8 +97,8 @@ impl Run {
         waiting: f64,
         figures: Vec<(&'static str, f64)>,
     ) -> Result<Epoch> {
-        let bank = self.data.bank.spread(BANK);
-        let test = self.data.test.spread(QUERIES);
+        let bank = self.data.bank.draw(BANK);
+        let test = self.data.test.draw(QUERIES);
         let evaluation = Evaluation {
             bank: &bank,
             test: &test,
@@ -115,7 +115,7 @@ impl Run {
             feature_std: Some(spread(&evaluation.test_features(encode)?)?),
             // A run that diverges has values that JSON cannot hold.
             equivariance: scores(&evaluation, encoder)?,
-            accuracy: evaluation.poses(encode)?.to_vec(),
+            accuracy: evaluation.accuracies(encode)?,
             images_per_s,
             waiting,
             regularizer: None,

@@ -29,8 +29,9 @@ pub struct Outcome {
     pub last: Option<Means>,
     pub lowest: Option<Means>,
     /// Weighted 20-NN accuracy in percent, upright and under the seven rotations and flips; and the mean of these seven.
+    /// Empty and `None` where the images have no labels.
     pub knn: Vec<f64>,
-    pub knn_poses: f64,
+    pub knn_poses: Option<f64>,
     /// Centered equivariance score of each block; `None` where it has no value.
     pub equivariance: Vec<Option<f64>>,
     pub feature_std: f32,
@@ -67,7 +68,7 @@ pub struct Reference {
     pub name: String,
     /// As for the encoder; empty where there are no tokens.
     pub equivariance: Vec<Option<f64>>,
-    pub knn: [f64; 8],
+    pub knn: Vec<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -144,7 +145,7 @@ impl Run {
     }
 
     fn outcome(&self, evaluation: &Evaluation, encoder: &Vit) -> Result<Outcome> {
-        let trained = evaluation.poses(|x| Ok(encoder.forward(x)?))?;
+        let trained = evaluation.accuracies(|x| Ok(encoder.forward(x)?))?;
         let records = self.log.records();
         let steps: Vec<&Step> = records
             .iter()
@@ -167,8 +168,8 @@ impl Run {
             first: Means::of(&steps[..eighth]),
             last: Means::of(&steps[steps.len() - eighth..]),
             lowest,
-            knn: trained.to_vec(),
             knn_poses: eval::pose_mean(&trained),
+            knn: trained,
             equivariance: scores(evaluation, encoder)?,
             feature_std: spread(&features)?,
             images_per_s,
@@ -194,12 +195,12 @@ impl Run {
             Reference {
                 name: "untrained encoder".to_string(),
                 equivariance: scores(evaluation, &untrained)?,
-                knn: evaluation.poses(|x| Ok(untrained.forward(x)?))?,
+                knn: evaluation.accuracies(|x| Ok(untrained.forward(x)?))?,
             },
             Reference {
                 name: "raw pixels".to_string(),
                 equivariance: Vec::new(),
-                knn: evaluation.poses(eval::raw_pixels)?,
+                knn: evaluation.accuracies(eval::raw_pixels)?,
             },
         ])
     }
@@ -298,8 +299,8 @@ fn print_line(outcome: &Outcome, layer: usize) {
         number(last.map(|m| m.invariance)),
         number(last.and_then(|m| m.equivariance)),
         outcome.score(layer).unwrap_or(f64::NAN),
-        outcome.knn[0],
-        outcome.knn_poses,
+        outcome.knn.first().copied().unwrap_or(f64::NAN),
+        outcome.knn_poses.unwrap_or(f64::NAN),
         outcome.images_per_s,
         outcome.waiting,
         outcome.peak_mib.unwrap_or(f64::NAN),

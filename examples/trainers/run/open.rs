@@ -11,6 +11,7 @@ use ser_reg::Regularizer;
 use super::{
     OUTPUTS, Run,
     checkpoint::{self, State},
+    epoch::{BANK, QUERIES},
     file,
     interrupt::Interrupt,
     log::Log,
@@ -61,8 +62,9 @@ impl Run {
         let epoch_steps = data.train.len() / settings.batch_size;
         ensure!(
             epoch_steps > 0,
-            "--batch-size: expected at most {}, the number of training images, got {}",
+            "--batch-size: expected at most {}, the number of training images ({}), got {}",
             data.train.len(),
+            data.note,
             settings.batch_size
         );
         let steps = settings.epochs.checked_mul(epoch_steps);
@@ -83,6 +85,11 @@ impl Run {
         println!("{} {} | {}", method.name(), settings.label(), data.note);
         for (path, reason) in &data.skipped {
             println!("skipped {}: {reason}", path.display());
+        }
+        if let (n, m) = (data.bank.len().min(BANK), data.test.len().min(QUERIES))
+            && (n, m) != (data.bank.len(), data.test.len())
+        {
+            println!("evaluated between epochs with {n} and {m} of them, drawn by class");
         }
         println!("run folder {}", folder.display());
         Ok(Self {
@@ -206,17 +213,31 @@ pub(crate) fn images(settings: &Settings) -> Result<(Data, Augment)> {
         Preset::FashionTiny => Wanted::default(),
         Preset::ImagenetVitS16 => Wanted::streamed(224),
     };
+    if let Some(path) = &settings.data {
+        ensure!(
+            path.to_str().is_some(),
+            "--data: expected a path in UTF-8, because config.json keeps it, got {}",
+            path.display()
+        );
+    }
     let mut data = match (&settings.data, settings.preset) {
         (Some(path), _) => data::load(path, &wanted)?,
         (None, Preset::FashionTiny) => data::load(&data::embedded(), &wanted)?,
         (None, Preset::ImagenetVitS16) => {
-            bail!("--preset imagenet-vit-s16: expected --data, a folder of class sub-folders")
+            bail!("--preset imagenet-vit-s16: expected --data, a folder of images")
         }
     };
     if settings.smoke {
         data = data.take(1536, 300);
-        data.note += "; smoke run on 1,536 and 300 of them at most";
+        let (train, test) = (data.train.len(), data.test.len());
+        data.note += &format!("; smoke run on {train} and {test} of them, drawn by class");
     }
+    let constant = data.bank.constant();
+    ensure!(
+        constant < data.bank.len(),
+        "--data: expected images with content, got {constant} images of one color each (transparent parts are white): {}",
+        data.note
+    );
     let mut augment = match settings.preset {
         Preset::FashionTiny => Augment::small(data.bank.side, data.bank.statistics()),
         Preset::ImagenetVitS16 => Augment::imagenet(settings.crop_min as f32),

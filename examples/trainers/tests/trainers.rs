@@ -951,12 +951,3 @@ fn the_paper_preset_trains_on_a_folder() {
     assert!(steps.len() >= 2 && steps.iter().all(|s| s.loss.is_finite()));
     assert!(steps.iter().all(|s| s.equivariance.is_some_and(|e| e > 0.0)));
 }
-
-#[test]
-fn a_folder_of_one_class_is_refused() {
-    let folder = TempDir::new().unwrap();
-    let data = colorful(folder.path());
-    fs::remove_dir_all(data.join("red")).unwrap();
-    let out = folder.path().join("run");
-    fails(&run(&mut command(Method::MocoV3, &data, &out, &[])), &["at least two", "images"]);
-}
