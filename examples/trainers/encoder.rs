@@ -9,6 +9,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    finite,
     settings::Settings,
     vit::{Vit, VitConfig},
 };
@@ -81,6 +82,9 @@ pub fn load(path: &Path, device: &Device) -> Result<(Vit, Card)> {
 
 /// Its weights, under the names that [`Vit::new`] asks for, and its card: from an exported encoder, or from a checkpoint, which
 /// holds more.
+///
+/// # Errors
+/// If the file is no encoder of this version, or a weight is not finite.
 pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Card)> {
     let read = || {
         let bytes = std::fs::read(path)?;
@@ -105,6 +109,7 @@ pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Ca
                 .filter_map(|(name, t)| Some((name.strip_prefix(IN_CHECKPOINT)?.to_string(), t)))
                 .collect();
         }
+        finite::ensure_weights(weights.iter().map(|(name, t)| (name.as_str(), t)))?;
         Ok((weights, card))
     };
     read().with_context(|| cannot_load(path))

@@ -14,6 +14,7 @@ pub mod data;
 pub mod encoder;
 pub mod environment;
 pub mod eval;
+pub mod finite;
 pub mod knn;
 pub mod loader;
 pub mod method;

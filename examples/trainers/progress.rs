@@ -67,8 +67,8 @@ impl Progress {
     /// Prints the means of the epoch beside what was measured after it, of all blocks the one numbered `layer`.
     pub fn end_epoch(&self, measured: &Epoch, layer: usize) {
         let mean = |value: fn(&Step) -> Option<f32>| {
-            let values: Vec<f32> = self.steps.iter().filter_map(value).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
+            let values: Vec<f64> = self.steps.iter().filter_map(value).map(f64::from).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
         };
         let mut line = format!("epoch {:>2}", measured.epoch);
         let mut say = |name: &str, value: Option<f64>, digits: usize| {
@@ -76,9 +76,9 @@ impl Progress {
                 line += &format!("  {name} {value:.digits$}");
             }
         };
-        say("invariance", mean(|s| Some(s.invariance)).map(f64::from), 4);
-        say("equivariance", mean(|s| s.equivariance).map(f64::from), 4);
-        say("matching %", mean(|s| s.matching).map(|m| 100.0 * f64::from(m)), 1);
+        say("invariance", mean(|s| Some(s.invariance)), 4);
+        say("equivariance", mean(|s| s.equivariance), 4);
+        say("matching %", mean(|s| s.matching).map(|m| 100.0 * m), 1);
         if !measured.accuracy.is_empty() {
             say("feature std", measured.feature_std.map(f64::from), 3);
             say("score", measured.equivariance.get(layer - 1).copied().flatten(), 3);

@@ -1,6 +1,7 @@
 //! Labelled images from disk: IDX files, CIFAR-10 binaries, or a folder of class sub-folders.
 
 mod cifar;
+pub mod draw;
 mod folder;
 mod idx;
 mod images;

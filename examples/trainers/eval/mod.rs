@@ -3,6 +3,7 @@
 //! Features are computed once, for a linear probe and for nearest neighbors. Then the probe classifies transformed, corrupted
 //! and slowly changing images. At last the tokens of one block are read.
 
+pub mod border;
 pub mod corruption;
 pub mod dense;
 pub mod features;
@@ -10,6 +11,7 @@ pub mod perturbation;
 pub mod pose;
 pub mod probe;
 pub mod report;
+pub mod sample;
 pub mod stability;
 pub mod subject;
 pub mod watch;
@@ -24,6 +26,7 @@ pub use subject::Subject;
 pub use watch::{Evaluation, POSES, pose_mean};
 
 use self::{
+    border::Border,
     corruption::{Corruption, SEVERITIES},
     perturbation::Perturbation,
     probe::{Probe, accuracy},
@@ -76,11 +79,11 @@ impl std::str::FromStr for Part {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub parts: Vec<Part>,
-    /// Test images that are moved; `None`: all.
+    /// Test images that are moved, drawn by class; `None`: all.
     pub posed: Option<usize>,
-    /// Test images that are corrupted; `None`: all.
+    /// Test images that are corrupted, drawn by class; `None`: all.
     pub corrupted: Option<usize>,
-    /// Test images that perturbations start from, each with some thirty frames.
+    /// Test images that perturbations start from, drawn by class, each with some thirty frames.
     pub sequences: usize,
     pub dense: dense::Options,
     /// Whether to measure raw pixels, and the reference where it is not asked for anyway.
@@ -104,7 +107,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// All parts in little time: the encoder alone where no reference is needed, on the first `images` test images.
+    /// All parts in little time: the encoder alone where no reference is needed, on `images` of the test images.
     pub fn quick(images: usize) -> Self {
         Self {
             posed: Some(images),
@@ -171,6 +174,8 @@ pub fn evaluate(
         encoder.expect(bank)?;
         encoder.expect(test)?;
     }
+    // One choice for all that moves images.
+    let border = Border::of(test);
     let floor = reference.filter(|_| options.floors);
 
     // Dense reads tokens, all other parts features of whole images, and most of them by a probe.
@@ -215,6 +220,8 @@ pub fn evaluate(
         data: String::new(),
         pictures: Counts { train: bank.len(), test: test.len() },
         seed: options.seed,
+        border: Some(border),
+        posed: None,
         probe: Vec::new(),
         knn: Vec::new(),
         poses: Vec::new(),
@@ -242,13 +249,17 @@ pub fn evaluate(
 
     if has(Part::Poses) {
         begin("poses");
-        let shown = test.clone().take(options.posed.unwrap_or(test.len()));
+        let indices = sample::indices(test, options.posed.unwrap_or(test.len()));
+        let shown = sample::select(test, &indices);
+        report.posed = Some(shown.len());
+        let rows: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
         let mut add = |encoder: &Subject, fitted: &Fitted| -> Result<()> {
             let (probe, near) = (fitted.probe()?, &fitted.bank);
-            let upright = fitted.test.narrow(0, 0, shown.len())?;
+            let rows = Tensor::new(&rows[..], fitted.test.device())?;
+            let upright = fitted.test.index_select(&rows, 0)?;
             report.poses.push(PoseRow {
                 features: encoder.name.clone(),
-                orbits: pose::measure(encoder, probe, near, &shown, &upright, done)?,
+                orbits: pose::measure(encoder, probe, near, &shown, &upright, border, done)?,
             });
             Ok(())
         };
@@ -274,7 +285,8 @@ pub fn evaluate(
         if has(Part::Perturbations) {
             begin("perturbations");
             let count = options.sequences;
-            let flips = stability::perturbations(&classifier, &reference, test, count, seed, done)?;
+            let flips =
+                stability::perturbations(&classifier, &reference, test, border, count, seed, done)?;
             report.perturbations = Some(flips);
         }
     }

@@ -3,12 +3,13 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use ser_reg::{
-    Filter, GridOperator, Padding, Resample, TokenGrid,
+    Filter, GridOperator, Resample, TokenGrid,
     group::{Affine, D4},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    border::Border,
     features,
     probe::{Probe, accuracy},
     subject::Subject,
@@ -66,18 +67,19 @@ impl Robustness {
     }
 }
 
-/// Both orbits.
+/// Both orbits. `upright` are the features of `test`; `border` fills what moved images leave.
 pub fn measure(
     subject: &Subject,
     probe: &Probe,
     bank: &Bank,
     test: &Images,
     upright: &Tensor,
+    border: Border,
     mut done: impl FnMut(),
 ) -> Result<Vec<Orbit>> {
     let grid = TokenGrid::square(test.side)?;
-    let resample = Resample { filter: Filter::Bilinear, padding: Padding::Zeros };
-    // What a black pixel becomes, which lies beyond the border: images are moved relative to it.
+    let resample = Resample { filter: Filter::Bilinear, padding: border.padding() };
+    // What a black pixel becomes: images are moved relative to it, since beyond the border may lie zero.
     let black: Vec<f32> = (subject.card.statistics.iter()).map(|(mean, std)| -mean / std).collect();
     let black = Tensor::new(black, &subject.device)?.reshape((1, (), 1, 1))?;
     let mut orbits = Vec::new();

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    border::Border,
     dense::Dense,
     pose::Orbit,
     stability::{Corruptions, Perturbations},
@@ -20,6 +21,12 @@ pub struct Report {
     pub data: String,
     pub pictures: Counts,
     pub seed: u64,
+    /// What lay beyond the border of moved images; `None` in files of older versions, where it was black.
+    #[serde(default)]
+    pub border: Option<Border>,
+    /// Test images that were moved, drawn by class; `None` if none were.
+    #[serde(default)]
+    pub posed: Option<usize>,
     pub probe: Vec<ProbeRow>,
     pub knn: Vec<KnnRow>,
     pub poses: Vec<PoseRow>,
@@ -66,14 +73,19 @@ impl Report {
         self.print_upright();
         self.print_poses();
         if let Some(corruptions) = &self.corruptions {
-            print_corruptions(corruptions);
+            print_corruptions(corruptions, self.pictures.test);
         }
         if let Some(perturbations) = &self.perturbations {
-            print_perturbations(perturbations);
+            print_perturbations(perturbations, self.pictures.test);
+            println!("beyond the border: {}", self.border());
         }
         if let Some(dense) = &self.dense {
             print_dense(dense);
         }
+    }
+
+    fn border(&self) -> &'static str {
+        self.border.map_or("black", Border::name)
     }
 
     fn print_upright(&self) {
@@ -102,7 +114,11 @@ impl Report {
         if self.poses.is_empty() {
             return;
         }
-        println!("\nAccuracy in % over an orbit: d4, and small rotations, scales and shifts");
+        println!(
+            "\nAccuracy in % over an orbit: d4, and small rotations, scales and shifts; on {}; beyond the border: {}",
+            drawn(self.posed.unwrap_or(self.pictures.test), self.pictures.test),
+            self.border()
+        );
         print!("{:<22}{:<12}{:<7}", "features", "orbit", "by");
         for title in ["upright", "mean", "moved", "worst g", "all g", "agree", "averaged"] {
             print!("{title:>9}");
@@ -132,10 +148,19 @@ impl Report {
     }
 }
 
-fn print_corruptions(c: &Corruptions) {
+/// How many of all test images.
+fn drawn(count: usize, all: usize) -> String {
+    match count < all {
+        true => format!("{count} of {all} test images, drawn by class"),
+        false => format!("all {all} test images"),
+    }
+}
+
+fn print_corruptions(c: &Corruptions, all: usize) {
     println!(
-        "\nErrors of the probe in % on {} images under 15 corruptions; CE relative to: {}",
-        c.pictures, c.reference
+        "\nErrors of the probe in % on {} under 15 corruptions; CE relative to: {}",
+        drawn(c.pictures, all),
+        c.reference
     );
     println!(
         "{:<16}{:>7}{:>7}{:>7}{:>7}{:>7}{:>8}{:>8}{:>9}",
@@ -159,10 +184,11 @@ fn print_corruptions(c: &Corruptions) {
     );
 }
 
-fn print_perturbations(p: &Perturbations) {
+fn print_perturbations(p: &Perturbations, all: usize) {
     println!(
-        "\nFlips of the probe in %, {} sequences of each kind; rate relative to: {}",
-        p.sequences, p.reference
+        "\nFlips of the probe in %, sequences of each kind from {}; rate relative to: {}",
+        drawn(p.sequences, all),
+        p.reference
     );
     println!("{:<16}{:>8}{:>11}{:>8}", "perturbation", "flips", "reference", "rate");
     for row in &p.each {

@@ -8,7 +8,8 @@ use candle_core::Tensor;
 use super::{Run, State, checkpoint, file};
 use crate::{
     encoder::{self, Card},
-    eval::Evaluation,
+    eval::{Evaluation, sample},
+    finite,
     knn::spread,
     loader::Loader,
     records::{Epoch, Record, Step, finite},
@@ -36,12 +37,15 @@ impl Run {
         self.log.write(Record::Step(seen))?;
         self.progress.step(&seen);
         self.step += 1;
+        let stop = self.interrupt.asked() && self.step < self.steps;
+        let due = self.checkpoint_every.is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         let epoch_ends = self.step.is_multiple_of(self.epoch_steps);
+        if epoch_ends || due || stop {
+            self.check_weights(state)?;
+        }
         if epoch_ends {
             self.end_epoch(encoder, figures)?;
         }
-        let stop = self.interrupt.asked() && self.step < self.steps;
-        let due = self.checkpoint_every.is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         if epoch_ends || due || stop {
             let (settings, card, step) = (&self.settings, self.card(), self.step);
             let save = |path: &Path| checkpoint::save(path, state, settings, &card, step);
@@ -52,6 +56,18 @@ impl Run {
             self.progress.begin_epoch();
         }
         self.stopped = stop;
+        Ok(())
+    }
+
+    /// Whether the weights after the last update are finite: no loss shows those of the last step.
+    fn check_weights(&self, state: &State) -> Result<()> {
+        for weights in [Some(&state.online), state.momentum.as_ref()].into_iter().flatten() {
+            let named = weights.named();
+            finite::ensure_weights(
+                named.iter().map(|(name, var)| (name.as_str(), var.as_tensor())),
+            )
+            .with_context(|| format!("after {} steps. {}", self.step, self.saved.last_good()))?;
+        }
         Ok(())
     }
 
@@ -97,15 +113,16 @@ impl Run {
         waiting: f64,
         figures: Vec<(&'static str, f64)>,
     ) -> Result<Epoch> {
-        let bank = self.data.bank.spread(BANK);
-        let test = self.data.test.spread(QUERIES);
+        let bank = sample::of(&self.data.bank, BANK);
+        let test = sample::of(&self.data.test, QUERIES);
         let evaluation = Evaluation {
             bank: &bank,
             test: &test,
             statistics: &self.augment.statistics,
             device: &self.device,
         };
-        let encode = |x: &Tensor| Ok(encoder.forward(x)?);
+        // The weights were checked by themselves.
+        let encode = |x: &Tensor| finite::features(encoder, [], x);
         let mut extra: BTreeMap<_, _> =
             figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         extra.retain(|_, v: &mut f64| v.is_finite());
