@@ -241,6 +241,7 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> R
         threads,
         commit: commit.to_string(),
         machine: machine(),
+        network: Some(outcome.network),
     })
 }
 

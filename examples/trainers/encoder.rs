@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     finite,
-    settings::Settings,
+    settings::{Method, Settings},
     vit::{Vit, VitConfig},
 };
 
@@ -30,6 +30,46 @@ pub struct Card {
     /// `ser`, `lambda0` or `baseline`.
     pub mode: String,
     pub seed: u64,
+    /// Which network of the method this is.
+    #[serde(default)]
+    pub network: Network,
+}
+
+/// Which network of a method is the encoder that is evaluated and exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The encoder that gradients train. Files of older versions hold it for all methods, without a name.
+    #[default]
+    Encoder,
+    /// The moving average of the student: DINO's encoder, as in its paper (arXiv 2104.14294, section 5.2).
+    Teacher,
+}
+
+impl Network {
+    /// The network that the paper of this method evaluates. MoCo-v3 takes its encoder, not the key encoder.
+    pub fn of(method: Method) -> Self {
+        match method {
+            Method::MocoV3 | Method::BarlowTwins => Self::Encoder,
+            Method::Dino => Self::Teacher,
+        }
+    }
+
+    /// What it is called in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Encoder => "encoder",
+            Self::Teacher => "teacher",
+        }
+    }
+
+    /// What the names of the encoder's weights begin with in a checkpoint.
+    fn in_checkpoint(self) -> &'static str {
+        match self {
+            Self::Encoder => "online/encoder.",
+            Self::Teacher => "momentum/encoder.",
+        }
+    }
 }
 
 impl Card {
@@ -56,9 +96,6 @@ impl Card {
         Ok(fitted)
     }
 }
-
-/// What the names of the encoder's weights begin with in a checkpoint.
-const IN_CHECKPOINT: &str = "online/encoder.";
 
 /// Bytes of the file: tensors under the names that [`Vit::new`] asks for, the card in the header.
 pub fn to_bytes(weights: &[(String, Tensor)], card: &Card) -> Result<Vec<u8>> {
@@ -103,10 +140,11 @@ pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Ca
             card.statistics.len()
         );
         let mut weights = candle_core::safetensors::load_buffer(&bytes, device)?;
-        if weights.keys().any(|name| name.starts_with(IN_CHECKPOINT)) {
+        let prefix = card.network.in_checkpoint();
+        if weights.keys().any(|name| name.starts_with(prefix)) {
             weights = weights
                 .into_iter()
-                .filter_map(|(name, t)| Some((name.strip_prefix(IN_CHECKPOINT)?.to_string(), t)))
+                .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_string(), t)))
                 .collect();
         }
         finite::ensure_weights(weights.iter().map(|(name, t)| (name.as_str(), t)))?;

@@ -7,13 +7,14 @@ use candle_core::Tensor;
 
 use super::{Run, State, checkpoint, file};
 use crate::{
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::{Evaluation, sample},
     finite,
     knn::spread,
     loader::Loader,
     records::{Epoch, Record, Step, finite},
     vit::Vit,
+    weights::Weights,
 };
 
 /// Images of the evaluations between epochs: the neighbors come from this many, for this many queries.
@@ -148,21 +149,28 @@ impl Run {
             method: self.settings.method.name().to_string(),
             mode: self.settings.mode().to_string(),
             seed: self.settings.seed,
+            network: Network::of(self.settings.method),
         }
     }
 
+    /// Writes the encoder that is evaluated, and beside DINO's teacher its student.
     pub(super) fn save_encoder(&self, state: &State) -> Result<()> {
-        let weights: Vec<_> = state
-            .online
-            .named()
-            .into_iter()
-            .filter_map(|(name, var)| {
+        let card = self.card();
+        let save = |weights: &Weights, card: &Card, name: &str| {
+            let encoder = weights.named().into_iter().filter_map(|(name, var)| {
                 let name = name.strip_prefix("encoder.")?;
                 Some((name.to_string(), var.as_detached_tensor()))
-            })
-            .collect();
-        let bytes = encoder::to_bytes(&weights, &self.card())?;
-        file::write(&self.folder.join("encoder.safetensors"), &bytes)
+            });
+            let bytes = encoder::to_bytes(&encoder.collect::<Vec<_>>(), card)?;
+            file::write(&self.folder.join(name), &bytes)
+        };
+        if card.network == Network::Encoder {
+            return save(&state.online, &card, "encoder.safetensors");
+        }
+        let teacher = state.momentum.as_ref().context("expected the weights of the teacher")?;
+        save(teacher, &card, "encoder.safetensors")?;
+        let student = Card { network: Network::Encoder, ..card };
+        save(&state.online, &student, "student.safetensors")
     }
 }
 

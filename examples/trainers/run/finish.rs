@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, scores};
 use crate::{
+    encoder::Network,
     eval::{self, Evaluation},
     finite,
     knn::spread,
@@ -22,6 +23,9 @@ use crate::{
 pub struct Outcome {
     pub method: String,
     pub mode: String,
+    /// Which network was measured.
+    #[serde(default)]
+    pub network: Network,
     pub seed: u64,
     pub epochs: usize,
     pub steps: usize,
@@ -96,7 +100,7 @@ impl Means {
 }
 
 impl Run {
-    /// Saves the encoder, measures it on all images, and writes the report; with `--compare`, trains the variants too. After
+    /// Saves the encoder that the method's paper evaluates, of DINO the teacher, measures it on all images, and writes the report; with `--compare`, trains the variants too. After
     /// Ctrl-C it says how to go on instead, and ends the program.
     pub fn finish(mut self, encoder: &Vit, state: &State) -> Result<()> {
         self.progress.finish();
@@ -175,6 +179,7 @@ impl Run {
         Ok(Outcome {
             method: self.settings.method.name().to_string(),
             mode: self.settings.mode().to_string(),
+            network: Network::of(self.settings.method),
             seed: self.settings.seed,
             epochs: self.settings.epochs,
             steps: self.steps,

@@ -11,6 +11,7 @@ use super::{PROBE_EVERY, PROBE_FIRST, Run, State};
 use crate::{
     addon::AddOn,
     clip::{clip_to, freeze},
+    encoder::Network,
     loader::Drawn,
     overhead,
     random::{Purpose, generator, seed},
@@ -205,7 +206,12 @@ impl Run {
             let momentum = state.momentum.as_ref().context("expected momentum weights")?;
             momentum.follow(&state.online, m)?;
         }
-        self.end_step(seen, figures, encoder, state)
+        // What is measured between epochs is the network that the run will save.
+        let measured = match (Network::of(self.settings.method), losses.keys) {
+            (Network::Teacher, Some((teacher, _))) => teacher,
+            _ => encoder,
+        };
+        self.end_step(seen, figures, measured, state)
     }
 
     /// Compares the gradients of both losses if it is due, records the result and sets λ for the next step.

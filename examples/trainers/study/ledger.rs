@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fs::OpenOptions, io::Write, path::Path};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::encoder::Network;
+
 /// A finished run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
@@ -23,6 +25,9 @@ pub struct Entry {
     pub threads: usize,
     pub commit: String,
     pub machine: String,
+    /// Which network was measured; `None` in lines of older versions, which measured the student of DINO.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
 }
 
 /// The entries of a ledger; none if there is no file. A last line that was cut off is left out.

@@ -5,7 +5,7 @@ use candle_core::Device;
 use indicatif::ProgressBar;
 use ser_reg_trainers::{
     data::{Images, draw::by_class},
-    encoder::Card,
+    encoder::{Card, Network},
     eval::{
         self, Options, Part, Report, Subject,
         border::Border,
@@ -74,6 +74,7 @@ fn subject(images: &Images) -> Subject {
         method: "moco_v3".to_string(),
         mode: "ser".to_string(),
         seed: 5,
+        network: Network::Encoder,
     };
     let weights = Weights::seeded(1);
     Vit::new(&card.vit, weights.builder(&CPU)).unwrap();

@@ -8,7 +8,7 @@ use nalgebra::{DMatrix, DVector};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     data::Images,
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::{
         self, Options, Part, Report, Subject,
         border::Border,
@@ -75,6 +75,7 @@ fn card(images: &Images) -> Card {
         method: "moco_v3".to_string(),
         mode: "ser".to_string(),
         seed: 5,
+        network: Network::Encoder,
     }
 }
 

@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use indicatif::ProgressBar;
 use ser_reg_trainers::{
     data::Images,
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::{self, Evaluation, Options, Part, Subject, dense, probe::Probe},
     finite,
     knn::Bank,
@@ -40,6 +40,7 @@ fn card(images: &Images) -> Card {
         method: "moco_v3".to_string(),
         mode: "ser".to_string(),
         seed: 5,
+        network: Network::Encoder,
     }
 }
 

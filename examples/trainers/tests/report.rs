@@ -18,7 +18,7 @@ use ser_reg::{GridOperator, Resample, TokenGrid};
 use ser_reg_trainers::{
     cli::Args,
     data::Images,
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::POSES,
     records::{Balanced, BalancedLayer, Epoch, Record, Step},
     report::{
@@ -623,6 +623,7 @@ fn leave_run(folder: &Path, options: &[&str], finished: bool, trained: bool) {
             method: settings.method.name().to_string(),
             mode: settings.mode().to_string(),
             seed: settings.seed,
+            network: Network::Encoder,
         };
         let named = weights.named().into_iter();
         let tensors: Vec<_> = named.map(|(name, var)| (name, var.as_detached_tensor())).collect();
@@ -634,6 +635,7 @@ fn outcome(settings: &Settings) -> Outcome {
     Outcome {
         method: settings.method.name().to_string(),
         mode: settings.mode().to_string(),
+        network: Network::Encoder,
         seed: settings.seed,
         epochs: settings.epochs,
         steps: 40,

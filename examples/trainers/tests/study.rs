@@ -27,6 +27,7 @@ fn entry(method: &str, variant: &str, seed: u64, probe: f64) -> Entry {
         threads: 1,
         commit: "none".to_string(),
         machine: "none".to_string(),
+        network: None,
     }
 }
 

@@ -16,8 +16,9 @@ use clap::Parser;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     cli::Args,
-    data, encoder,
-    eval::Report,
+    data,
+    encoder::{self, Network},
+    eval::{Evaluation, Report},
     overhead,
     records::{Balanced, Record, Step},
     run::{file, finish::Outcome, log},
@@ -375,13 +376,19 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     for method in Method::ALL {
         let out = folder.path().join(method.name());
         let wild = ["--learning-rate", "1e30", "--warm-up", "0.5"];
-        let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
         // The first step has a rate of zero, so the weights after it are good; those after the second are not.
         let parts = [
             "step 2: the loss is ",
             "the base method's is ",
             "the equivariance loss ",
-            "The last good checkpoint is of step 1: ",
+            "There is no good checkpoint yet",
+        ];
+        fails(&run(&mut command(method, &data, &out, &wild)), &parts);
+        // Where a checkpoint is due, the weights are looked at before they are saved.
+        let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
+        let parts = [
+            "after 2 steps. The last good checkpoint is of step 1: ",
+            "the weight encoder.patch.bias: expected finite values",
         ];
         fails(&run(&mut command(method, &data, &out, &more)), &parts);
         // And that is the one which is there: its weights are finite, and it is taken up.
@@ -893,6 +900,59 @@ fn the_encoder_loads_from_a_mapped_file() {
     for file in ["encoder.safetensors", "result.json", "report.html"] {
         assert!(!out.join(file).exists(), "{file}");
     }
+}
+
+/// The moving average of the student is the encoder of DINO; the student lies beside it.
+#[test]
+fn dino_saves_and_measures_its_teacher() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::Dino, &data, &out, &["--evaluate-every", "1"])));
+    let checkpoint =
+        candle_core::safetensors::load(out.join("checkpoint.safetensors"), &Device::Cpu);
+    let checkpoint = checkpoint.unwrap();
+    let read = |name: &str| encoder::read(&out.join(name), &Device::Cpu).unwrap();
+    let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (file, prefix, network) in [
+        ("encoder.safetensors", "momentum/encoder.", Network::Teacher),
+        ("student.safetensors", "online/encoder.", Network::Encoder),
+        ("checkpoint.safetensors", "momentum/encoder.", Network::Teacher),
+    ] {
+        let (weights, card) = read(file);
+        assert_eq!(card.network, network, "{file}");
+        assert!(weights.len() > 20);
+        for (name, tensor) in &weights {
+            assert_eq!(values(tensor), values(&checkpoint[&format!("{prefix}{name}")]), "{name}");
+        }
+    }
+    // Both differ, and the measurements are the teacher's: those of the run are those of its file.
+    let [teacher, student] = ["encoder.safetensors", "student.safetensors"].map(|name| {
+        let (vit, card) = encoder::load(&out.join(name), &Device::Cpu).unwrap();
+        let data = data::load(&data, &data::Wanted::default()).unwrap();
+        let evaluation = Evaluation::of(&data, &card.statistics, &Device::Cpu);
+        evaluation.equivariance(&vit).unwrap()
+    });
+    let outcome: Outcome =
+        serde_json::from_slice(&fs::read(out.join("result.json")).unwrap()).unwrap();
+    assert_eq!(outcome.network, Network::Teacher);
+    let near = |scores: &[Option<f64>], expected: &[f64]| {
+        scores.iter().zip(expected).all(|(a, b)| (a.unwrap() - b).abs() < 1e-6)
+    };
+    assert!(near(&outcome.equivariance, &teacher), "{:?} {teacher:?}", outcome.equivariance);
+    assert!(!near(&outcome.equivariance, &student), "{student:?}");
+    let records = log::read(&out.join("metrics.jsonl")).unwrap();
+    let last = records.iter().rev().find_map(|record| match record {
+        Record::Epoch(epoch) => Some(epoch),
+        _ => None,
+    });
+    assert!(near(&last.unwrap().equivariance, &teacher));
+    // The other methods save the encoder that gradients train.
+    let out = folder.path().join("moco");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &out, &[])));
+    let (_, card) = encoder::read(&out.join("encoder.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(card.network, Network::Encoder);
+    assert!(!out.join("student.safetensors").exists());
 }
 
 /// Colorful images of any size in two classes, one of them damaged.
