@@ -11,7 +11,7 @@ use crate::{
     cli::Args,
     encoder::Network,
     settings::{Method, Settings},
-    study::ledger::Entry,
+    study::ledger::{self, Entry},
 };
 
 const FILE: &str = include_str!("kept.json");
@@ -54,6 +54,7 @@ pub fn json(entries: &[Entry]) -> Result<String> {
 
 /// The kept scores of the runs in the study's ledger.
 pub fn from_ledger(entries: &[Entry]) -> Result<Vec<Kept>> {
+    let entries = ledger::distinct(entries).entries;
     let mut kept = Vec::new();
     for method in Method::ALL.map(Method::name) {
         let of_method: Vec<&Entry> =

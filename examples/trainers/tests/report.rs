@@ -701,6 +701,7 @@ fn runs_that_do_not_compare_are_named() {
     let folder = tempfile::TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     leave_run(&at("whole"), &[], true, false);
+    leave_run(&at("copy"), &[], true, false);
     leave_run(&at("part"), &["--baseline"], false, false);
     leave_run(&at("other"), &["--data", "/no/such/data"], true, false);
     leave_run(&at("deep/whole"), &["--seed", "1"], true, false);
@@ -709,6 +710,7 @@ fn runs_that_do_not_compare_are_named() {
     for (runs, shown, notes) in [
         (vec![at("whole")], 1, vec!["There is one run only"]),
         (vec![at("whole"), twice], 1, vec!["named twice", "one run only"]),
+        (vec![at("whole"), at("copy")], 1, vec!["copy is a copy of", "one run only"]),
         (vec![at("whole"), at("part")], 2, vec!["part is unfinished"]),
         (vec![at("part")], 1, vec!["after 0 steps", "one run only"]),
         (vec![at("whole"), at("other")], 2, vec!["different data", "/no/such/data"]),
@@ -791,7 +793,7 @@ fn many_runs_have_a_color_each() {
 #[test]
 fn kept_scores_are_the_ledger_s() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let entries = ledger::read(&root.join("docs/results/study.jsonl")).unwrap();
+    let entries = ledger::read(&root.join("docs/results/study.jsonl")).unwrap().entries;
     assert!(!entries.is_empty(), "the ledger is there");
     let file = fs::read_to_string(root.join(kept::PATH)).unwrap();
     assert_eq!(
