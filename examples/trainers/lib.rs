@@ -23,6 +23,7 @@ pub mod optimizer;
 pub mod overhead;
 pub mod progress;
 pub mod random;
+pub mod reach;
 pub mod records;
 pub mod report;
 pub mod run;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use super::records::{Balanced, Epoch, Step};
+use super::records::{Balanced, Epoch, Step, mean};
 
 pub struct Progress {
     bar: ProgressBar,
@@ -66,10 +66,7 @@ impl Progress {
 
     /// Prints the means of the epoch beside what was measured after it, of all blocks the one numbered `layer`.
     pub fn end_epoch(&self, measured: &Epoch, layer: usize) {
-        let mean = |value: fn(&Step) -> Option<f32>| {
-            let values: Vec<f64> = self.steps.iter().filter_map(value).map(f64::from).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
+        let mean = |value: fn(&Step) -> Option<f32>| mean(self.steps.iter().filter_map(value));
         let mut line = format!("epoch {:>2}", measured.epoch);
         let mut say = |name: &str, value: Option<f64>, digits: usize| {
             if let Some(value) = value {

@@ -11,7 +11,7 @@ use crate::{
     finite,
     knn::spread,
     overhead,
-    records::{Record, Step},
+    records::{Record, Step, mean},
     report::folder::{self, Folder},
     settings::Method,
     vit::Vit,
@@ -87,8 +87,7 @@ pub struct Means {
 impl Means {
     fn of(steps: &[&Step]) -> Option<Self> {
         let mean = |value: fn(&Step) -> Option<f32>| {
-            let values: Vec<f64> = steps.iter().filter_map(|&s| value(s)).map(f64::from).collect();
-            (!values.is_empty()).then(|| (values.iter().sum::<f64>() / values.len() as f64) as f32)
+            Some(mean(steps.iter().filter_map(|&s| value(s)))? as f32)
         };
         Some(Self {
             loss: mean(|s| Some(s.loss))?,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use clap::Parser;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -19,7 +19,7 @@ use ser_reg_trainers::{
     data,
     encoder::{self, Network},
     eval::{Evaluation, Report},
-    overhead,
+    overhead, reach,
     records::{Balanced, Record, Step},
     run::{file, finish::Outcome, log},
     settings::{Method, Settings},
@@ -215,7 +215,7 @@ fn a_run_starts_from_an_encoder() {
     let second = folder.path().join("second");
     let still = [&init[..], &["--learning-rate", "0"]].concat();
     succeeds(&run(&mut command(Method::BarlowTwins, &data, &second, &still)));
-    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let x = Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
     let output = |folder: &Path| {
         let (vit, card) = encoder::load(&folder.join("encoder.safetensors"), &Device::Cpu).unwrap();
         assert_eq!(card.vit.cls_after, 0);
@@ -887,7 +887,7 @@ fn the_encoder_loads_from_a_mapped_file() {
     #[allow(unsafe_code)]
     let mapped = unsafe { VarBuilder::from_mmaped_safetensors(&[&path], DType::F32, &Device::Cpu) };
     let mapped = Vit::new(&card.vit, mapped.unwrap()).unwrap();
-    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let x = Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
     let values = |vit: &Vit| vit.forward(&x).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(values(&vit), values(&mapped));
     assert_eq!(values(&vit), values(&of_checkpoint));
@@ -913,7 +913,7 @@ fn dino_saves_and_measures_its_teacher() {
         candle_core::safetensors::load(out.join("checkpoint.safetensors"), &Device::Cpu);
     let checkpoint = checkpoint.unwrap();
     let read = |name: &str| encoder::read(&out.join(name), &Device::Cpu).unwrap();
-    let values = |t: &candle_core::Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     for (file, prefix, network) in [
         ("encoder.safetensors", "momentum/encoder.", Network::Teacher),
         ("student.safetensors", "online/encoder.", Network::Encoder),
@@ -953,6 +953,57 @@ fn dino_saves_and_measures_its_teacher() {
     let (_, card) = encoder::read(&out.join("encoder.safetensors"), &Device::Cpu).unwrap();
     assert_eq!(card.network, Network::Encoder);
     assert!(!out.join("student.safetensors").exists());
+}
+
+/// Black images: no weight of the patches can learn anything, and no layer is at fault.
+#[test]
+fn constant_images_are_named_as_such() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let path = data.join("train-images-idx3-ubyte");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[16..].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let out = folder.path().join("run");
+    let expected =
+        "--data: expected images that differ, got a first batch in which every image is constant";
+    for method in Method::ALL {
+        for more in [&[][..], &["--baseline"], &["--ser-images", "own"], &["--ratio", "1"]] {
+            let output = run(&mut command(method, &data, &out, more));
+            fails(&output, &[expected, "encoder.patch.weight"]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!said.contains("cuts the graph"), "{said}");
+        }
+    }
+    for addon in ["equimod", "augself", "essl", "stl"] {
+        fails(&run(&mut command(Method::MocoV3, &data, &out, &["--addon", addon])), &[expected]);
+    }
+}
+
+/// A graph that is cut stays the model's fault, whatever the images.
+#[test]
+fn only_a_zero_gradient_is_blamed_on_the_images() {
+    let at =
+        |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap().reshape((2, 1, 1, 2)).unwrap();
+    let (w, other) = (Var::new(2f32, &Device::Cpu).unwrap(), Var::new(2f32, &Device::Cpu).unwrap());
+    let error = |images: &Tensor, absent: bool| {
+        let x = (images.get(0).unwrap() - images.get(1).unwrap()).unwrap();
+        let loss = x.broadcast_mul(&w).unwrap().sum_all().unwrap();
+        let mut vars = vec![("w".to_string(), w.clone())];
+        if absent {
+            vars.push(("other".to_string(), other.clone()));
+        }
+        reach::assert_reaches(&loss, vars, [images]).map_err(|e| e.to_string())
+    };
+    let (constant, alike) = (at(&[1., 1., 1., 1.]), at(&[1., 2., 1., 2.]));
+    assert!(error(&constant, false).unwrap_err().contains("every image is constant"));
+    assert!(error(&alike, false).unwrap_err().contains("all images are alike"));
+    for images in [&constant, &alike] {
+        assert!(error(images, true).unwrap_err().contains("cuts the graph"));
+    }
+    // Two images whose differences cancel: they are no reason.
+    assert!(error(&at(&[1., 2., 2., 1.]), false).unwrap_err().contains("cuts the graph"));
+    assert!(error(&at(&[1., 2., 5., 1.]), false).is_ok());
 }
 
 /// Colorful images of any size in two classes, one of them damaged.
