@@ -1,6 +1,8 @@
 //! What lies beyond the border of an image that is moved.
 
-use ser_reg::Padding;
+use anyhow::Result;
+use candle_core::Tensor;
+use ser_reg::{GridOperator, Padding};
 use serde::{Deserialize, Serialize};
 
 use super::corruption::picture::Edge;
@@ -47,6 +49,23 @@ impl Border {
             Self::Black => "black",
             Self::Reflection => "reflection",
         }
+    }
+
+    /// Normalized images `(n, C, S, S)` moved by `operator`, which has this [`Self::padding`].
+    pub fn moved(
+        self,
+        operator: &GridOperator,
+        x: &Tensor,
+        statistics: &[(f32, f32)],
+    ) -> Result<Tensor> {
+        if self == Self::Reflection {
+            return Ok(operator.apply(x)?);
+        }
+        // What a black pixel becomes: images are moved relative to it, since the operator adds zeros.
+        let black: Vec<f32> = statistics.iter().map(|(mean, std)| -mean / std).collect();
+        let black = Tensor::new(black, x.device())?.reshape((1, (), 1, 1))?;
+        let moved = operator.apply(&x.broadcast_sub(&black)?)?;
+        Ok(moved.broadcast_add(&black)?)
     }
 
     /// The same for operators on grids.

@@ -62,3 +62,12 @@ fn whole(chunks: &[Tensor]) -> Result<Tensor> {
 pub fn raw_pixels(images: &Tensor) -> Result<Tensor> {
     Ok(images.flatten_from(1)?)
 }
+
+/// Patches of pixels `(B, N, C·P·P)`.
+pub fn patches(x: &Tensor, patch: usize) -> Result<Tensor> {
+    let (batch, channels, side, _) = x.dims4()?;
+    let grid = side / patch;
+    let x = x.reshape(&[batch, channels, grid, patch, grid, patch][..])?;
+    let x = x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
+    Ok(x.reshape((batch, grid * grid, channels * patch * patch))?)
+}

@@ -7,6 +7,7 @@ pub mod border;
 pub mod corruption;
 pub mod dense;
 pub mod features;
+pub mod matching;
 pub mod perturbation;
 pub mod pose;
 pub mod probe;
@@ -44,11 +45,19 @@ pub enum Part {
     Corruptions,
     Perturbations,
     Dense,
+    Matching,
 }
 
 impl Part {
-    pub const ALL: [Self; 6] =
-        [Self::Probe, Self::Knn, Self::Poses, Self::Corruptions, Self::Perturbations, Self::Dense];
+    pub const ALL: [Self; 7] = [
+        Self::Probe,
+        Self::Knn,
+        Self::Poses,
+        Self::Corruptions,
+        Self::Perturbations,
+        Self::Dense,
+        Self::Matching,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -58,6 +67,7 @@ impl Part {
             Self::Corruptions => "corruptions",
             Self::Perturbations => "perturbations",
             Self::Dense => "dense",
+            Self::Matching => "matching",
         }
     }
 }
@@ -86,6 +96,7 @@ pub struct Options {
     /// Test images that perturbations start from, drawn by class, each with some thirty frames.
     pub sequences: usize,
     pub dense: dense::Options,
+    pub matching: matching::Options,
     /// Whether to measure raw pixels, and the reference where it is not asked for anyway.
     pub floors: bool,
     /// Everything random follows from it.
@@ -100,6 +111,7 @@ impl Default for Options {
             corrupted: None,
             sequences: 200,
             dense: dense::Options::default(),
+            matching: matching::Options::default(),
             floors: true,
             seed: 0,
         }
@@ -114,6 +126,7 @@ impl Options {
             corrupted: Some(images),
             sequences: 50.min(images),
             dense: dense::Options { train: 150, test: 75, ..dense::Options::default() },
+            matching: matching::Options { images: 50.min(images), ..matching::Options::default() },
             floors: false,
             ..Self::default()
         }
@@ -178,8 +191,8 @@ pub fn evaluate(
     let border = Border::of(test);
     let floor = reference.filter(|_| options.floors);
 
-    // Dense reads tokens, all other parts features of whole images, and most of them by a probe.
-    let needed = options.parts.iter().any(|p| *p != Part::Dense);
+    // Two parts read tokens, all others features of whole images, and most of them by a probe.
+    let needed = options.parts.iter().any(|p| ![Part::Dense, Part::Matching].contains(p));
     let probed = relative || has(Part::Probe) || has(Part::Poses);
     let raw = options.floors && (has(Part::Probe) || has(Part::Knn));
     let encoders = 1 + usize::from(reference.is_some());
@@ -191,7 +204,8 @@ pub fn evaluate(
             + steps(has(Part::Poses), rows * pose::ELEMENTS)
             + steps(has(Part::Corruptions), Corruption::ALL.len() * SEVERITIES)
             + steps(has(Part::Perturbations), Perturbation::ALL.len())
-            + steps(has(Part::Dense), rows + usize::from(options.floors)),
+            + steps(has(Part::Dense), rows + usize::from(options.floors))
+            + steps(has(Part::Matching), rows + usize::from(options.floors) + 1),
     );
     let begin = |what: &'static str| progress.set_message(what);
     let done = || progress.inc(1);
@@ -228,6 +242,7 @@ pub fn evaluate(
         corruptions: None,
         perturbations: None,
         dense: None,
+        matching: None,
     };
     let mut rows: Vec<(&str, &Fitted)> = Vec::new();
     rows.extend(own.iter().map(|own| (subject.name.as_str(), own)));
@@ -290,12 +305,18 @@ pub fn evaluate(
             report.perturbations = Some(flips);
         }
     }
+    let subjects: Vec<&Subject> = [Some(subject), floor].into_iter().flatten().collect();
     if has(Part::Dense) {
         begin("dense");
-        let subjects: Vec<&Subject> = [Some(subject), floor].into_iter().flatten().collect();
         let (options, floors, seed) = (&options.dense, options.floors, options.seed);
         let dense = dense::measure(&subjects, floors, bank, test, options, seed, done)?;
         report.dense = Some(dense);
+    }
+    if has(Part::Matching) {
+        begin("matching");
+        let (floors, seed, options) = (options.floors, options.seed, &options.matching);
+        let matching = matching::measure(&subjects, floors, test, border, options, seed, done)?;
+        report.matching = Some(matching);
     }
     Ok(report)
 }

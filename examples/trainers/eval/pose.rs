@@ -79,9 +79,6 @@ pub fn measure(
 ) -> Result<Vec<Orbit>> {
     let grid = TokenGrid::square(test.side)?;
     let resample = Resample { filter: Filter::Bilinear, padding: border.padding() };
-    // What a black pixel becomes: images are moved relative to it, since beyond the border may lie zero.
-    let black: Vec<f32> = (subject.card.statistics.iter()).map(|(mean, std)| -mean / std).collect();
-    let black = Tensor::new(black, &subject.device)?.reshape((1, (), 1, 1))?;
     let mut orbits = Vec::new();
     for (name, elements) in [("d4", d4()), ("continuous", continuous()?)] {
         let (mut predicted, mut near) = (Vec::new(), Vec::new());
@@ -92,10 +89,7 @@ pub fn measure(
                 _ => {
                     let pose = GridOperator::new(&[*g], grid, &resample)?;
                     let statistics = &subject.card.statistics;
-                    let encode = |x: &Tensor| {
-                        let moved = pose.apply(&x.broadcast_sub(&black)?)?;
-                        subject.encode(&moved.broadcast_add(&black)?)
-                    };
+                    let encode = |x: &Tensor| subject.encode(&border.moved(&pose, x, statistics)?);
                     features::of(test, statistics, &subject.device, None, encode)?
                 }
             };

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     border::Border,
     dense::Dense,
+    matching::Matching,
     pose::Orbit,
     stability::{Corruptions, Perturbations},
 };
@@ -33,6 +34,8 @@ pub struct Report {
     pub corruptions: Option<Corruptions>,
     pub perturbations: Option<Perturbations>,
     pub dense: Option<Dense>,
+    #[serde(default)]
+    pub matching: Option<Matching>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,10 @@ impl Report {
         }
         if let Some(dense) = &self.dense {
             print_dense(dense);
+        }
+        if let Some(matching) = &self.matching {
+            print_matching(matching, self.pictures.test);
+            println!("beyond the border: {}", self.border());
         }
     }
 
@@ -225,6 +232,27 @@ fn print_dense(d: &Dense) {
             c.exact,
             c.chance
         );
+    }
+}
+
+fn print_matching(m: &Matching, all: usize) {
+    println!(
+        "\nMutual matches of the tokens of block {} ({}x{}) between two poses in %, on {}: that are exact or within a cell, \
+         tokens that match, and relative poses found within half a token",
+        m.layer,
+        m.grid,
+        m.grid,
+        drawn(m.images, all)
+    );
+    print!("{:<22}{:<12}", "features", "poses");
+    println!("{:>8}{:>8}{:>9}{:>12}", "exact", "near", "matched", "registered");
+    for row in &m.rows {
+        for (poses, s) in [("d4", row.d4), ("similarity", row.similarity)] {
+            println!(
+                "{:<22}{poses:<12}{:>8.1}{:>8.1}{:>9.1}{:>12.1}",
+                row.features, s.exact, s.near, s.matched, s.registered
+            );
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use ser_reg_trainers::{
             correspondence,
             scene::Scene,
         },
+        matching,
         perturbation::Perturbation,
         pose::Robustness,
         probe::{self, Probe},
@@ -743,6 +744,7 @@ fn quick() -> Options {
         corrupted: Some(9),
         sequences: 3,
         dense: dense::Options { train: 12, test: 6, side: Some(24), layer: None },
+        matching: matching::Options { images: 4, layer: None },
         ..Options::default()
     }
 }

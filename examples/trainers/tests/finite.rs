@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use ser_reg_trainers::{
     data::Images,
     encoder::{self, Card, Network},
-    eval::{self, Evaluation, Options, Part, Subject, dense, probe::Probe},
+    eval::{self, Evaluation, Options, Part, Subject, dense, matching, probe::Probe},
     finite,
     knn::Bank,
     vit::{Vit, VitConfig},
@@ -64,6 +64,7 @@ fn only(part: Part) -> Options {
         corrupted: Some(4),
         sequences: 2,
         dense: dense::Options { train: 4, test: 2, side: Some(24), layer: Some(4) },
+        matching: matching::Options { images: 4, layer: Some(4) },
         floors: false,
         ..Options::default()
     }
@@ -79,7 +80,7 @@ fn no_part_scores_an_encoder_with_a_nan() {
         let subject = Subject::new("encoder", weights(&card, name, value), &card, &CPU).unwrap();
         for part in Part::ALL {
             // The last normalization comes after all blocks, whose tokens the dense part reads.
-            if part == Part::Dense && name.starts_with("norm.") {
+            if [Part::Dense, Part::Matching].contains(&part) && name.starts_with("norm.") {
                 continue;
             }
             let bar = ProgressBar::hidden();

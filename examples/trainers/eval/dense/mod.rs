@@ -21,6 +21,7 @@ use self::{
 };
 use super::{
     corruption::{generator, picture},
+    features::patches,
     probe::Probe,
     sample,
     subject::Subject,
@@ -244,13 +245,4 @@ fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Ten
         maps.push(encode(&x.narrow(0, start, CHUNK.min(count - start))?)?.detach());
     }
     Ok(Tensor::cat(&maps, 0)?)
-}
-
-/// Patches of pixels `(B, N, C·P·P)`.
-fn patches(x: &Tensor, patch: usize) -> Result<Tensor> {
-    let (batch, channels, side, _) = x.dims4()?;
-    let grid = side / patch;
-    let x = x.reshape(&[batch, channels, grid, patch, grid, patch][..])?;
-    let x = x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
-    Ok(x.reshape((batch, grid * grid, channels * patch * patch))?)
 }
