@@ -98,7 +98,7 @@ fn a_line_that_was_cut_off_spoils_no_other() {
     // A whole line without its end is a finished run.
     fs::write(&path, &line).unwrap();
     ledger::mend(&path).unwrap();
-    assert_eq!(ledger::read(&path).unwrap().entries, [first.clone()]);
+    assert_eq!(ledger::read(&path).unwrap().entries, std::slice::from_ref(&first));
     fs::write(&path, &line).unwrap();
     ledger::append(&path, &second).unwrap();
     assert_eq!(ledger::read(&path).unwrap().entries, [first, second]);
