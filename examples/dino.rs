@@ -2,6 +2,9 @@
 //!
 //! The command lines are those of `moco_v3`, with `--example dino`. Lines marked `SER` are what the regularizer adds.
 //!
+//! As in the paper, the teacher is the encoder: it is measured, and `encoder.safetensors` holds it. `student.safetensors` holds
+//! the student. `result.json` and the header of each file name the network.
+//!
 //! The small preset changes this: the head has batch normalization, without which it learned nothing in a thousand steps. It
 //! is 256 wide and has 256 prototypes for ten classes, of length 1 and never frozen. The teacher's temperature and the
 //! weight decay are constant, the momentum starts at 0.97, and gradients are clipped at 1. There are no local crops, as in
@@ -99,5 +102,5 @@ fn train() -> Result<()> {
         }
         run.step(&batch, losses, &encoder, &mut ser, &mut state)?;
     }
-    run.finish(&encoder, &state)
+    run.finish(&key_encoder, &state)
 }

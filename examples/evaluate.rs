@@ -1,5 +1,8 @@
 //! Evaluates a trained encoder: a linear probe, nearest neighbors, robustness to transformations, corruptions and
-//! perturbations, and the objects that its tokens find.
+//! perturbations, the objects that its tokens find, and whether tokens match between two poses of an image.
+//!
+//! Where a part does not measure all test images, it draws them by class, the same for all encoders. Moved images are continued
+//! by black if their borders are dark, and otherwise by reflection; the tables and the JSON name the choice.
 //!
 //! ```text
 //! cargo run --release --example evaluate -- runs/my-run                        # all parts, against the untrained encoder
@@ -21,7 +24,7 @@ use ser_reg_trainers::{
     cli,
     data::{self, Wanted},
     environment,
-    eval::{self, Options, Part, Subject, dense, subject},
+    eval::{self, Options, Part, Subject, dense, matching, subject},
     run::file,
 };
 
@@ -40,16 +43,17 @@ struct Args {
     /// cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense [default: all].
+    /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense, matching [default: all].
     #[arg(long, value_delimiter = ',')]
     only: Option<Vec<Part>>,
-    /// Number of test images for corruptions, and of sequences of perturbations at most [default: all, and 200].
+    /// Number of test images for corruptions, and at most for perturbations and matching; they are drawn by class [default: all,
+    /// 200 and 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     images: Option<u32>,
     /// Use fewer images (500, or those of --images) and canvases, without rows for raw pixels and the reference.
     #[arg(long)]
     quick: bool,
-    /// The block whose tokens the dense part reads, counted from 1 [default: the one with the equivariance loss].
+    /// The block whose tokens the parts dense and matching read, counted from 1 [default: the one with the equivariance loss].
     #[arg(long, value_name = "LAYER")]
     dense_layer: Option<usize>,
     /// All random numbers follow from the seed.
@@ -98,6 +102,7 @@ fn run() -> Result<()> {
         options.corrupted = Some(50);
         options.sequences = 10;
         (options.dense.train, options.dense.test) = (40, 20);
+        options.matching.images = 20;
     }
 
     if !data.is_labelled() {
@@ -145,6 +150,10 @@ fn options(args: &Args) -> Options {
         corrupted: images.or(default.corrupted),
         sequences: images.map_or(default.sequences, |n| n.min(default.sequences)),
         dense: dense::Options { layer: args.dense_layer, ..default.dense },
+        matching: matching::Options {
+            images: images.map_or(default.matching.images, |n| n.min(default.matching.images)),
+            layer: args.dense_layer,
+        },
         seed: args.seed,
         ..default
     }

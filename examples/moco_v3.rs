@@ -7,6 +7,8 @@
 //! cargo run --release --example moco_v3 -- --ser-images own  # SER on images of its own
 //! ```
 //!
+//! As in the paper, the encoder that gradients train is measured and saved, not the key encoder.
+//!
 //! Lines marked `SER` are what the regularizer adds. The model has one more, its tap (`trainers/vit.rs`).
 //!
 //! The small preset does not reproduce the papers' figures: the encoder has 0.14 million parameters instead of 22 million,

@@ -26,7 +26,7 @@ use ser_reg_trainers::{
     report::kept,
     run::{file, finish::Outcome},
     study::{
-        ledger::{self, Entry},
+        ledger::{self, Entry, Ledger},
         plan::{self, Cell},
         summary,
     },
@@ -89,11 +89,16 @@ fn main() -> Result<()> {
             path
         }
     };
-    ledger::mend(&path)?;
-    if !args.report {
-        run(&args, &path, &ledger::read(&path)?)?;
+    if let Some(mended) = ledger::mend(&path)? {
+        println!("{mended}");
     }
-    let mut entries = ledger::read(&path)?;
+    if !args.report {
+        run(&args, &path, &ledger::read(&path)?.entries)?;
+    }
+    let Ledger { mut entries, notes } = ledger::read(&path)?;
+    for note in notes {
+        println!("{}: {note}", path.display());
+    }
     if path == Path::new(LEDGER) {
         // The trainers show them beside their own runs.
         file::write(kept::PATH.as_ref(), kept::json(&entries)?.as_bytes())?;
@@ -141,18 +146,14 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
                         return;
                     };
                     bar.set_message(job.id.clone());
-                    let outcome = train_and_evaluate(args, &job, threads / at_once, &commit)
-                        .and_then(|entry| {
-                            ledger::append(ledger, &entry)?;
-                            // The run is in the ledger: nothing will resume it.
-                            let folder = args.out.join(&job.id);
-                            std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
-                            Ok(entry)
-                        });
+                    let outcome = one(args, &job, ledger, threads / at_once, &commit);
                     bar.inc(1);
                     match outcome {
-                        Ok(entry) => bar.suspend(|| {
+                        Ok(Some(entry)) => bar.suspend(|| {
                             println!("{} in {:.0} s: {}", job.id, entry.seconds, line(&entry));
+                        }),
+                        Ok(None) => bar.suspend(|| {
+                            println!("{}: another study runs it, or has run it", job.id);
                         }),
                         Err(e) => {
                             bar.suspend(|| eprintln!("{} failed: {e:#}", job.id));
@@ -198,6 +199,28 @@ fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
+/// Makes a run and adds it to the ledger; `None` if another study that shares the ledger does so.
+fn one(
+    args: &Args,
+    job: &Job,
+    ledger: &Path,
+    threads: usize,
+    commit: &str,
+) -> Result<Option<Entry>> {
+    let folder = args.out.join(&job.id);
+    let Some(_claim) = ledger::claim(&folder)? else {
+        return Ok(None);
+    };
+    if ledger::read(ledger)?.entries.iter().any(|e| e.id == job.id) {
+        return Ok(None);
+    }
+    let entry = train_and_evaluate(args, job, threads, commit)?;
+    ledger::append(ledger, &entry)?;
+    // The run is in the ledger: nothing will resume it.
+    std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
+    Ok(Some(entry))
+}
+
 /// Both processes of a run. A training that was stopped continues.
 fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> Result<Entry> {
     let start = Instant::now();
@@ -241,6 +264,7 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> R
         threads,
         commit: commit.to_string(),
         machine: machine(),
+        network: Some(outcome.network),
     })
 }
 

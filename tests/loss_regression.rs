@@ -177,7 +177,8 @@ fn tokens_of_weight_zero_may_hold_anything() -> Result<()> {
     let weights = [1f32, 0.0, 2.0];
     for (name, loss, _) in OBJECTIVES {
         for bad in [f64::NAN, f64::INFINITY] {
-            let values = |last: f64| Tensor::new(&[[1.0, -2.0], [bad, 0.5], [0.25, last]], &Device::Cpu);
+            let values =
+                |last: f64| Tensor::new(&[[1.0, -2.0], [bad, 0.5], [0.25, last]], &Device::Cpu);
             let (a, b) = (Var::from_tensor(&values(3.0)?)?, Var::from_tensor(&values(-1.0)?)?);
             let whole = loss(&a, &b, Some(&weights))?;
             let kept = |x: &Tensor| Tensor::cat(&[x.narrow(0, 0, 1)?, x.narrow(0, 2, 1)?], 0);

@@ -21,6 +21,7 @@ use super::{
     augment::{Augment, Photometric, SmallCrop},
     loader::{Drawn, Extras, Third},
     random::{Purpose, generator},
+    reach,
     settings::{Addon, AddonName, Preset, Settings},
     vit::{Vit, VitConfig},
     weights::{trained, under},
@@ -164,11 +165,13 @@ impl AddOn {
     }
 
     /// Fails unless the gradient arrives at its heads and at the encoder up to the layer that it reads, and at no block after.
+    /// `images` are those of the batch.
     pub fn assert_reaches(
         &self,
         out: &AddonOutput,
         named: &[(String, Var)],
         vit: &VitConfig,
+        images: &[&Tensor],
     ) -> Result<()> {
         let inner = self.0.as_ref().context("no add-on was asked for")?;
         let mut reached = under(named, "addon.");
@@ -191,7 +194,7 @@ impl AddOn {
             inner.block.is_none() || of_block(name).is_some() || name.starts_with("encoder.patch.")
         };
         reached.extend(before.into_iter().filter(|(name, _)| seen(name)));
-        grad::assert_reaches(&out.unweighted, reached)?;
+        reach::assert_reaches(&out.unweighted, reached, images.iter().copied())?;
         if after.is_empty() {
             return Ok(());
         }

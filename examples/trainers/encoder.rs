@@ -9,7 +9,8 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    settings::Settings,
+    finite,
+    settings::{Method, Settings},
     vit::{Vit, VitConfig},
 };
 
@@ -29,6 +30,46 @@ pub struct Card {
     /// `ser`, `lambda0` or `baseline`.
     pub mode: String,
     pub seed: u64,
+    /// Which network of the method this is.
+    #[serde(default)]
+    pub network: Network,
+}
+
+/// Which network of a method is the encoder that is evaluated and exported.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The encoder that gradients train. Files of older versions hold it for all methods, without a name.
+    #[default]
+    Encoder,
+    /// The moving average of the student: DINO's encoder, as in its paper (arXiv 2104.14294, section 5.2).
+    Teacher,
+}
+
+impl Network {
+    /// The network that the paper of this method evaluates. MoCo-v3 takes its encoder, not the key encoder.
+    pub fn of(method: Method) -> Self {
+        match method {
+            Method::MocoV3 | Method::BarlowTwins => Self::Encoder,
+            Method::Dino => Self::Teacher,
+        }
+    }
+
+    /// What it is called in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Encoder => "encoder",
+            Self::Teacher => "teacher",
+        }
+    }
+
+    /// What the names of the encoder's weights begin with in a checkpoint.
+    fn in_checkpoint(self) -> &'static str {
+        match self {
+            Self::Encoder => "online/encoder.",
+            Self::Teacher => "momentum/encoder.",
+        }
+    }
 }
 
 impl Card {
@@ -56,9 +97,6 @@ impl Card {
     }
 }
 
-/// What the names of the encoder's weights begin with in a checkpoint.
-const IN_CHECKPOINT: &str = "online/encoder.";
-
 /// Bytes of the file: tensors under the names that [`Vit::new`] asks for, the card in the header.
 pub fn to_bytes(weights: &[(String, Tensor)], card: &Card) -> Result<Vec<u8>> {
     let metadata = HashMap::from([metadata(card)?]);
@@ -81,6 +119,9 @@ pub fn load(path: &Path, device: &Device) -> Result<(Vit, Card)> {
 
 /// Its weights, under the names that [`Vit::new`] asks for, and its card: from an exported encoder, or from a checkpoint, which
 /// holds more.
+///
+/// # Errors
+/// If the file is no encoder of this version, or a weight is not finite.
 pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Card)> {
     let read = || {
         let bytes = std::fs::read(path)?;
@@ -99,12 +140,14 @@ pub fn read(path: &Path, device: &Device) -> Result<(HashMap<String, Tensor>, Ca
             card.statistics.len()
         );
         let mut weights = candle_core::safetensors::load_buffer(&bytes, device)?;
-        if weights.keys().any(|name| name.starts_with(IN_CHECKPOINT)) {
+        let prefix = card.network.in_checkpoint();
+        if weights.keys().any(|name| name.starts_with(prefix)) {
             weights = weights
                 .into_iter()
-                .filter_map(|(name, t)| Some((name.strip_prefix(IN_CHECKPOINT)?.to_string(), t)))
+                .filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_string(), t)))
                 .collect();
         }
+        finite::ensure_weights(weights.iter().map(|(name, t)| (name.as_str(), t)))?;
         Ok((weights, card))
     };
     read().with_context(|| cannot_load(path))

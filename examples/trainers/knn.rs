@@ -1,10 +1,13 @@
 //! Weighted nearest neighbors: the accuracy of frozen features, without any training.
 
 use anyhow::{Result, ensure};
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::nn::normalize;
+use super::{
+    finite,
+    nn::{mean_row, normalize},
+};
 
 const NEIGHBOURS: usize = 20;
 const TEMPERATURE: f32 = 0.07;
@@ -21,6 +24,9 @@ pub struct Bank {
 
 impl Bank {
     /// Features `(n, d)` are centered by their mean and brought to unit length, and so will the queries be.
+    ///
+    /// # Errors
+    /// If there is not one label for each, or a feature is not finite.
     pub fn new(features: &Tensor, labels: &[u32]) -> Result<Self> {
         ensure!(
             features.dim(0)? == labels.len() && !labels.is_empty(),
@@ -28,7 +34,8 @@ impl Bank {
             features.dim(0)?,
             labels.len()
         );
-        let mean = features.mean_keepdim(0)?;
+        finite::ensure("20 nearest neighbors: the features of the bank", features)?;
+        let mean = mean_row(features)?;
         Ok(Self {
             features: normalize(&features.broadcast_sub(&mean)?)?,
             mean,
@@ -52,8 +59,12 @@ impl Bank {
     }
 
     /// The label that wins the vote, for each of `queries (m, d)`.
+    ///
+    /// # Errors
+    /// If a query is not finite.
     pub fn predict(&self, queries: &Tensor) -> Result<Vec<u32>> {
         let count = queries.dim(0)?;
+        finite::ensure("20 nearest neighbors: the features of the queries", queries)?;
         let (mut predicted, transposed) = (Vec::with_capacity(count), self.features.t()?);
         for start in (0..count).step_by(CHUNK) {
             let queries = queries.narrow(0, start, CHUNK.min(count - start))?;
@@ -89,8 +100,8 @@ impl Bank {
 /// Standard deviation of unit-length features over the batch, times `√d`: 1 when they fill all directions alike, 0 when
 /// they have collapsed to a point.
 pub fn spread(features: &Tensor) -> Result<f32> {
-    let unit = normalize(features)?;
+    let unit = normalize(features)?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
     let variance = unit.broadcast_sub(&unit.mean_keepdim(0)?)?.sqr()?.mean(0)?;
-    let std = variance.sqrt()?.mean(D::Minus1)?.to_scalar::<f32>()?;
-    Ok(std * (features.dim(1)? as f32).sqrt())
+    let std = variance.sqrt()?.mean(D::Minus1)?.to_scalar::<f64>()?;
+    Ok((std * (features.dim(1)? as f64).sqrt()) as f32)
 }

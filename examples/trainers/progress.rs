@@ -6,7 +6,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use super::records::{Balanced, Epoch, Step};
+use super::records::{Balanced, Epoch, Step, mean};
 
 pub struct Progress {
     bar: ProgressBar,
@@ -66,19 +66,16 @@ impl Progress {
 
     /// Prints the means of the epoch beside what was measured after it, of all blocks the one numbered `layer`.
     pub fn end_epoch(&self, measured: &Epoch, layer: usize) {
-        let mean = |value: fn(&Step) -> Option<f32>| {
-            let values: Vec<f32> = self.steps.iter().filter_map(value).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
-        };
+        let mean = |value: fn(&Step) -> Option<f32>| mean(self.steps.iter().filter_map(value));
         let mut line = format!("epoch {:>2}", measured.epoch);
         let mut say = |name: &str, value: Option<f64>, digits: usize| {
             if let Some(value) = value {
                 line += &format!("  {name} {value:.digits$}");
             }
         };
-        say("invariance", mean(|s| Some(s.invariance)).map(f64::from), 4);
-        say("equivariance", mean(|s| s.equivariance).map(f64::from), 4);
-        say("matching %", mean(|s| s.matching).map(|m| 100.0 * f64::from(m)), 1);
+        say("invariance", mean(|s| Some(s.invariance)), 4);
+        say("equivariance", mean(|s| s.equivariance), 4);
+        say("matching %", mean(|s| s.matching).map(|m| 100.0 * m), 1);
         if !measured.accuracy.is_empty() {
             say("feature std", measured.feature_std.map(f64::from), 3);
             say("score", measured.equivariance.get(layer - 1).copied().flatten(), 3);

@@ -8,6 +8,12 @@ pub fn finite(value: f64) -> Option<f64> {
     Some(value).filter(|v| v.is_finite())
 }
 
+/// The mean, summed in f64: in f32 a sum over many steps loses digits. `None` without values.
+pub fn mean(values: impl Iterator<Item = f32>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0u64), |(sum, n), v| (sum + f64::from(v), n + 1));
+    (count > 0).then(|| sum / count as f64)
+}
+
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]

@@ -44,7 +44,11 @@ impl Roll {
     /// If a value is not finite.
     pub fn new(dy: f64, dx: f64) -> Result<Self> {
         if !(dy.is_finite() && dx.is_finite()) {
-            return Err(Error::config("Roll", "a finite shift (dy, dx)", format!("({dy:?}, {dx:?})")));
+            return Err(Error::config(
+                "Roll",
+                "a finite shift (dy, dx)",
+                format!("({dy:?}, {dx:?})"),
+            ));
         }
         Ok(Self { shift: [wrap(dy), wrap(dx)] })
     }

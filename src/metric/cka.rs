@@ -83,8 +83,7 @@ pub fn cka(x: &Tensor, y: &Tensor, hsic: Hsic) -> Result<f64> {
         let (k, l) = (x.kernel(), y.kernel());
         [(&k, &l), (&k, &k), (&l, &l)].map(|(k, l)| dot(k.as_ref(), l.as_ref()))
     } else {
-        [x.cross(&y), x.cross(&x), y.cross(&y)]
-            .map(|c: Mat<f64>| dot(c.as_ref(), c.as_ref()))
+        [x.cross(&y), x.cross(&x), y.cross(&y)].map(|c: Mat<f64>| dot(c.as_ref(), c.as_ref()))
     };
     let hsic = |product: f64, a: &[f64], b: &[f64]| {
         if !debiased {

@@ -51,17 +51,14 @@ impl Images {
         some
     }
 
-    /// The first `n` images, or all when there are fewer.
-    pub fn take(mut self, n: usize) -> Self {
-        let n = n.min(self.len());
-        self.pixels.truncate(n * self.stride());
-        self.labels.truncate(n);
-        self
-    }
-
     /// `n` images that stand for all of them, or all when there are fewer: a draw by class, the same for every run.
     pub fn draw(&self, n: usize) -> Self {
-        self.pick(&draw::by_class(&self.labels, n, draw::SEED))
+        self.pick(&self.drawn(n))
+    }
+
+    /// The indices of [`draw`](Self::draw), in increasing order.
+    pub fn drawn(&self, n: usize) -> Vec<usize> {
+        draw::by_class(&self.labels, n, draw::SEED)
     }
 
     /// Whether the images have labels of at least two classes.

@@ -5,12 +5,15 @@ use candle_core::{Device, Tensor};
 use ser_reg::GridOperator;
 
 use super::corruption::picture::{self, Picture};
-use crate::data::Images;
+use crate::{data::Images, finite};
 
 /// Images that go through the encoder at a time.
 pub const CHUNK: usize = 100;
 
 /// Features `(n, d)` of `images`, each transformed by `pose` where there is one.
+///
+/// # Errors
+/// If a feature is not finite.
 pub fn of(
     images: &Images,
     statistics: &[(f32, f32)],
@@ -28,10 +31,13 @@ pub fn of(
         };
         chunks.push(encode(&x)?.detach());
     }
-    Ok(Tensor::cat(&chunks, 0)?)
+    whole(&chunks)
 }
 
 /// Features `(n, d)` of `pictures`.
+///
+/// # Errors
+/// If a feature is not finite.
 pub fn of_pictures(
     pictures: &[Picture],
     statistics: &[(f32, f32)],
@@ -43,10 +49,25 @@ pub fn of_pictures(
         let x = picture::normalized(chunk, statistics, device)?;
         chunks.push(encode(&x)?.detach());
     }
-    Ok(Tensor::cat(&chunks, 0)?)
+    whole(&chunks)
+}
+
+fn whole(chunks: &[Tensor]) -> Result<Tensor> {
+    let features = Tensor::cat(chunks, 0)?;
+    finite::ensure("features", &features)?;
+    Ok(features)
 }
 
 /// The features to beat: the pixels themselves.
 pub fn raw_pixels(images: &Tensor) -> Result<Tensor> {
     Ok(images.flatten_from(1)?)
+}
+
+/// Patches of pixels `(B, N, C·P·P)`.
+pub fn patches(x: &Tensor, patch: usize) -> Result<Tensor> {
+    let (batch, channels, side, _) = x.dims4()?;
+    let grid = side / patch;
+    let x = x.reshape(&[batch, channels, grid, patch, grid, patch][..])?;
+    let x = x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
+    Ok(x.reshape((batch, grid * grid, channels * patch * patch))?)
 }

@@ -3,9 +3,11 @@
 //! Features are computed once, for a linear probe and for nearest neighbors. Then the probe classifies transformed, corrupted
 //! and slowly changing images. At last the tokens of one block are read.
 
+pub mod border;
 pub mod corruption;
 pub mod dense;
 pub mod features;
+pub mod matching;
 pub mod perturbation;
 pub mod pose;
 pub mod probe;
@@ -24,6 +26,7 @@ pub use subject::Subject;
 pub use watch::{Evaluation, POSES, pose_mean};
 
 use self::{
+    border::Border,
     corruption::{Corruption, SEVERITIES},
     perturbation::Perturbation,
     probe::{Probe, accuracy},
@@ -41,15 +44,23 @@ pub enum Part {
     Corruptions,
     Perturbations,
     Dense,
+    Matching,
 }
 
 impl Part {
-    pub const ALL: [Self; 6] =
-        [Self::Probe, Self::Knn, Self::Poses, Self::Corruptions, Self::Perturbations, Self::Dense];
+    pub const ALL: [Self; 7] = [
+        Self::Probe,
+        Self::Knn,
+        Self::Poses,
+        Self::Corruptions,
+        Self::Perturbations,
+        Self::Dense,
+        Self::Matching,
+    ];
 
     /// Whether the part classifies images, so that it needs their labels.
     pub fn needs_labels(self) -> bool {
-        self != Self::Dense
+        !matches!(self, Self::Dense | Self::Matching)
     }
 
     pub fn name(self) -> &'static str {
@@ -60,6 +71,7 @@ impl Part {
             Self::Corruptions => "corruptions",
             Self::Perturbations => "perturbations",
             Self::Dense => "dense",
+            Self::Matching => "matching",
         }
     }
 }
@@ -81,13 +93,14 @@ impl std::str::FromStr for Part {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub parts: Vec<Part>,
-    /// Test images that are moved; `None`: all.
+    /// Test images that are moved, drawn by class; `None`: all.
     pub posed: Option<usize>,
-    /// Test images that are corrupted; `None`: all.
+    /// Test images that are corrupted, drawn by class; `None`: all.
     pub corrupted: Option<usize>,
-    /// Test images that perturbations start from, each with some thirty frames.
+    /// Test images that perturbations start from, drawn by class, each with some thirty frames.
     pub sequences: usize,
     pub dense: dense::Options,
+    pub matching: matching::Options,
     /// Whether to measure raw pixels, and the reference where it is not asked for anyway.
     pub floors: bool,
     /// Everything random follows from it.
@@ -102,6 +115,7 @@ impl Default for Options {
             corrupted: None,
             sequences: 200,
             dense: dense::Options::default(),
+            matching: matching::Options::default(),
             floors: true,
             seed: 0,
         }
@@ -109,13 +123,14 @@ impl Default for Options {
 }
 
 impl Options {
-    /// All parts in little time: the encoder alone where no reference is needed, on the first `images` test images.
+    /// All parts in little time: the encoder alone where no reference is needed, on `images` of the test images.
     pub fn quick(images: usize) -> Self {
         Self {
             posed: Some(images),
             corrupted: Some(images),
             sequences: 50.min(images),
             dense: dense::Options { train: 150, test: 75, ..dense::Options::default() },
+            matching: matching::Options { images: 50.min(images), ..matching::Options::default() },
             floors: false,
             ..Self::default()
         }
@@ -177,9 +192,11 @@ pub fn evaluate(
         encoder.expect(bank)?;
         encoder.expect(test)?;
     }
+    // One choice for all that moves images.
+    let border = Border::of(test);
     let floor = reference.filter(|_| options.floors);
 
-    // Dense reads tokens, all other parts features of whole images, and most of them by a probe.
+    // Two parts read tokens, all others features of whole images, and most of them by a probe.
     let needed = classified;
     let probed = relative || has(Part::Probe) || has(Part::Poses);
     let raw = options.floors && (has(Part::Probe) || has(Part::Knn));
@@ -192,7 +209,8 @@ pub fn evaluate(
             + steps(has(Part::Poses), rows * pose::ELEMENTS)
             + steps(has(Part::Corruptions), Corruption::ALL.len() * SEVERITIES)
             + steps(has(Part::Perturbations), Perturbation::ALL.len())
-            + steps(has(Part::Dense), rows + usize::from(options.floors)),
+            + steps(has(Part::Dense), rows + usize::from(options.floors))
+            + steps(has(Part::Matching), rows + usize::from(options.floors) + 1),
     );
     let begin = |what: &'static str| progress.set_message(what);
     let done = || progress.inc(1);
@@ -221,12 +239,15 @@ pub fn evaluate(
         data: String::new(),
         pictures: Counts { train: bank.len(), test: test.len() },
         seed: options.seed,
+        border: Some(border),
+        posed: None,
         probe: Vec::new(),
         knn: Vec::new(),
         poses: Vec::new(),
         corruptions: None,
         perturbations: None,
         dense: None,
+        matching: None,
     };
     let mut rows: Vec<(&str, &Fitted)> = Vec::new();
     rows.extend(own.iter().map(|own| (subject.name.as_str(), own)));
@@ -248,13 +269,17 @@ pub fn evaluate(
 
     if has(Part::Poses) {
         begin("poses");
-        let shown = test.clone().take(options.posed.unwrap_or(test.len()));
+        let indices = test.drawn(options.posed.unwrap_or(test.len()));
+        let shown = test.pick(&indices);
+        report.posed = Some(shown.len());
+        let rows: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
         let mut add = |encoder: &Subject, fitted: &Fitted| -> Result<()> {
             let (probe, near) = (fitted.probe()?, &fitted.bank);
-            let upright = fitted.test.narrow(0, 0, shown.len())?;
+            let rows = Tensor::new(&rows[..], fitted.test.device())?;
+            let upright = fitted.test.index_select(&rows, 0)?;
             report.poses.push(PoseRow {
                 features: encoder.name.clone(),
-                orbits: pose::measure(encoder, probe, near, &shown, &upright, done)?,
+                orbits: pose::measure(encoder, probe, near, &shown, &upright, border, done)?,
             });
             Ok(())
         };
@@ -280,16 +305,23 @@ pub fn evaluate(
         if has(Part::Perturbations) {
             begin("perturbations");
             let count = options.sequences;
-            let flips = stability::perturbations(&classifier, &reference, test, count, seed, done)?;
+            let flips =
+                stability::perturbations(&classifier, &reference, test, border, count, seed, done)?;
             report.perturbations = Some(flips);
         }
     }
+    let subjects: Vec<&Subject> = [Some(subject), floor].into_iter().flatten().collect();
     if has(Part::Dense) {
         begin("dense");
-        let subjects: Vec<&Subject> = [Some(subject), floor].into_iter().flatten().collect();
         let (options, floors, seed) = (&options.dense, options.floors, options.seed);
         let dense = dense::measure(&subjects, floors, bank, test, options, seed, done)?;
         report.dense = Some(dense);
+    }
+    if has(Part::Matching) {
+        begin("matching");
+        let (floors, seed, options) = (options.floors, options.seed, &options.matching);
+        let matching = matching::measure(&subjects, floors, test, border, options, seed, done)?;
+        report.matching = Some(matching);
     }
     Ok(report)
 }

@@ -1,6 +1,6 @@
 //! Sequences in which an image changes little by little (ImageNet-P of Hendrycks & Dietterich, arXiv 1903.12261).
 //!
-//! Frames are those of their sequences for 32 pixels; beyond the border lies black. Snow is left out.
+//! Frames are those of their sequences for 32 pixels; what lies beyond the border is a choice. Snow is left out.
 
 use nalgebra::{Matrix3, Matrix3x4, Matrix4, Matrix4x3, Vector3};
 
@@ -61,8 +61,8 @@ impl Perturbation {
         matches!(self, Self::GaussianNoise | Self::ShotNoise)
     }
 
-    /// The sequence of image `index`.
-    pub fn frames(self, x: &Picture, seed: u64, index: u64) -> Vec<Picture> {
+    /// The sequence of image `index`; beyond the border lies `edge`.
+    pub fn frames(self, x: &Picture, edge: Edge, seed: u64, index: u64) -> Vec<Picture> {
         // Streams of their own, apart from those of the corruptions.
         let mut rng = generator(seed, 100 + self as u64, index);
         let mut mixed = x.clone();
@@ -83,7 +83,7 @@ impl Perturbation {
                 Self::MotionBlur => corruption::motion(x, 6, 1.8, 9.0 * (i as f32 - 20.0)),
                 Self::ZoomBlur if i == 0 => x.clone(),
                 Self::ZoomBlur => {
-                    let zoomed = x.zoomed(1.0 + 0.004 * i as f32, Edge::Black);
+                    let zoomed = x.zoomed(1.0 + 0.004 * i as f32, edge);
                     let pixels = mixed.pixels.iter_mut().zip(zoomed.pixels);
                     pixels.for_each(|(m, z)| *m += z);
                     let mut y = mixed.clone();
@@ -97,11 +97,11 @@ impl Perturbation {
                 }
                 Self::Translate => {
                     let right = i as f32 - 7.0;
-                    x.warp(Edge::Black, |row, col| (row, col - right))
+                    x.warp(edge, |row, col| (row, col - right))
                 }
-                Self::Rotate => rotated(x, centered),
-                Self::Tilt => tilted(x, 0.75 * centered),
-                Self::Scale => x.zoomed(0.7 + 0.02 * i as f32, Edge::Black),
+                Self::Rotate => rotated(x, edge, centered),
+                Self::Tilt => tilted(x, edge, 0.75 * centered),
+                Self::Scale => x.zoomed(0.7 + 0.02 * i as f32, edge),
             };
             frame.pixels.iter_mut().for_each(|p| *p = p.clamp(0.0, 1.0));
             frame
@@ -110,10 +110,10 @@ impl Perturbation {
     }
 }
 
-fn rotated(x: &Picture, degrees: f32) -> Picture {
+fn rotated(x: &Picture, edge: Edge, degrees: f32) -> Picture {
     let center = (x.side as f32 - 1.0) / 2.0;
     let (sin, cos) = degrees.to_radians().sin_cos();
-    x.warp(Edge::Black, |row, col| {
+    x.warp(edge, |row, col| {
         let (y, x) = (row - center, col - center);
         (center + cos * y - sin * x, center + sin * y + cos * x)
     })
@@ -121,7 +121,7 @@ fn rotated(x: &Picture, degrees: f32) -> Picture {
 
 /// Seen from the side: the plane of the image is turned about both of its axes before a camera as far away as the
 /// diagonal is long.
-fn tilted(x: &Picture, degrees: f32) -> Picture {
+fn tilted(x: &Picture, edge: Edge, degrees: f32) -> Picture {
     let side = f64::from(x.side as u32);
     let far = side * 2f64.sqrt();
     let (sin, cos) = f64::from(degrees).to_radians().sin_cos();
@@ -158,7 +158,7 @@ fn tilted(x: &Picture, degrees: f32) -> Picture {
     let Some(back) = map.try_inverse() else {
         return x.clone();
     };
-    x.warp(Edge::Black, |row, col| {
+    x.warp(edge, |row, col| {
         let p = back * Vector3::new(f64::from(col), f64::from(row), 1.0);
         ((p.y / p.z) as f32, (p.x / p.z) as f32)
     })

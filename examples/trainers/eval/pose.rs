@@ -3,12 +3,13 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use ser_reg::{
-    Filter, GridOperator, Padding, Resample, TokenGrid,
+    Filter, GridOperator, Resample, TokenGrid,
     group::{Affine, D4},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
+    border::Border,
     features,
     probe::{Probe, accuracy},
     subject::Subject,
@@ -66,20 +67,18 @@ impl Robustness {
     }
 }
 
-/// Both orbits.
+/// Both orbits. `upright` are the features of `test`; `border` fills what moved images leave.
 pub fn measure(
     subject: &Subject,
     probe: &Probe,
     bank: &Bank,
     test: &Images,
     upright: &Tensor,
+    border: Border,
     mut done: impl FnMut(),
 ) -> Result<Vec<Orbit>> {
     let grid = TokenGrid::square(test.side)?;
-    let resample = Resample { filter: Filter::Bilinear, padding: Padding::Zeros };
-    // What a black pixel becomes, which lies beyond the border: images are moved relative to it.
-    let black: Vec<f32> = (subject.card.statistics.iter()).map(|(mean, std)| -mean / std).collect();
-    let black = Tensor::new(black, &subject.device)?.reshape((1, (), 1, 1))?;
+    let resample = Resample { filter: Filter::Bilinear, padding: border.padding() };
     let mut orbits = Vec::new();
     for (name, elements) in [("d4", d4()), ("continuous", continuous()?)] {
         let (mut predicted, mut near) = (Vec::new(), Vec::new());
@@ -90,10 +89,7 @@ pub fn measure(
                 _ => {
                     let pose = GridOperator::new(&[*g], grid, &resample)?;
                     let statistics = &subject.card.statistics;
-                    let encode = |x: &Tensor| {
-                        let moved = pose.apply(&x.broadcast_sub(&black)?)?;
-                        subject.encode(&moved.broadcast_add(&black)?)
-                    };
+                    let encode = |x: &Tensor| subject.encode(&border.moved(&pose, x, statistics)?);
                     features::of(test, statistics, &subject.device, None, encode)?
                 }
             };

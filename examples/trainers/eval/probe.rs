@@ -8,6 +8,8 @@ use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::{finite, nn::mean_row};
+
 /// Strengths that are tried, the strongest first: each starts where the one before ended.
 pub const GRID: [f64; 5] = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5];
 /// What is taken where there are too few samples to hold some out.
@@ -34,6 +36,7 @@ pub struct Probe {
 impl Probe {
     /// Fits with the strength that does best on a tenth held out, then on all.
     pub fn fit(features: &Tensor, labels: &[u32]) -> Result<Self> {
+        finite::ensure("a linear probe: the features", features)?;
         // Every tenth sample of each class, in whatever order they come.
         let mut seen = vec![0; classes(labels)];
         let indices = 0..labels.len() as u32;
@@ -77,7 +80,11 @@ impl Probe {
     }
 
     /// Logits `(n, classes)` of features `(n, d)`.
+    ///
+    /// # Errors
+    /// If a feature is not finite.
     pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        finite::ensure("a linear probe: the features", features)?;
         let x = features.broadcast_sub(&self.mean)?.broadcast_div(&self.scale)?;
         Ok(x.matmul(&self.weight)?.broadcast_add(&self.bias)?)
     }
@@ -126,11 +133,12 @@ impl Problem {
             "a linear probe: expected samples of at least two classes, got only class {}",
             labels[0]
         );
+        finite::ensure("a linear probe: the features", features)?;
         let features = features.detach();
-        let mean = features.mean_keepdim(0)?;
+        let mean = mean_row(&features)?;
         let centered = features.broadcast_sub(&mean)?;
         // A constant feature stays zero, and so does its weight.
-        let scale = centered.sqr()?.mean_keepdim(0)?.sqrt()?.maximum(1e-6)?;
+        let scale = mean_row(&centered.sqr()?)?.sqrt()?.maximum(1e-6)?;
         Ok(Self {
             x: centered.broadcast_div(&scale)?.to_device(&Device::Cpu)?,
             mean,
@@ -191,12 +199,12 @@ impl Problem {
             })
             .collect();
         let residuals = Tensor::from_vec(rows, (n, k), &Device::Cpu)?;
-        let slope: Vec<f32> = self.x.t()?.matmul(&residuals)?.flatten_all()?.to_vec1()?;
-        let weights = &theta[..slope.len()];
+        let weights = &theta[..self.x.dims()[1] * k];
+        let slope = product(&self.x, &residuals)?;
         let penalty = 0.5 * l2 * weights.iter().map(|w| w * w).sum::<f64>();
         let value = sums.iter().map(|s| s.0).sum::<f64>() / n as f64 + penalty;
         let mut gradient: Vec<f64> =
-            slope.iter().zip(weights).map(|(g, w)| f64::from(*g) / n as f64 + l2 * w).collect();
+            slope.iter().zip(weights).map(|(g, w)| g / n as f64 + l2 * w).collect();
         gradient.extend((0..k).map(|c| sums.iter().map(|s| s.1[c]).sum::<f64>() / n as f64));
         Ok((value, gradient))
     }
@@ -204,6 +212,19 @@ impl Problem {
     fn solve(&self, l2: f64, start: Vec<f64>) -> Vec<f64> {
         minimize(start, |theta| self.evaluate(theta, l2).ok())
     }
+}
+
+/// `xᵀ·y` of rows `(n, d)` and `(n, k)`, row by row: products of blocks of rows, summed in f64.
+fn product(x: &Tensor, y: &Tensor) -> Result<Vec<f64>> {
+    const ROWS: usize = 4096;
+    let n = x.dim(0)?;
+    let mut total = vec![0.0; x.dim(1)? * y.dim(1)?];
+    for start in (0..n).step_by(ROWS) {
+        let rows = |t: &Tensor| t.narrow(0, start, ROWS.min(n - start));
+        let part: Vec<f32> = rows(x)?.t()?.matmul(&rows(y)?)?.flatten_all()?.to_vec1()?;
+        total.iter_mut().zip(part).for_each(|(t, p)| *t += f64::from(p));
+    }
+    Ok(total)
 }
 
 /// The minimum of a convex function by L-BFGS with a backtracking line search, from `x`; ends early where `f` fails.

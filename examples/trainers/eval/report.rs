@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    border::Border,
     dense::Dense,
+    matching::Matching,
     pose::Orbit,
     stability::{Corruptions, Perturbations},
 };
@@ -20,12 +22,20 @@ pub struct Report {
     pub data: String,
     pub pictures: Counts,
     pub seed: u64,
+    /// What lay beyond the border of moved images; `None` in files of older versions, where it was black.
+    #[serde(default)]
+    pub border: Option<Border>,
+    /// Test images that were moved, drawn by class; `None` if none were.
+    #[serde(default)]
+    pub posed: Option<usize>,
     pub probe: Vec<ProbeRow>,
     pub knn: Vec<KnnRow>,
     pub poses: Vec<PoseRow>,
     pub corruptions: Option<Corruptions>,
     pub perturbations: Option<Perturbations>,
     pub dense: Option<Dense>,
+    #[serde(default)]
+    pub matching: Option<Matching>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,14 +76,23 @@ impl Report {
         self.print_upright();
         self.print_poses();
         if let Some(corruptions) = &self.corruptions {
-            print_corruptions(corruptions);
+            print_corruptions(corruptions, self.pictures.test);
         }
         if let Some(perturbations) = &self.perturbations {
-            print_perturbations(perturbations);
+            print_perturbations(perturbations, self.pictures.test);
+            println!("beyond the border: {}", self.border());
         }
         if let Some(dense) = &self.dense {
             print_dense(dense);
         }
+        if let Some(matching) = &self.matching {
+            print_matching(matching, self.pictures.test);
+            println!("beyond the border: {}", self.border());
+        }
+    }
+
+    fn border(&self) -> &'static str {
+        self.border.map_or("black", Border::name)
     }
 
     fn print_upright(&self) {
@@ -102,7 +121,11 @@ impl Report {
         if self.poses.is_empty() {
             return;
         }
-        println!("\nAccuracy in % over an orbit: d4, and small rotations, scales and shifts");
+        println!(
+            "\nAccuracy in % over an orbit: d4, and small rotations, scales and shifts; on {}; beyond the border: {}",
+            drawn(self.posed.unwrap_or(self.pictures.test), self.pictures.test),
+            self.border()
+        );
         print!("{:<22}{:<12}{:<7}", "features", "orbit", "by");
         for title in ["upright", "mean", "moved", "worst g", "all g", "agree", "averaged"] {
             print!("{title:>9}");
@@ -132,10 +155,19 @@ impl Report {
     }
 }
 
-fn print_corruptions(c: &Corruptions) {
+/// How many of all test images.
+fn drawn(count: usize, all: usize) -> String {
+    match count < all {
+        true => format!("{count} of {all} test images, drawn by class"),
+        false => format!("all {all} test images"),
+    }
+}
+
+fn print_corruptions(c: &Corruptions, all: usize) {
     println!(
-        "\nErrors of the probe in % on {} images under 15 corruptions; CE relative to: {}",
-        c.pictures, c.reference
+        "\nErrors of the probe in % on {} under 15 corruptions; CE relative to: {}",
+        drawn(c.pictures, all),
+        c.reference
     );
     println!(
         "{:<16}{:>7}{:>7}{:>7}{:>7}{:>7}{:>8}{:>8}{:>9}",
@@ -159,10 +191,11 @@ fn print_corruptions(c: &Corruptions) {
     );
 }
 
-fn print_perturbations(p: &Perturbations) {
+fn print_perturbations(p: &Perturbations, all: usize) {
     println!(
-        "\nFlips of the probe in %, {} sequences of each kind; rate relative to: {}",
-        p.sequences, p.reference
+        "\nFlips of the probe in %, sequences of each kind from {}; rate relative to: {}",
+        drawn(p.sequences, all),
+        p.reference
     );
     println!("{:<16}{:>8}{:>11}{:>8}", "perturbation", "flips", "reference", "rate");
     for row in &p.each {
@@ -199,6 +232,27 @@ fn print_dense(d: &Dense) {
             c.exact,
             c.chance
         );
+    }
+}
+
+fn print_matching(m: &Matching, all: usize) {
+    println!(
+        "\nMutual matches of the tokens of block {} ({}x{}) between two poses in %, on {}: that are exact or within a cell, \
+         tokens that match, and relative poses found within half a token",
+        m.layer,
+        m.grid,
+        m.grid,
+        drawn(m.images, all)
+    );
+    print!("{:<22}{:<12}", "features", "poses");
+    println!("{:>8}{:>8}{:>9}{:>12}", "exact", "near", "matched", "registered");
+    for row in &m.rows {
+        for (poses, s) in [("d4", row.d4), ("similarity", row.similarity)] {
+            println!(
+                "{:<22}{poses:<12}{:>8.1}{:>8.1}{:>9.1}{:>12.1}",
+                row.features, s.exact, s.near, s.matched, s.registered
+            );
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    border::Border,
     corruption::{Corruption, Picture, SEVERITIES},
     features,
     perturbation::Perturbation,
@@ -22,17 +23,16 @@ pub struct Classifier<'a> {
 /// Images that are changed and classified at a time.
 const BLOCK: usize = 100;
 
-/// The classes that `classifier` and `reference` give to what `make` makes of each of `count` images.
+/// The classes that `classifier` and `reference` give to what `make` makes of each of the images of `indices`.
 fn predict(
     [classifier, reference]: [&Classifier; 2],
-    count: usize,
+    indices: &[usize],
     make: impl Fn(usize) -> Vec<Picture> + Sync,
 ) -> Result<[Vec<u32>; 2]> {
     let (mut own, mut of_reference) = (Vec::new(), Vec::new());
     let same = std::ptr::eq(classifier.subject, reference.subject);
-    for start in (0..count).step_by(BLOCK) {
-        let block = (start..count.min(start + BLOCK)).into_par_iter();
-        let pictures: Vec<Picture> = block.flat_map_iter(&make).collect();
+    for block in indices.chunks(BLOCK) {
+        let pictures: Vec<Picture> = block.par_iter().flat_map_iter(|&i| make(i)).collect();
         own.extend(classifier.predict(&pictures)?);
         if !same {
             of_reference.extend(reference.predict(&pictures)?);
@@ -57,7 +57,7 @@ impl Classifier<'_> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Corruptions {
     pub reference: String,
-    /// Test images that were corrupted: the first ones.
+    /// Test images that were corrupted, drawn by class.
     pub pictures: usize,
     pub clean_error: f64,
     pub clean_error_of_reference: f64,
@@ -83,7 +83,7 @@ pub struct CorruptionErrors {
     pub relative_ce: Option<f64>,
 }
 
-/// Runs all corruptions and severities past both classifiers.
+/// Runs all corruptions and severities past both classifiers, on `count` images that are drawn by class.
 pub fn corruptions(
     classifier: &Classifier,
     reference: &Classifier,
@@ -92,12 +92,12 @@ pub fn corruptions(
     seed: u64,
     mut done: impl FnMut(),
 ) -> Result<Corruptions> {
-    let count = count.min(test.len());
-    let labels = &test.labels[..count];
+    let indices = test.drawn(count);
+    let labels: Vec<u32> = indices.iter().map(|&i| test.labels[i]).collect();
     let both = [classifier, reference];
     let errors = |make: &(dyn Fn(usize) -> Picture + Sync)| -> Result<[f64; 2]> {
-        let predicted = predict(both, count, |i| vec![make(i)])?;
-        Ok(predicted.map(|p| 100.0 - accuracy(&p, labels)))
+        let predicted = predict(both, &indices, |i| vec![make(i)])?;
+        Ok(predicted.map(|p| 100.0 - accuracy(&p, &labels)))
     };
     let clean = errors(&|i| Picture::of(test, i))?;
     let mut each = Vec::new();
@@ -115,7 +115,7 @@ pub fn corruptions(
     }
     Ok(Corruptions {
         reference: reference.subject.name.clone(),
-        pictures: count,
+        pictures: indices.len(),
         clean_error: clean[0],
         clean_error_of_reference: clean[1],
         mean_accuracy: 100.0
@@ -145,7 +145,7 @@ impl CorruptionErrors {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Perturbations {
     pub reference: String,
-    /// Sequences of each kind, of the first test images.
+    /// Sequences of each kind, of test images that are drawn by class.
     pub sequences: usize,
     pub each: Vec<Flips>,
     /// Mean flip rate: the mean of flip probabilities in percent of the reference's.
@@ -163,20 +163,22 @@ pub struct Flips {
     pub rate: Option<f64>,
 }
 
-/// Runs sequences of each perturbation past both classifiers.
+/// Runs sequences of each perturbation past both classifiers, of `count` images that are drawn by class. Beyond the border
+/// of an image lies `border`.
 pub fn perturbations(
     classifier: &Classifier,
     reference: &Classifier,
     test: &Images,
+    border: Border,
     count: usize,
     seed: u64,
     mut done: impl FnMut(),
 ) -> Result<Perturbations> {
-    let count = count.min(test.len());
+    let indices = test.drawn(count);
     let mut each = Vec::new();
     for perturbation in Perturbation::ALL {
-        let frames = |i| perturbation.frames(&Picture::of(test, i), seed, i as u64);
-        let predicted = predict([classifier, reference], count, frames)?;
+        let frames = |i| perturbation.frames(&Picture::of(test, i), border.edge(), seed, i as u64);
+        let predicted = predict([classifier, reference], &indices, frames)?;
         let [own, of_reference] = predicted.map(|classes| {
             let sequences: Vec<_> = classes.chunks(perturbation.length()).collect();
             100.0 * flip_probability(&sequences, perturbation.is_noise())
@@ -191,7 +193,7 @@ pub fn perturbations(
     }
     Ok(Perturbations {
         reference: reference.subject.name.clone(),
-        sequences: count,
+        sequences: indices.len(),
         mfr: mean(each.iter().filter_map(|f| f.rate)),
         each,
     })

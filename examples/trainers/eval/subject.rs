@@ -8,10 +8,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
+use ser_reg::tap;
 
 use crate::{
     data::Images,
     encoder::{self, Card},
+    finite,
     vit::{Positions, Vit, VitConfig},
     weights::Weights,
 };
@@ -87,8 +89,28 @@ impl Subject {
     }
 
     /// Features `(n, d)` of normalized images.
+    ///
+    /// # Errors
+    /// If a feature is not finite: the layer in which such a value appears first.
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(self.vit.forward(x)?)
+        finite::features(&self.vit, self.weights(), x).with_context(|| self.name.clone())
+    }
+
+    /// The grid tokens `(n, N, d)` of block `layer` of `vit`, this encoder or what [`Self::at_side`] made of it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn tokens(&self, vit: &Vit, x: &Tensor, layer: usize) -> Result<Tensor> {
+        let tokens = finite::encode(vit, self.weights(), x, |x| {
+            let map = tap::capture_until(&format!("block{layer}"), || vit.forward(x))?;
+            let prefix = vit.config().prefix(layer);
+            map.narrow(1, prefix, map.dim(1)? - prefix)?.contiguous()
+        });
+        tokens.with_context(|| self.name.clone())
+    }
+
+    fn weights(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.weights.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// Fails unless the encoder takes such images.

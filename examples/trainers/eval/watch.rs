@@ -13,6 +13,7 @@ use ser_reg::{
 use super::features;
 use crate::{
     data::{Data, Images},
+    finite,
     knn::Bank,
     vit::Vit,
 };
@@ -29,7 +30,7 @@ pub const POSES: [(&str, D4); 8] = [
     ("antitr", D4::ANTI_TRANSPOSE),
 ];
 
-/// Test images of the equivariance score.
+/// Test images of the equivariance score, drawn by class.
 const SCORED: usize = 200;
 
 pub struct Evaluation<'a> {
@@ -73,9 +74,12 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Centered equivariance score of each block, mean over the seven other elements of D4; 1 is exact equivariance.
+    ///
+    /// # Errors
+    /// If a token is not finite.
     pub fn equivariance(&self, vit: &Vit) -> Result<Vec<f64>> {
-        let count = SCORED.min(self.test.len());
-        let images = self.test.normalized(0..count, self.statistics, self.device)?;
+        let indices = self.test.drawn(SCORED);
+        let images = self.test.gather(&indices, self.statistics, self.device)?;
         let vit = vit.with_last_map();
         let config = vit.config();
         let grid = TokenGrid::square(config.grid())?;
@@ -91,7 +95,12 @@ impl<'a> Evaluation<'a> {
         let others = POSES[1..].iter().map(|(_, g)| *g).collect::<Vec<_>>();
         let score = EqScore { layers, ..EqScore::new(grid) };
         let reports = score.measure_layers(&images, &others, rng, |x| {
-            Ok(tap::capture_all(&names, || vit.forward(x))?.1)
+            let maps = tap::capture_all(&names, || vit.forward(x))?.1;
+            for (name, map) in names.iter().zip(&maps) {
+                let checked = finite::ensure(&format!("the tokens of {name}"), map);
+                checked.map_err(candle_core::Error::msg)?;
+            }
+            Ok(maps)
         })?;
         Ok(reports.iter().map(|r| r.mean.score.centered).collect())
     }

@@ -4,7 +4,7 @@
 //! Two ways to collapse hold each other in check. Centring alone ends in the uniform assignment, sharpening alone in one
 //! prototype for everything: log [`Entropies`].
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder, ops};
 
 use super::{Head, HeadConfig};
@@ -116,10 +116,11 @@ impl Entropies {
     pub fn of(targets: &Tensor) -> Result<Self> {
         // 0·ln 0 is 0.
         let entropy = |p: &Tensor| (p * p.clamp(1e-30, 1.0)?.log()?)?.sum(D::Minus1)?.neg();
-        let number = |t: Tensor| t.to_dtype(DType::F64)?.to_scalar::<f64>();
+        // On the CPU, since some devices have no f64.
+        let targets = targets.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
         Ok(Self {
-            each: number(entropy(targets)?.mean_all()?)?,
-            mean: number(entropy(&targets.mean(0)?)?)?,
+            each: entropy(&targets)?.mean_all()?.to_scalar()?,
+            mean: entropy(&targets.mean(0)?)?.to_scalar()?,
         })
     }
 

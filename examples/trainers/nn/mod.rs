@@ -8,7 +8,7 @@ pub mod fused;
 mod kernels;
 pub mod plain;
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 /// `(x − mean) / √(variance + eps) · scale + shift` over the last axis.
@@ -47,6 +47,13 @@ pub fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 pub fn normalize(x: &Tensor) -> Result<Tensor> {
     let length = (x.sqr()?.sum_keepdim(D::Minus1)? + 1e-12)?.sqrt()?;
     x.broadcast_div(&length)
+}
+
+/// The mean row `(1, d)` of `(n, d)`, summed in f64: in f32 a sum over many rows loses digits.
+pub fn mean_row(x: &Tensor) -> Result<Tensor> {
+    // Some devices have no f64.
+    let rows = x.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    rows.mean_keepdim(0)?.to_dtype(x.dtype())?.to_device(x.device())
 }
 
 /// Uniform values whose variance suits a map from `fan_in` to `fan_out` features.

@@ -29,7 +29,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Reads the runs. A run that is named twice is read once.
+    /// Reads the runs. A run that is named twice is read once, and a copy of a run is left out.
     ///
     /// # Errors
     /// If a path is not the folder of a run.
@@ -41,6 +41,14 @@ impl Comparison {
             let real = path.canonicalize()?;
             if known.contains(&real) {
                 notes.push(format!("{} was named twice and is shown once.", path.display()));
+                continue;
+            }
+            if let Some(original) = runs.iter().find(|other| same_run(other, &run)) {
+                notes.push(format!(
+                    "{} is a copy of {}, and one of both is shown.",
+                    path.display(),
+                    original.path.display()
+                ));
                 continue;
             }
             known.push(real);
@@ -241,6 +249,11 @@ impl Comparison {
         }
         (panels, missing)
     }
+}
+
+/// Whether two folders hold one run: settings and every record are the same, and there are some.
+fn same_run(a: &Folder, b: &Folder) -> bool {
+    a.settings == b.settings && !a.records.is_empty() && a.records == b.records
 }
 
 /// What decides which images a run was trained and measured on.

@@ -235,6 +235,7 @@ fn result_rows(outcome: &Outcome) -> Vec<(String, String)> {
         row(&format!("equivariance score, block {}", i + 1), shown)
     });
     let others = [
+        row("network measured", outcome.network.name().to_string()),
         row("steps", outcome.steps.to_string()),
         row("images/s", format!("{:.0}", outcome.images_per_s)),
         row("waiting for images", format!("{:.1} %", 100.0 * outcome.waiting)),

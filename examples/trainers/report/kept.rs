@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::scores::Scores;
 use crate::{
     cli::Args,
+    encoder::Network,
     settings::{Method, Settings},
-    study::ledger::Entry,
+    study::ledger::{self, Entry},
 };
 
 const FILE: &str = include_str!("kept.json");
@@ -36,6 +37,9 @@ pub struct Kept {
     pub knn_poses: f64,
     pub probe: f64,
     pub flips: f64,
+    /// The network that all of them measured; `None` where a line of the ledger does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
 }
 
 /// All kept scores.
@@ -50,6 +54,7 @@ pub fn json(entries: &[Entry]) -> Result<String> {
 
 /// The kept scores of the runs in the study's ledger.
 pub fn from_ledger(entries: &[Entry]) -> Result<Vec<Kept>> {
+    let entries = ledger::distinct(entries).entries;
     let mut kept = Vec::new();
     for method in Method::ALL.map(Method::name) {
         let of_method: Vec<&Entry> =
@@ -94,6 +99,7 @@ fn mean(method: &str, mode: &str, epochs: usize, runs: &[&Entry]) -> Result<Kept
         knn_poses: mean("knn_poses")?,
         probe: mean("probe")?,
         flips: mean("flips")?,
+        network: runs[0].network.filter(|_| runs.iter().all(|run| run.network == runs[0].network)),
     })
 }
 
@@ -138,9 +144,14 @@ pub fn beside(settings: &Settings) -> Result<(Vec<Scores>, String)> {
     seeds.sort_unstable();
     seeds.dedup();
     let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let is_other = |k: &Kept| k.network != Some(Network::Teacher);
+    let network = match settings.method == Method::Dino && kept.iter().any(is_other) {
+        true => " The kept runs of DINO measured the student, not the teacher.",
+        false => "",
+    };
     let note = format!(
         "Kept rows were not trained now: they are means over earlier runs of this preset ({} epochs, seeds {}, commit {}; \
-         docs/results/study.jsonl). --compare trains these variants here.",
+         docs/results/study.jsonl). --compare trains these variants here.{network}",
         settings.epochs,
         seeds.join(", "),
         commits.join(", ")

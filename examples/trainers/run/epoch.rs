@@ -7,12 +7,14 @@ use candle_core::Tensor;
 
 use super::{Run, State, checkpoint, file};
 use crate::{
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::Evaluation,
+    finite,
     knn::spread,
     loader::Loader,
     records::{Epoch, Record, Step, finite},
     vit::Vit,
+    weights::Weights,
 };
 
 /// Images of the evaluations between epochs: the neighbors come from this many, for this many queries.
@@ -36,12 +38,15 @@ impl Run {
         self.log.write(Record::Step(seen))?;
         self.progress.step(&seen);
         self.step += 1;
+        let stop = self.interrupt.asked() && self.step < self.steps;
+        let due = self.checkpoint_every.is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         let epoch_ends = self.step.is_multiple_of(self.epoch_steps);
+        if epoch_ends || due || stop {
+            self.check_weights(state)?;
+        }
         if epoch_ends {
             self.end_epoch(encoder, figures)?;
         }
-        let stop = self.interrupt.asked() && self.step < self.steps;
-        let due = self.checkpoint_every.is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         if epoch_ends || due || stop {
             let (settings, card, step) = (&self.settings, self.card(), self.step);
             let save = |path: &Path| checkpoint::save(path, state, settings, &card, step);
@@ -52,6 +57,18 @@ impl Run {
             self.progress.begin_epoch();
         }
         self.stopped = stop;
+        Ok(())
+    }
+
+    /// Whether the weights after the last update are finite: no loss shows those of the last step.
+    fn check_weights(&self, state: &State) -> Result<()> {
+        for weights in [Some(&state.online), state.momentum.as_ref()].into_iter().flatten() {
+            let named = weights.named();
+            finite::ensure_weights(
+                named.iter().map(|(name, var)| (name.as_str(), var.as_tensor())),
+            )
+            .with_context(|| format!("after {} steps. {}", self.step, self.saved.last_good()))?;
+        }
         Ok(())
     }
 
@@ -105,7 +122,8 @@ impl Run {
             statistics: &self.augment.statistics,
             device: &self.device,
         };
-        let encode = |x: &Tensor| Ok(encoder.forward(x)?);
+        // The weights were checked by themselves.
+        let encode = |x: &Tensor| finite::features(encoder, [], x);
         let mut extra: BTreeMap<_, _> =
             figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         extra.retain(|_, v: &mut f64| v.is_finite());
@@ -131,21 +149,28 @@ impl Run {
             method: self.settings.method.name().to_string(),
             mode: self.settings.mode().to_string(),
             seed: self.settings.seed,
+            network: Network::of(self.settings.method),
         }
     }
 
+    /// Writes the encoder that is evaluated, and beside DINO's teacher its student.
     pub(super) fn save_encoder(&self, state: &State) -> Result<()> {
-        let weights: Vec<_> = state
-            .online
-            .named()
-            .into_iter()
-            .filter_map(|(name, var)| {
+        let card = self.card();
+        let save = |weights: &Weights, card: &Card, name: &str| {
+            let encoder = weights.named().into_iter().filter_map(|(name, var)| {
                 let name = name.strip_prefix("encoder.")?;
                 Some((name.to_string(), var.as_detached_tensor()))
-            })
-            .collect();
-        let bytes = encoder::to_bytes(&weights, &self.card())?;
-        file::write(&self.folder.join("encoder.safetensors"), &bytes)
+            });
+            let bytes = encoder::to_bytes(&encoder.collect::<Vec<_>>(), card)?;
+            file::write(&self.folder.join(name), &bytes)
+        };
+        if card.network == Network::Encoder {
+            return save(&state.online, &card, "encoder.safetensors");
+        }
+        let teacher = state.momentum.as_ref().context("expected the weights of the teacher")?;
+        save(teacher, &card, "encoder.safetensors")?;
+        let student = Card { network: Network::Encoder, ..card };
+        save(&state.online, &student, "student.safetensors")
     }
 }
 

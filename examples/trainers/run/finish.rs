@@ -1,14 +1,17 @@
 //! The end of a run: it measures the encoder, prints the scores beside other variants, and writes the report.
 
 use anyhow::{Result, bail, ensure};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, scores};
 use crate::{
+    encoder::Network,
     eval::{self, Evaluation},
+    finite,
     knn::spread,
     overhead,
-    records::{Record, Step},
+    records::{Record, Step, mean},
     report::folder::{self, Folder},
     settings::Method,
     vit::Vit,
@@ -20,6 +23,9 @@ use crate::{
 pub struct Outcome {
     pub method: String,
     pub mode: String,
+    /// Which network was measured.
+    #[serde(default)]
+    pub network: Network,
     pub seed: u64,
     pub epochs: usize,
     pub steps: usize,
@@ -82,8 +88,7 @@ pub struct Means {
 impl Means {
     fn of(steps: &[&Step]) -> Option<Self> {
         let mean = |value: fn(&Step) -> Option<f32>| {
-            let values: Vec<f32> = steps.iter().filter_map(|&s| value(s)).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f32>() / values.len() as f32)
+            Some(mean(steps.iter().filter_map(|&s| value(s)))? as f32)
         };
         Some(Self {
             loss: mean(|s| Some(s.loss))?,
@@ -95,9 +100,9 @@ impl Means {
 }
 
 impl Run {
-    /// Saves the encoder, measures it on all images, and writes the report; with `--compare`, trains the variants too. After
+    /// Saves the encoder that the method's paper evaluates, of DINO the teacher, measures it on all images, and writes the report; with `--compare`, trains the variants too. After
     /// Ctrl-C it says how to go on instead, and ends the program.
-    pub fn finish(self, encoder: &Vit, state: &State) -> Result<()> {
+    pub fn finish(mut self, encoder: &Vit, state: &State) -> Result<()> {
         self.progress.finish();
         if self.stopped {
             println!(
@@ -108,14 +113,24 @@ impl Run {
             );
             std::process::exit(130);
         }
-        self.save_encoder(state)?;
         let evaluation = Evaluation {
             bank: &self.data.bank,
             test: &self.data.test,
             statistics: &self.augment.statistics,
             device: &self.device,
         };
-        let outcome = self.outcome(&evaluation, encoder)?;
+        let outcome = match self.outcome(&evaluation, encoder) {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                self.saved.roll_back()?;
+                return Err(e.context(format!(
+                    "cannot measure the encoder after {} steps. {}",
+                    self.step,
+                    self.saved.last_good()
+                )));
+            }
+        };
+        self.save_encoder(state)?;
         let json = serde_json::to_vec_pretty(&outcome)?;
         file::write(&self.folder.join("result.json"), &json)?;
         let page = self.folder.join("report.html");
@@ -145,7 +160,9 @@ impl Run {
     }
 
     fn outcome(&self, evaluation: &Evaluation, encoder: &Vit) -> Result<Outcome> {
-        let trained = evaluation.accuracies(|x| Ok(encoder.forward(x)?))?;
+        // The weights were checked by themselves.
+        let encode = |x: &Tensor| finite::features(encoder, [], x);
+        let trained = evaluation.accuracies(encode)?;
         let records = self.log.records();
         let steps: Vec<&Step> = records
             .iter()
@@ -158,10 +175,11 @@ impl Run {
         let eighths = steps.chunks(eighth.max(1)).filter_map(Means::of);
         let lowest = eighths.min_by(|a, b| a.invariance.total_cmp(&b.invariance));
         let (images_per_s, waiting) = self.speed();
-        let features = evaluation.test_features(|x| Ok(encoder.forward(x)?))?;
+        let features = evaluation.test_features(encode)?;
         Ok(Outcome {
             method: self.settings.method.name().to_string(),
             mode: self.settings.mode().to_string(),
+            network: Network::of(self.settings.method),
             seed: self.settings.seed,
             epochs: self.settings.epochs,
             steps: self.steps,

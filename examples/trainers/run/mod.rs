@@ -5,7 +5,8 @@
 //!   config.json             all settings
 //!   metrics.jsonl           a line a step, a line an epoch
 //!   checkpoint.safetensors  what --resume needs
-//!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors
+//!   encoder.safetensors     the trained encoder, for evaluate and for VarBuilder::from_mmaped_safetensors; of DINO the teacher
+//!   student.safetensors     of DINO only: the student
 //!   result.json             the last measurements
 //!   report.html             curves and figures
 //!   compare.html            with --compare, this run beside lambda0/ and baseline/
@@ -51,8 +52,14 @@ const PROBE_EVERY: usize = 32;
 const PROBE_FIRST: usize = 8;
 
 /// The files of a run besides its configuration, its metrics and its checkpoint.
-const OUTPUTS: [&str; 5] =
-    ["encoder.safetensors", "result.json", "evaluation.json", "report.html", "compare.html"];
+const OUTPUTS: [&str; 6] = [
+    "encoder.safetensors",
+    "student.safetensors",
+    "result.json",
+    "evaluation.json",
+    "report.html",
+    "compare.html",
+];
 
 pub struct Run {
     pub settings: Settings,

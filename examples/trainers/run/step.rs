@@ -5,15 +5,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use rand::rngs::StdRng;
-use ser_reg::{Projector, Regularizer, SerOutput, grad, regularizer::RegularizerOutput};
+use ser_reg::{Projector, Regularizer, SerOutput, regularizer::RegularizerOutput};
 
 use super::{PROBE_EVERY, PROBE_FIRST, Run, State};
 use crate::{
     addon::AddOn,
     clip::{clip_to, freeze},
+    encoder::Network,
     loader::Drawn,
     overhead,
     random::{Purpose, generator, seed},
+    reach,
     records::{Record, Step},
     settings::SerImages,
     views::{self, Images},
@@ -51,6 +53,11 @@ impl Batch {
         model: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> candle_core::Result<Option<[Tensor; 2]>> {
         views::encode(&self.crops, model)
+    }
+
+    /// The images of the regularizer as one tensor.
+    fn ser_images(&self) -> Option<&Tensor> {
+        self.ser.as_ref().map(|(Images::Own(images) | Images::Shared(images))| images)
     }
 
     /// The generator of the regularizer's views. It is separate: crops and order are the same without the regularizer.
@@ -168,7 +175,7 @@ impl Run {
                 figures.push((name, f64::from(value.to_scalar::<f32>()?)));
             }
             if self.step == 0 {
-                addon.assert_reaches(&out, &named, &self.vit)?;
+                addon.assert_reaches(&out, &named, &self.vit, &batch.crops.each_ref())?;
             }
         }
         if let Some(term) = &losses.ser {
@@ -186,11 +193,12 @@ impl Run {
             self.probe(batch, losses.keys, encoder, ser)?;
             if self.step == 0 {
                 let reached = tapped(&named, &self.vit, self.settings.ser.layer);
-                grad::assert_reaches(&term.unweighted, reached)?;
+                reach::assert_reaches(&term.unweighted, reached, batch.ser_images())?;
             }
         }
         if self.step == 0 {
-            grad::assert_reaches(&loss, trained(&named, &self.vit))?;
+            let images = batch.crops.iter().chain(batch.ser_images());
+            reach::assert_reaches(&loss, trained(&named, &self.vit), images)?;
         }
 
         let mut grads = loss.backward()?;
@@ -205,7 +213,12 @@ impl Run {
             let momentum = state.momentum.as_ref().context("expected momentum weights")?;
             momentum.follow(&state.online, m)?;
         }
-        self.end_step(seen, figures, encoder, state)
+        // What is measured between epochs is the network that the run will save.
+        let measured = match (Network::of(self.settings.method), losses.keys) {
+            (Network::Teacher, Some((teacher, _))) => teacher,
+            _ => encoder,
+        };
+        self.end_step(seen, figures, measured, state)
     }
 
     /// Compares the gradients of both losses if it is due, records the result and sets λ for the next step.

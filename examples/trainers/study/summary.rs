@@ -2,7 +2,11 @@
 
 use anyhow::Result;
 
-use super::{ledger::Entry, plan, statistics::Mean};
+use super::{
+    ledger::{self, Entry},
+    plan,
+    statistics::Mean,
+};
 use crate::{
     report::{
         page::{Figure, Page},
@@ -197,6 +201,7 @@ fn variants(entries: &[Entry], group: &str) -> Vec<(String, String)> {
 
 /// Everything as Markdown.
 pub fn markdown(entries: &[Entry]) -> String {
+    let entries = &ledger::distinct(entries).entries;
     let mut text = String::new();
     text += "## Methods\n\nMean ± 95 % interval (t) over seeds.\n\n";
     text += &table(entries, &variants(entries, "methods"));
@@ -316,6 +321,7 @@ fn trends(entries: &[Entry]) -> String {
 
 /// The methods as a page of charts.
 pub fn html(entries: &[Entry]) -> Result<String> {
+    let entries = &ledger::distinct(entries).entries;
     let methods = Method::ALL.map(Method::name);
     let variants = ["baseline", "λ=0", "SER"];
     let mut page = Page::new(

@@ -8,16 +8,18 @@ use nalgebra::{DMatrix, DVector};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     data::Images,
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::{
         self, Options, Part, Report, Subject,
-        corruption::{Corruption, Picture, SEVERITIES, generator},
+        border::Border,
+        corruption::{Corruption, Picture, SEVERITIES, generator, picture::Edge},
         dense::{
             self,
             boxes::{self, Box, Detection, Regression},
             correspondence,
             scene::Scene,
         },
+        matching,
         perturbation::Perturbation,
         pose::Robustness,
         probe::{self, Probe},
@@ -74,6 +76,7 @@ fn card(images: &Images) -> Card {
         method: "moco_v3".to_string(),
         mode: "ser".to_string(),
         seed: 5,
+        network: Network::Encoder,
     }
 }
 
@@ -447,7 +450,8 @@ fn an_encoder_relative_to_itself_has_an_mce_and_a_flip_rate_of_a_hundred() {
     assert!(c.relative_mce.is_none_or(|m| (m - 100.0).abs() < 1e-9));
     assert_eq!(c.each.len(), 15);
     assert!(c.each.iter().all(|e| e.errors == e.errors_of_reference));
-    let p = stability::perturbations(&own, &other, &test, 5, 0, || ()).unwrap();
+    let p = stability::perturbations(&own, &other, &test, Border::Black, 5, 0, || ());
+    let p = p.unwrap();
     assert!(p.mfr.is_none_or(|m| (m - 100.0).abs() < 1e-9), "{p:?}");
     assert_eq!(p.each.len(), 9);
 }
@@ -486,10 +490,10 @@ fn flips_are_counted_frame_by_frame() {
 fn sequences_pass_through_the_picture_itself() {
     let x = blobs(28, 3, 1);
     for perturbation in Perturbation::ALL {
-        let frames = perturbation.frames(&x, 0, 0);
+        let frames = perturbation.frames(&x, Edge::Black, 0, 0);
         let name = perturbation.name();
         assert_eq!(frames.len(), perturbation.length(), "{name}");
-        assert_eq!(frames, perturbation.frames(&x, 0, 0), "{name}");
+        assert_eq!(frames, perturbation.frames(&x, Edge::Black, 0, 0), "{name}");
         let inside = |f: &Picture| f.pixels.iter().all(|p| (0.0..=1.0).contains(p));
         assert!(frames.iter().all(inside), "{name}");
         let itself = match perturbation {
@@ -504,7 +508,7 @@ fn sequences_pass_through_the_picture_itself() {
         assert!(d > 1e-3, "{name}: {d}");
     }
     // One pixel to the right with each frame.
-    let frames = Perturbation::Translate.frames(&x, 0, 0);
+    let frames = Perturbation::Translate.frames(&x, Edge::Black, 0, 0);
     assert_eq!(frames[8].pixels[1..28], x.pixels[..27]);
     assert_eq!(frames[8].pixels[0], 0.0);
 }
@@ -647,7 +651,11 @@ fn an_equivariant_map_finds_all_tokens_again_and_a_shuffled_one_few() {
 #[test]
 fn scenes_say_where_their_objects_are() {
     let images = bars(30, 1, 0);
-    let draw = |i| Scene::draw(&images, 32, 4, &mut generator(1, 2, i));
+    let draw = |i| {
+        let mut rng = generator(1, 2, i);
+        let candidates = [(); 3].map(|()| rng.random_range(0..30));
+        Scene::draw(&images, candidates, 32, 4, &mut rng)
+    };
     let mut counts = BTreeMap::new();
     for i in 0..60 {
         let scene = draw(i);
@@ -736,6 +744,7 @@ fn quick() -> Options {
         corrupted: Some(9),
         sequences: 3,
         dense: dense::Options { train: 12, test: 6, side: Some(24), layer: None },
+        matching: matching::Options { images: 4, layer: None },
         ..Options::default()
     }
 }

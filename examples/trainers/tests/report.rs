@@ -18,7 +18,7 @@ use ser_reg::{GridOperator, Resample, TokenGrid};
 use ser_reg_trainers::{
     cli::Args,
     data::Images,
-    encoder::{self, Card},
+    encoder::{self, Card, Network},
     eval::POSES,
     records::{Balanced, BalancedLayer, Epoch, Record, Step},
     report::{
@@ -623,6 +623,7 @@ fn leave_run(folder: &Path, options: &[&str], finished: bool, trained: bool) {
             method: settings.method.name().to_string(),
             mode: settings.mode().to_string(),
             seed: settings.seed,
+            network: Network::Encoder,
         };
         let named = weights.named().into_iter();
         let tensors: Vec<_> = named.map(|(name, var)| (name, var.as_detached_tensor())).collect();
@@ -634,6 +635,7 @@ fn outcome(settings: &Settings) -> Outcome {
     Outcome {
         method: settings.method.name().to_string(),
         mode: settings.mode().to_string(),
+        network: Network::Encoder,
         seed: settings.seed,
         epochs: settings.epochs,
         steps: 40,
@@ -699,6 +701,7 @@ fn runs_that_do_not_compare_are_named() {
     let folder = tempfile::TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     leave_run(&at("whole"), &[], true, false);
+    leave_run(&at("copy"), &[], true, false);
     leave_run(&at("part"), &["--baseline"], false, false);
     leave_run(&at("other"), &["--data", "/no/such/data"], true, false);
     leave_run(&at("deep/whole"), &["--seed", "1"], true, false);
@@ -707,6 +710,7 @@ fn runs_that_do_not_compare_are_named() {
     for (runs, shown, notes) in [
         (vec![at("whole")], 1, vec!["There is one run only"]),
         (vec![at("whole"), twice], 1, vec!["named twice", "one run only"]),
+        (vec![at("whole"), at("copy")], 1, vec!["copy is a copy of", "one run only"]),
         (vec![at("whole"), at("part")], 2, vec!["part is unfinished"]),
         (vec![at("part")], 1, vec!["after 0 steps", "one run only"]),
         (vec![at("whole"), at("other")], 2, vec!["different data", "/no/such/data"]),
@@ -789,7 +793,7 @@ fn many_runs_have_a_color_each() {
 #[test]
 fn kept_scores_are_the_ledger_s() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let entries = ledger::read(&root.join("docs/results/study.jsonl")).unwrap();
+    let entries = ledger::read(&root.join("docs/results/study.jsonl")).unwrap().entries;
     assert!(!entries.is_empty(), "the ledger is there");
     let file = fs::read_to_string(root.join(kept::PATH)).unwrap();
     assert_eq!(

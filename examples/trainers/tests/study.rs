@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs};
 
 use ser_reg_trainers::study::{
-    ledger::{self, Entry},
+    ledger::{self, Entry, Ledger},
     plan,
     statistics::Mean,
     summary,
@@ -27,6 +27,7 @@ fn entry(method: &str, variant: &str, seed: u64, probe: f64) -> Entry {
         threads: 1,
         commit: "none".to_string(),
         machine: "none".to_string(),
+        network: None,
     }
 }
 
@@ -60,23 +61,110 @@ fn differences_pair_seeds() {
 fn a_ledger_survives_a_line_cut_off() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("deep/study.jsonl");
-    assert_eq!(ledger::read(&path).unwrap(), []);
+    assert_eq!(ledger::read(&path).unwrap(), Ledger::default());
     let entries = [entry("dino", "SER", 0, 70.0), entry("dino", "SER", 1, 71.0)];
     for e in &entries {
         ledger::append(&path, e).unwrap();
     }
-    assert_eq!(ledger::read(&path).unwrap(), entries);
+    assert_eq!(ledger::read(&path).unwrap().entries, entries);
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, format!("{text}{{\"id\": \"cut")).unwrap();
-    assert_eq!(ledger::read(&path).unwrap(), entries);
+    let read = ledger::read(&path).unwrap();
+    assert_eq!(read.entries, entries);
+    assert!(read.notes[0].contains("line 3 was cut off"), "{:?}", read.notes);
     // The next line begins on its own.
-    ledger::mend(&path).unwrap();
+    let mended = ledger::mend(&path).unwrap().unwrap();
+    assert!(mended.contains("study.jsonl") && mended.contains(r#"{"id": "cut"#), "{mended}");
+    assert_eq!(ledger::mend(&path).unwrap(), None);
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
     ledger::append(&path, &entry("dino", "SER", 2, 72.0)).unwrap();
-    assert_eq!(ledger::read(&path).unwrap().len(), 3);
+    assert_eq!(ledger::read(&path).unwrap().entries.len(), 3);
     ledger::mend(&folder.path().join("none")).unwrap();
     fs::write(&path, format!("nonsense\n{text}")).unwrap();
     let error = format!("{:#}", ledger::read(&path).unwrap_err());
     assert!(error.contains("study.jsonl, line 1"), "{error}");
+}
+
+/// A line may be cut off by a kill, in the middle or just before its end, and another study may write the next one.
+#[test]
+fn a_line_that_was_cut_off_spoils_no_other() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("study.jsonl");
+    let [first, second] = [entry("dino", "SER", 0, 70.0), entry("dino", "SER", 1, 71.0)];
+    let line = serde_json::to_string(&first).unwrap();
+    fs::write(&path, format!("{line}\n{}", &line[..line.len() / 2])).unwrap();
+    ledger::append(&path, &second).unwrap();
+    assert_eq!(ledger::read(&path).unwrap().entries, [first.clone(), second.clone()]);
+    // A whole line without its end is a finished run.
+    fs::write(&path, &line).unwrap();
+    ledger::mend(&path).unwrap();
+    assert_eq!(ledger::read(&path).unwrap().entries, std::slice::from_ref(&first));
+    fs::write(&path, &line).unwrap();
+    ledger::append(&path, &second).unwrap();
+    assert_eq!(ledger::read(&path).unwrap().entries, [first, second]);
+}
+
+#[test]
+fn several_studies_write_one_ledger() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("study.jsonl");
+    let all: Vec<Entry> = (0..120).map(|seed| entry("dino", "SER", seed, 70.0)).collect();
+    std::thread::scope(|scope| {
+        for part in all.chunks(30) {
+            let path = &path;
+            scope.spawn(move || {
+                for entry in part {
+                    ledger::mend(path).unwrap();
+                    ledger::append(path, entry).unwrap();
+                }
+            });
+        }
+    });
+    let mut entries = ledger::read(&path).unwrap().entries;
+    entries.sort_by_key(|e| e.seed);
+    assert_eq!(entries, all);
+    // A run belongs to one study at a time.
+    let run = folder.path().join("run");
+    let claim = ledger::claim(&run).unwrap();
+    assert!(claim.is_some() && ledger::claim(&run).unwrap().is_none());
+    drop(claim);
+    assert!(ledger::claim(&run).unwrap().is_some());
+}
+
+/// Five runs stay five runs, however often their lines are in the ledger.
+#[test]
+fn a_run_counts_once() {
+    let runs: Vec<Entry> =
+        (0..5).map(|seed| entry("moco_v3", "SER", seed, 70.0 + seed as f64)).collect();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("study.jsonl");
+    for run in runs.iter().chain(&runs) {
+        ledger::append(&path, run).unwrap();
+    }
+    let read = ledger::read(&path).unwrap();
+    assert_eq!(read.entries, runs);
+    assert_eq!(read.notes.len(), 1);
+    for part in ["5 entries repeat an earlier one", "moco_v3-SER-0", "moco_v3-SER-4"] {
+        assert!(read.notes[0].contains(part), "{:?}", read.notes);
+    }
+    // Nor do callers with entries of their own.
+    let twice = [runs.clone(), runs.clone()].concat();
+    assert_eq!(summary::markdown(&twice), summary::markdown(&runs));
+    assert!(summary::markdown(&twice).contains("| moco_v3 | SER | 5 | 72.0 ± 2.0 |"));
+    assert_eq!(summary::html(&twice).unwrap(), summary::html(&runs).unwrap());
+    // Of two results of one run the later one counts, under its old id or another.
+    for id in ["moco_v3-SER-2", "renamed"] {
+        let later = Entry { id: id.to_string(), seconds: 9.0, ..runs[2].clone() };
+        let later = Entry { figures: entry("", "", 0, 90.0).figures, ..later };
+        let distinct = ledger::distinct(&[&runs[..], std::slice::from_ref(&later)].concat());
+        assert_eq!(distinct.entries.len(), 5);
+        assert_eq!(distinct.entries[2], later);
+        let note = &distinct.notes[0];
+        assert!(note.contains("the later one counts") && note.contains(id), "{note}");
+    }
+    // Runs of another length, or another variant, are other runs.
+    let longer = Entry { id: "longer".to_string(), epochs: 4, ..runs[0].clone() };
+    assert_eq!(ledger::distinct(&[runs[0].clone(), longer]).notes, [""; 0]);
 }
 
 #[test]
@@ -150,7 +238,7 @@ fn add_ons_are_compared_between_layers() {
 #[test]
 fn finished_runs_are_known_by_the_plan() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl");
-    let done = ledger::read(path.as_ref()).unwrap();
+    let done = ledger::read(path.as_ref()).unwrap().entries;
     assert!(done.len() >= 84, "{}", done.len());
     let cells = plan::cells();
     for entry in done {

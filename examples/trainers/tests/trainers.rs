@@ -10,15 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use clap::Parser;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg_trainers::{
     cli::Args,
-    data, encoder,
-    eval::Report,
-    overhead,
+    data,
+    encoder::{self, Network},
+    eval::{Evaluation, Report},
+    overhead, reach,
     records::{Balanced, Record, Step},
     run::{file, finish::Outcome, log},
     settings::{Method, Settings},
@@ -214,7 +215,7 @@ fn a_run_starts_from_an_encoder() {
     let second = folder.path().join("second");
     let still = [&init[..], &["--learning-rate", "0"]].concat();
     succeeds(&run(&mut command(Method::BarlowTwins, &data, &second, &still)));
-    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let x = Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
     let output = |folder: &Path| {
         let (vit, card) = encoder::load(&folder.join("encoder.safetensors"), &Device::Cpu).unwrap();
         assert_eq!(card.vit.cls_after, 0);
@@ -375,13 +376,19 @@ fn a_loss_that_is_not_finite_stops_the_run() {
     for method in Method::ALL {
         let out = folder.path().join(method.name());
         let wild = ["--learning-rate", "1e30", "--warm-up", "0.5"];
-        let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
         // The first step has a rate of zero, so the weights after it are good; those after the second are not.
         let parts = [
             "step 2: the loss is ",
             "the base method's is ",
             "the equivariance loss ",
-            "The last good checkpoint is of step 1: ",
+            "There is no good checkpoint yet",
+        ];
+        fails(&run(&mut command(method, &data, &out, &wild)), &parts);
+        // Where a checkpoint is due, the weights are looked at before they are saved.
+        let more = [&wild[..], &["--checkpoint-every", "1"]].concat();
+        let parts = [
+            "after 2 steps. The last good checkpoint is of step 1: ",
+            "the weight encoder.patch.bias: expected finite values",
         ];
         fails(&run(&mut command(method, &data, &out, &more)), &parts);
         // And that is the one which is there: its weights are finite, and it is taken up.
@@ -880,7 +887,7 @@ fn the_encoder_loads_from_a_mapped_file() {
     #[allow(unsafe_code)]
     let mapped = unsafe { VarBuilder::from_mmaped_safetensors(&[&path], DType::F32, &Device::Cpu) };
     let mapped = Vit::new(&card.vit, mapped.unwrap()).unwrap();
-    let x = candle_core::Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
+    let x = Tensor::rand(0f32, 1., (2, 1, 12, 12), &Device::Cpu).unwrap();
     let values = |vit: &Vit| vit.forward(&x).unwrap().to_vec2::<f32>().unwrap();
     assert_eq!(values(&vit), values(&mapped));
     assert_eq!(values(&vit), values(&of_checkpoint));
@@ -893,6 +900,110 @@ fn the_encoder_loads_from_a_mapped_file() {
     for file in ["encoder.safetensors", "result.json", "report.html"] {
         assert!(!out.join(file).exists(), "{file}");
     }
+}
+
+/// The moving average of the student is the encoder of DINO; the student lies beside it.
+#[test]
+fn dino_saves_and_measures_its_teacher() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let out = folder.path().join("run");
+    succeeds(&run(&mut command(Method::Dino, &data, &out, &["--evaluate-every", "1"])));
+    let checkpoint =
+        candle_core::safetensors::load(out.join("checkpoint.safetensors"), &Device::Cpu);
+    let checkpoint = checkpoint.unwrap();
+    let read = |name: &str| encoder::read(&out.join(name), &Device::Cpu).unwrap();
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (file, prefix, network) in [
+        ("encoder.safetensors", "momentum/encoder.", Network::Teacher),
+        ("student.safetensors", "online/encoder.", Network::Encoder),
+        ("checkpoint.safetensors", "momentum/encoder.", Network::Teacher),
+    ] {
+        let (weights, card) = read(file);
+        assert_eq!(card.network, network, "{file}");
+        assert!(weights.len() > 20);
+        for (name, tensor) in &weights {
+            assert_eq!(values(tensor), values(&checkpoint[&format!("{prefix}{name}")]), "{name}");
+        }
+    }
+    // Both differ, and the measurements are the teacher's: those of the run are those of its file.
+    let [teacher, student] = ["encoder.safetensors", "student.safetensors"].map(|name| {
+        let (vit, card) = encoder::load(&out.join(name), &Device::Cpu).unwrap();
+        let data = data::load(&data, &data::Wanted::default()).unwrap();
+        let evaluation = Evaluation::of(&data, &card.statistics, &Device::Cpu);
+        evaluation.equivariance(&vit).unwrap()
+    });
+    let outcome: Outcome =
+        serde_json::from_slice(&fs::read(out.join("result.json")).unwrap()).unwrap();
+    assert_eq!(outcome.network, Network::Teacher);
+    let near = |scores: &[Option<f64>], expected: &[f64]| {
+        scores.iter().zip(expected).all(|(a, b)| (a.unwrap() - b).abs() < 1e-6)
+    };
+    assert!(near(&outcome.equivariance, &teacher), "{:?} {teacher:?}", outcome.equivariance);
+    assert!(!near(&outcome.equivariance, &student), "{student:?}");
+    let records = log::read(&out.join("metrics.jsonl")).unwrap();
+    let last = records.iter().rev().find_map(|record| match record {
+        Record::Epoch(epoch) => Some(epoch),
+        _ => None,
+    });
+    assert!(near(&last.unwrap().equivariance, &teacher));
+    // The other methods save the encoder that gradients train.
+    let out = folder.path().join("moco");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &out, &[])));
+    let (_, card) = encoder::read(&out.join("encoder.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(card.network, Network::Encoder);
+    assert!(!out.join("student.safetensors").exists());
+}
+
+/// Black images: no weight of the patches can learn anything, and no layer is at fault.
+#[test]
+fn constant_images_are_named_as_such() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let path = data.join("train-images-idx3-ubyte");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[16..].fill(0);
+    fs::write(&path, bytes).unwrap();
+    let out = folder.path().join("run");
+    let expected =
+        "--data: expected images that differ, got a first batch in which every image is constant";
+    for method in Method::ALL {
+        for more in [&[][..], &["--baseline"], &["--ser-images", "own"], &["--ratio", "1"]] {
+            let output = run(&mut command(method, &data, &out, more));
+            fails(&output, &[expected, "encoder.patch.weight"]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!said.contains("cuts the graph"), "{said}");
+        }
+    }
+    for addon in ["equimod", "augself", "essl", "stl"] {
+        fails(&run(&mut command(Method::MocoV3, &data, &out, &["--addon", addon])), &[expected]);
+    }
+}
+
+/// A graph that is cut stays the model's fault, whatever the images.
+#[test]
+fn only_a_zero_gradient_is_blamed_on_the_images() {
+    let at =
+        |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap().reshape((2, 1, 1, 2)).unwrap();
+    let (w, other) = (Var::new(2f32, &Device::Cpu).unwrap(), Var::new(2f32, &Device::Cpu).unwrap());
+    let error = |images: &Tensor, absent: bool| {
+        let x = (images.get(0).unwrap() - images.get(1).unwrap()).unwrap();
+        let loss = x.broadcast_mul(&w).unwrap().sum_all().unwrap();
+        let mut vars = vec![("w".to_string(), w.clone())];
+        if absent {
+            vars.push(("other".to_string(), other.clone()));
+        }
+        reach::assert_reaches(&loss, vars, [images]).map_err(|e| e.to_string())
+    };
+    let (constant, alike) = (at(&[1., 1., 1., 1.]), at(&[1., 2., 1., 2.]));
+    assert!(error(&constant, false).unwrap_err().contains("every image is constant"));
+    assert!(error(&alike, false).unwrap_err().contains("all images are alike"));
+    for images in [&constant, &alike] {
+        assert!(error(images, true).unwrap_err().contains("cuts the graph"));
+    }
+    // Two images whose differences cancel: they are no reason.
+    assert!(error(&at(&[1., 2., 2., 1.]), false).unwrap_err().contains("cuts the graph"));
+    assert!(error(&at(&[1., 2., 5., 1.]), false).is_ok());
 }
 
 /// Colorful images of any size in two classes, one of them damaged.

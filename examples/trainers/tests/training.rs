@@ -14,7 +14,9 @@ use ser_reg_trainers::{
     knn::{Bank, spread},
     loader::{Loader, LoaderConfig},
     method::moco::{self, Widths, contrast},
+    nn,
     optimizer::AdamW,
+    records,
     views::{self, Images, colored, encode, join},
     vit::{Vit, VitConfig},
     weights::Weights,
@@ -269,4 +271,19 @@ fn weights_are_taken_over_by_name_and_shape() {
     assert_eq!(values(&vit.forward(&x).unwrap()), before);
     to.load("encoder.", &file(&from)).unwrap();
     assert_eq!(values(&vit.forward(&x).unwrap()), expected);
+}
+
+/// In f32 a sum over many values forgets what it adds: the mean of a million losses would be off in the fourth digit.
+#[test]
+fn means_over_many_values_keep_their_digits() {
+    let value = |i: usize| 5.2441 + (i % 7) as f32 * 1e-3;
+    let all = || (0..1_000_000).map(value);
+    let exact = all().map(f64::from).sum::<f64>() / 1e6;
+    let naive = f64::from(all().sum::<f32>() / 1e6);
+    assert!((naive - exact).abs() > 1e-4, "the values must tell: {naive} {exact}");
+    assert!((records::mean(all()).unwrap() - exact).abs() < 1e-9);
+    assert_eq!(records::mean(std::iter::empty()), None);
+    let column = Tensor::from_iter(all(), &CPU).unwrap().reshape((1_000_000, 1)).unwrap();
+    let mean = values(&nn::mean_row(&column).unwrap());
+    assert!((f64::from(mean[0]) - exact).abs() < 1e-6, "{mean:?} {exact}");
 }

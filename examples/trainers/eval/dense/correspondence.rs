@@ -6,7 +6,10 @@ use rayon::prelude::*;
 use ser_reg::{GridOperator, Resample, TokenGrid};
 use serde::{Deserialize, Serialize};
 
-use crate::{eval::watch::POSES, nn::normalize};
+use crate::{
+    eval::watch::POSES,
+    nn::{mean_row, normalize},
+};
 
 /// Percentages of tokens of objects, mean over the seven elements of D4 that are not the identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +90,6 @@ fn distance(a: usize, b: usize, grid: usize) -> usize {
 }
 
 fn unit(map: &Tensor) -> Result<Tensor> {
-    let mean = map.mean_keepdim((0, 1))?;
+    let mean = mean_row(&map.flatten_to(1)?)?;
     Ok(normalize(&map.broadcast_sub(&mean)?)?)
 }

@@ -10,8 +10,8 @@ pub mod scene;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Device, Tensor};
+use rand::{rngs::StdRng, seq::SliceRandom};
 use rayon::prelude::*;
-use ser_reg::tap;
 use serde::{Deserialize, Serialize};
 
 use self::{
@@ -21,10 +21,11 @@ use self::{
 };
 use super::{
     corruption::{generator, picture},
+    features::patches,
     probe::Probe,
     subject::Subject,
 };
-use crate::{data::Images, vit::Vit};
+use crate::data::{Images, draw};
 
 /// Strength of the token classifier's and the box regression's penalty.
 const L2: f64 = 1e-3;
@@ -102,6 +103,12 @@ pub fn measure(
         config.depth
     );
     ensure!(
+        !bank.is_empty() && !test.is_empty(),
+        "expected training and test images for the canvases, got {} and {}",
+        bank.len(),
+        test.len()
+    );
+    ensure!(
         options.train > 0 && options.test > 0,
         "expected at least one canvas to fit and one to test, got {} and {}",
         options.train,
@@ -118,7 +125,11 @@ pub fn measure(
     );
     let grid = side / patch;
     let set = |images: &Images, count: usize, stream: u64| -> Result<Set> {
-        let draw = |i| Scene::draw(images, side, patch, &mut generator(seed, stream, i as u64));
+        let deck = deck(images, 3 * count, &mut generator(draw::SEED, stream, 0));
+        let draw = |i: usize| {
+            let objects = [0, 1, 2].map(|k| deck[3 * i + k]);
+            Scene::draw(images, objects, side, patch, &mut generator(seed, stream, i as u64))
+        };
         let scenes: Vec<Scene> = (0..count).into_par_iter().map(draw).collect();
         let pictures: Vec<_> = scenes.iter().map(|s| s.canvas.clone()).collect();
         let x = picture::normalized(&pictures, &first.card.statistics, &first.device)?;
@@ -129,7 +140,7 @@ pub fn measure(
     let mut rows = Vec::new();
     for subject in subjects {
         let vit = subject.at_side(side)?;
-        rows.push(row(&subject.name, &sets, grid, |x| tokens(&vit, x, layer))?);
+        rows.push(row(&subject.name, &sets, grid, |x| subject.tokens(&vit, x, layer))?);
         done();
     }
     if raw {
@@ -144,6 +155,17 @@ pub fn measure(
         test_canvases: options.test,
         rows,
     })
+}
+
+/// `count` images for objects in random order, drawn by class; each of them again once all were taken.
+fn deck(images: &Images, count: usize, rng: &mut StdRng) -> Vec<usize> {
+    let mut deck = Vec::with_capacity(count);
+    while deck.len() < count {
+        let mut drawn = images.drawn(count - deck.len());
+        drawn.shuffle(rng);
+        deck.extend(drawn);
+    }
+    deck
 }
 
 fn row(
@@ -222,20 +244,4 @@ fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Ten
         maps.push(encode(&x.narrow(0, start, CHUNK.min(count - start))?)?.detach());
     }
     Ok(Tensor::cat(&maps, 0)?)
-}
-
-/// The grid tokens `(B, N, C)` of block `layer`.
-fn tokens(vit: &Vit, x: &Tensor, layer: usize) -> Result<Tensor> {
-    let map = tap::capture_until(&format!("block{layer}"), || vit.forward(x))?;
-    let prefix = vit.config().prefix(layer);
-    Ok(map.narrow(1, prefix, map.dim(1)? - prefix)?.contiguous()?)
-}
-
-/// Patches of pixels `(B, N, C·P·P)`.
-fn patches(x: &Tensor, patch: usize) -> Result<Tensor> {
-    let (batch, channels, side, _) = x.dims4()?;
-    let grid = side / patch;
-    let x = x.reshape(&[batch, channels, grid, patch, grid, patch][..])?;
-    let x = x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
-    Ok(x.reshape((batch, grid * grid, channels * patch * patch))?)
 }

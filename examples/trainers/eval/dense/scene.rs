@@ -33,8 +33,14 @@ const SCRAPS: usize = 3;
 const TRIES: usize = 30;
 
 impl Scene {
-    /// Draws a canvas of `side` pixels with one to three objects, labelled in patches of `patch` pixels.
-    pub fn draw(images: &Images, side: usize, patch: usize, rng: &mut StdRng) -> Self {
+    /// Draws a canvas of `side` pixels with one to three of the images `candidates`, labelled in patches of `patch` pixels.
+    pub fn draw(
+        images: &Images,
+        candidates: [usize; 3],
+        side: usize,
+        patch: usize,
+        rng: &mut StdRng,
+    ) -> Self {
         let mut canvas = texture(images.channels, side, rng);
         let mut owner_of_pixel = vec![None; side * side];
         for _ in 0..SCRAPS {
@@ -42,8 +48,7 @@ impl Scene {
         }
         let mut objects: Vec<Object> = Vec::new();
         let wanted = rng.random_range(1..=3);
-        for _ in 0..wanted {
-            let index = rng.random_range(0..images.len());
+        for &index in &candidates[..wanted] {
             let cutout = Cutout::draw(images, index, side, rng);
             let room = side.saturating_sub(cutout.side);
             for _ in 0..TRIES {

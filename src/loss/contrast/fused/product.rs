@@ -55,12 +55,7 @@ pub(super) fn panels<T: Real>(block: &mut [T], len: usize, then: impl Fn(usize, 
 }
 
 /// `out ← out + block·b`.
-pub(super) fn add_product<T: Real>(
-    block: &[T],
-    b: &[T],
-    width: usize,
-    out: &mut [T],
-) {
+pub(super) fn add_product<T: Real>(block: &[T], b: &[T], width: usize, out: &mut [T]) {
     let len = out.len() / width;
     out.par_chunks_mut(ROWS * width).enumerate().for_each(|(i, out)| {
         let count = out.len() / width;
@@ -73,12 +68,7 @@ pub(super) fn add_product<T: Real>(
 }
 
 /// `out ← out + blockᵀ·a`.
-pub(super) fn add_transposed_product<T: Real>(
-    block: &[T],
-    a: &[T],
-    width: usize,
-    out: &mut [T],
-) {
+pub(super) fn add_transposed_product<T: Real>(block: &[T], a: &[T], width: usize, out: &mut [T]) {
     let a = rows(a, width);
     out.par_chunks_mut(PANEL * width).zip(block.par_chunks(a.nrows() * PANEL)).for_each(
         |(out, tile)| {
