@@ -19,6 +19,39 @@ use ser_reg_trainers::{
 
 const CPU: Device = Device::Cpu;
 
+/// Images of 12x12 whose brightness tells their class, in the order of the classes.
+fn ordered(per_class: usize, classes: u32) -> Images {
+    let mut images = Images { channels: 1, side: 12, ..Default::default() };
+    for class in 0..classes {
+        for i in 0..per_class {
+            let pixel = |p: usize| (40 * class) as u8 + (p * (i + 3) % 17) as u8;
+            images.pixels.extend((0..144).map(pixel));
+            images.labels.push(class);
+        }
+    }
+    images
+}
+
+fn subject(images: &Images) -> Subject {
+    let card = Card {
+        vit: VitConfig { dim: 16, ..VitConfig::small(images, 2, false).unwrap() },
+        statistics: images.statistics(),
+        layer: 2,
+        method: "moco_v3".to_string(),
+        mode: "ser".to_string(),
+        seed: 5,
+        network: Network::Encoder,
+    };
+    let weights = Weights::seeded(1);
+    Vit::new(&card.vit, weights.builder(&CPU)).unwrap();
+    let named = weights.named().into_iter().map(|(n, v)| (n, v.as_detached_tensor()));
+    Subject::new("encoder", named, &card, &CPU).unwrap()
+}
+
+fn evaluate(subject: &Subject, images: &Images, options: &Options) -> Report {
+    eval::evaluate(subject, None, images, images, options, &ProgressBar::hidden()).unwrap()
+}
+
 /// Under identity-like conditions the accuracy of a part is the accuracy on the images that were drawn.
 #[test]
 fn parts_measure_the_images_that_are_drawn() {
