@@ -10,6 +10,9 @@
 //! valid; the last one is the fewest tokens that were compared. An error below 1e-10 is rounding. The small figures of
 //! nearest are no merit: it moves tokens by up to half a cell, and back.
 
+#[macro_use]
+mod console;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use rand::{SeedableRng, rngs::StdRng};
@@ -68,10 +71,11 @@ fn shown(error: f64) -> String {
 }
 
 fn main() -> Result<()> {
-    let numbers: Vec<usize> = std::env::args()
-        .skip(1)
-        .map(|a| a.parse().with_context(|| format!("expected ROWS COLUMNS WAVES, got {a}")))
-        .collect::<Result<_>>()?;
+    let number = |arg: std::ffi::OsString| {
+        let number = arg.to_str().and_then(|arg| arg.parse().ok());
+        number.with_context(|| format!("expected three numbers, ROWS COLUMNS WAVES, got {arg:?}"))
+    };
+    let numbers: Vec<usize> = std::env::args_os().skip(1).map(number).collect::<Result<_>>()?;
     let (rows, cols, waves) = match numbers[..] {
         [] => (16, 16, 1),
         [rows, cols, waves] => (rows, cols, waves),

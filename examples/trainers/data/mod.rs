@@ -1,6 +1,7 @@
 //! Labelled images from disk: IDX files, CIFAR-10 binaries, or a folder of class sub-folders.
 
 mod cifar;
+mod fingerprint;
 mod folder;
 mod idx;
 mod images;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use folder::Listing;
 
+pub use fingerprint::Fingerprint;
 pub use folder::Folder;
 pub use images::Images;
 pub use picture::{Interpolation, Picture, Shaper, Window};
