@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
@@ -87,7 +87,10 @@ fn run() -> Result<()> {
     let encoder = Subject::load(&args.encoder, &device)?;
     let reference = match args.reference.as_str() {
         "untrained" => None,
-        path => Some(Subject::load(path.as_ref(), &device)?.named(path)),
+        path => {
+            let reference = Subject::load(path.as_ref(), &device);
+            Some(reference.with_context(|| format!("--reference {path}"))?.named(path))
+        }
     };
     if let Some(layer) = args.dense_layer {
         count("--dense-layer", 1..=encoder.card.vit.depth, layer)?;

@@ -24,7 +24,7 @@ use ser_reg_trainers::{
     nn::Linear,
     optimizer::AdamW,
     progress::epoch,
-    settings::check::{count, number},
+    settings::check::{count, weight},
     vit::{Vit, VitConfig},
     weights::{Weights, tapped},
 };
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 }
 
 fn run(args: &Args) -> Result<()> {
-    number("--lambda", 0.0..=1e6, args.lambda)?;
+    weight("--lambda", args.lambda)?;
     let path = args.data.clone().unwrap_or_else(data::embedded);
     let mut data = data::load(&path, &data::Wanted::default())?;
     if args.smoke {

@@ -6,7 +6,10 @@
 //! cargo run --release --example minimal -- 0     # lambda 0, Barlow Twins alone: it falls to about 0.6
 //! ```
 
-use std::{env, io::Write};
+use std::{
+    env,
+    io::{self, Write},
+};
 
 use candle_core::{D, DType, Device, Error, Module, Result, Tensor};
 use candle_nn::{AdamW, Linear, Optimizer, VarBuilder, VarMap, linear, ops};
@@ -72,8 +75,10 @@ fn jitter(images: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
 /// Prints a line. Where nobody reads on, as in `| head -1`, the program ends quietly.
 macro_rules! println {
     ($($text:tt)*) => {
-        if writeln!(std::io::stdout(), $($text)*).is_err() {
-            std::process::exit(0)
+        if let Err(e) = writeln!(io::stdout(), $($text)*) {
+            let quiet = e.kind() == io::ErrorKind::BrokenPipe;
+            let _ = quiet || writeln!(io::stderr(), "Error: cannot print: {e}").is_ok();
+            std::process::exit(i32::from(!quiet))
         }
     };
 }

@@ -43,12 +43,12 @@ fn main() -> Result<()> {
     };
     let html = match args.compare {
         true => {
+            file::check_writable(&page, "--out")?;
             let comparison = Comparison::read(&args.runs)?;
             println!("{}", comparison.table().text());
             for note in &comparison.notes {
                 println!("{note}");
             }
-            file::check_writable(&page, "--out")?;
             comparison.html()?
         }
         false => {

@@ -132,7 +132,6 @@ fn check(args: &Args, ledger: &Path) -> Result<()> {
             "--only: expected groups of the study, got {group}"
         );
     }
-    ensure!(!args.out.as_os_str().is_empty(), "--out: expected a folder, got an empty path");
     if args.report {
         ensure!(
             ledger.is_file(),

@@ -41,7 +41,7 @@ impl BalanceRule {
         if let Some(target) = self.target {
             ensure!(
                 (1e-6..=1e6).contains(&target),
-                "--balance-target: expected a ratio above 0, from 1e-6 to 1e6, got {target}"
+                "--balance-target: expected a ratio above 0, from 1e-6 to 1e6, got {target:e}"
             );
         }
         Ok(())

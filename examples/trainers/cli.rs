@@ -72,13 +72,13 @@ pub struct Args {
     #[arg(long, value_parser = pairing, value_name = "NAME", help_heading = "Regularizer")]
     pub group: Option<Pairing>,
     /// Range of a view's area in tokens, relative to the image's: 0.7,1.3.
-    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
     pub scale: Option<(f64, f64)>,
     /// Range of a view's aspect ratio, columns over rows.
-    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
     pub aspect: Option<(f64, f64)>,
     /// Each view crops this fraction of the image's area. The loss compares the overlap: 0.3,1.
-    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
     pub crops: Option<(f64, f64)>,
     /// Each view is rotated by an angle from this range of degrees, besides its rotation by 90°. The loss compares the
     /// overlap: -30,30.

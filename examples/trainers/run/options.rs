@@ -46,10 +46,6 @@ impl Options {
         // A smoke run has its own number of epochs, and Barlow Twins no momentum: what is not used is checked too.
         count("--epochs", 1..=MOST, args.epochs.unwrap_or(1))?;
         below_one("--momentum", args.momentum.unwrap_or(0.0))?;
-        ensure!(
-            !options.folder.as_os_str().is_empty(),
-            "--out: expected the folder of the run, got an empty path"
-        );
         options.check_init(settings)?;
         Ok(options)
     }

@@ -27,6 +27,16 @@ pub fn number(flag: &str, range: RangeInclusive<f64>, value: f64) -> Result<()> 
     Ok(())
 }
 
+/// Checks the weight of a loss, in f32 too.
+pub fn weight(flag: &str, value: f64) -> Result<()> {
+    ensure!(
+        value == 0.0 || (1e-30..=1e6).contains(&value),
+        "{flag}: expected 0, or a number from 1e-30 to 1000000, got {}",
+        shown(value)
+    );
+    Ok(())
+}
+
 /// Checks that a count lies in `range`.
 pub fn count(flag: &str, range: RangeInclusive<usize>, value: usize) -> Result<()> {
     let (least, most) = (range.start(), range.end());
@@ -89,10 +99,10 @@ impl Settings {
     /// The regularizer's settings are checked in the baseline too: `config.json` holds them.
     fn check_regularizer(&self) -> Result<()> {
         let ser = &self.ser;
-        number("--lambda", 0.0..=1e6, ser.loss.lambda)?;
+        weight("--lambda", ser.loss.lambda)?;
         if let Objective::NtXent(contrastive) = ser.loss.objective {
             // Beyond these the softmax of f32 is saturated, or flat, and the loss has no gradient.
-            number("--temperature", 1e-3..=1e3, contrastive.temperature)?;
+            number("--temperature", 0.01..=1e3, contrastive.temperature)?;
         }
         number("--ratio", 0.0..=1.0, ser.ratio)?;
         let depth = self.preset.depth();
@@ -141,7 +151,7 @@ impl Settings {
             "--addon-layer: expected one of the {depth} blocks, got block {}",
             addon.layer
         );
-        number("--addon-lambda", 0.0..=1e6, addon.lambda)?;
+        weight("--addon-lambda", addon.lambda)?;
         let plain = self.batch_size - self.shared()?;
         ensure!(
             plain >= 2,
