@@ -75,10 +75,9 @@ fn jitter(images: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
 /// Prints a line. Where nobody reads on, as in `| head -1`, the program ends quietly.
 macro_rules! println {
     ($($text:tt)*) => {
-        if let Err(e) = writeln!(io::stdout(), $($text)*) {
-            let quiet = e.kind() == io::ErrorKind::BrokenPipe;
-            let _ = quiet || writeln!(io::stderr(), "Error: cannot print: {e}").is_ok();
-            std::process::exit(i32::from(!quiet))
+        match writeln!(io::stdout(), $($text)*) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+            result => result.map_err(Error::wrap)?,
         }
     };
 }

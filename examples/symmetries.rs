@@ -81,7 +81,9 @@ fn main() -> Result<()> {
         [rows, cols, waves] => (rows, cols, waves),
         _ => anyhow::bail!("expected three numbers, ROWS COLUMNS WAVES, got {numbers:?}"),
     };
-    ensure!(rows.min(cols) > 1, "expected two rows and two columns at least");
+    ensure!(rows.min(cols) > 1, "ROWS COLUMNS: expected at least 2, got {rows} and {cols}");
+    let most = rows.min(cols) / 2; // a wave takes two tokens
+    ensure!((1..=most).contains(&waves), "WAVES: expected 1 to {most}, got {waves}");
     let grid = TokenGrid::new(rows, cols)?;
     let map = testing::band_limited(grid, [waves, waves], &mut StdRng::seed_from_u64(0))?;
     println!("{grid} tokens, at most {waves} waves across them\n");

@@ -31,6 +31,7 @@ fn unknown_arguments_are_refused() {
     refused("fields", &["1"]);
     refused("symmetries", &["16", "16"]);
     refused("symmetries", &["16", "16", "1", "9"]);
+    refused("symmetries", &["16", "16", "18446744073709551615"]);
     refused("companions", &["--target-ratio", "NaN"]);
     #[cfg(unix)]
     {
@@ -66,7 +67,7 @@ fn output_that_nobody_reads_ends_a_program_quietly() {
             let output = program(name).stdout(full).stderr(Stdio::piped()).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{name}: {said}");
-            assert!(said.starts_with("Error: cannot print: "), "{name}: {said}");
+            assert!(said.starts_with("Error: "), "{name}: {said}");
         }
     }
 }

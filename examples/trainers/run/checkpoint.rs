@@ -118,7 +118,9 @@ pub fn restore(
         let metadata = header.metadata().clone().unwrap_or_default();
         let field = |name: &str| {
             let value = metadata.get(name);
-            value.with_context(|| format!("not a checkpoint: the header has no {name}"))
+            value.with_context(|| {
+                format!("not a checkpoint of this version: the header has no {name}")
+            })
         };
         let version = field("version")?;
         ensure!(version == VERSION, "expected a checkpoint of version {VERSION}, got {version}");

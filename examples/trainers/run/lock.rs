@@ -16,6 +16,9 @@ use anyhow::{Context, Result, bail};
 /// The name of the file that is locked, and that names the owner.
 const NAME: &str = ".lock";
 
+/// How often the file may be gone when it is locked.
+const TRIES: usize = 1000;
+
 /// The sole right to write into a folder, until it is dropped.
 pub struct Lock {
     path: PathBuf,
@@ -29,7 +32,7 @@ impl Lock {
     /// If another process has it: the process and its host. If nothing can be written into it.
     pub fn take(folder: &Path, flag: &str) -> Result<Self> {
         let path = folder.join(NAME);
-        loop {
+        for _ in 0..TRIES {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(false);
             let file = options.open(&path).with_context(|| {
@@ -42,11 +45,9 @@ impl Lock {
                     folder.display(),
                     owner(file)
                 ),
-                // Some network file systems have no locks: as before there were any here.
-                Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+                // Some network file systems have no locks.
                 Err(TryLockError::Error(e)) => {
-                    return Err(e)
-                        .with_context(|| format!("{flag}: cannot lock {}", path.display()));
+                    eprintln!("cannot lock {} ({e}): start no other program there", path.display());
                 }
             }
             let lock = Self { path: path.clone(), file };
@@ -56,6 +57,7 @@ impl Lock {
                 return Ok(lock);
             }
         }
+        bail!("{flag}: cannot lock {}, which other programs make and remove again", path.display())
     }
 
     fn write_owner(&self) -> io::Result<()> {
