@@ -6,7 +6,10 @@
 //! other, without data. The balance of gradients sets its weight. The other companions measure the
 //! two trained networks.
 
-use anyhow::Result;
+#[macro_use]
+mod console;
+
+use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{
     AdamW, Conv2d, Conv2dConfig, Linear, Module, Optimizer, VarBuilder, VarMap, conv2d_no_bias,
@@ -78,6 +81,11 @@ impl Net {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    ensure!(
+        args.target_ratio > 0.0 && args.target_ratio.is_finite(),
+        "--target-ratio: expected a finite number above 0, got {}",
+        args.target_ratio
+    );
     println!("== training, without the Reynolds penalty and with it");
     let (plain, _) = train(&args, false)?;
     let (soft, penalty) = train(&args, true)?;

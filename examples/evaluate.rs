@@ -15,9 +15,12 @@
 //! What it does not reproduce: the figures of the papers. Errors under corruption are relative to a reference that is named,
 //! not to AlexNet; frost is drawn; and canvases with pasted objects stand in for detection on photographs.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
@@ -25,7 +28,9 @@ use ser_reg_trainers::{
     data::{self, Wanted},
     environment,
     eval::{self, Options, Part, Subject, dense, matching, subject},
-    run::file,
+    println,
+    run::{file, lock::Lock},
+    settings::check::count,
 };
 
 #[derive(Debug, Parser)]
@@ -78,11 +83,22 @@ fn run() -> Result<()> {
     let args = Args::parse();
     let device = cli::device(&args.device)?;
     let weights = subject::file(&args.encoder);
+    let json = args.json.clone().unwrap_or_else(|| weights.with_file_name("evaluation.json"));
+    let _lock = match weights.exists() {
+        true => take(&json)?,
+        false => None, // the encoder is refused where it is read
+    };
     let encoder = Subject::load(&args.encoder, &device)?;
     let reference = match args.reference.as_str() {
         "untrained" => None,
-        path => Some(Subject::load(path.as_ref(), &device)?.named(path)),
+        path => {
+            let reference = Subject::load(path.as_ref(), &device);
+            Some(reference.with_context(|| format!("--reference {path}"))?.named(path))
+        }
     };
+    if let Some(layer) = args.dense_layer {
+        count("--dense-layer", 1..=encoder.card.vit.depth, layer)?;
+    }
     let side = encoder.card.vit.side;
     // Small images come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
     let wanted = match side > 64 {
@@ -118,7 +134,6 @@ fn run() -> Result<()> {
     report.data = data.note;
     report.print();
 
-    let json = args.json.unwrap_or_else(|| weights.with_file_name("evaluation.json"));
     let text = serde_json::to_string_pretty(&report)? + "\n";
     file::write(&json, text.as_bytes())?;
     println!("\nwritten to {} after {:.0} s", json.display(), start.elapsed().as_secs_f64());
@@ -137,6 +152,14 @@ fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
         println!("skipped, because the images have no labels: {names}");
     }
     Ok(left)
+}
+
+/// Checks that the figures can be written, and takes the folder if it is one of a run: a training would replace the encoder.
+fn take(json: &Path) -> Result<Option<Lock>> {
+    file::check_writable(json, "--json")?;
+    let folder = file::folder(json);
+    let is_run = file::exists(&folder.join("config.json"))?;
+    is_run.then(|| Lock::take(folder, "--json")).transpose()
 }
 
 fn options(args: &Args) -> Options {

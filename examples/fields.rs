@@ -6,7 +6,10 @@
 //! the channels so, the layer is equivariant and costs nothing; to the trivial one, which leaves channels where they are,
 //! it looks like any layer.
 
-use anyhow::Result;
+#[macro_use]
+mod console;
+
+use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use ser_reg::{
@@ -35,6 +38,8 @@ fn random(rng: &mut StdRng, shape: &[usize]) -> Result<Tensor> {
 }
 
 fn main() -> Result<()> {
+    let extra = std::env::args_os().nth(1);
+    ensure!(extra.is_none(), "expected no arguments, got {extra:?}");
     let rng = &mut StdRng::seed_from_u64(0);
     let images = random(rng, &[16, 3, SIDE, SIDE])?;
     let kernels = random(rng, &[KERNELS, 3, 3, 3])?;
@@ -74,7 +79,7 @@ fn main() -> Result<()> {
             println!("{:<6} {name:<31} {loss:<10.2e} {score:.4}", format!("{group:?}"));
             losses.push(loss);
         }
-        anyhow::ensure!(losses[1] < 1e-10 && losses[0] > 0.1, "not as it should be");
+        ensure!(losses[1] < 1e-10 && losses[0] > 0.1, "not as it should be");
     }
     Ok(())
 }

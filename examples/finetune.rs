@@ -8,6 +8,9 @@
 //! A frozen copy of the encoder holds the features in place: their cosine distance is the base loss. SER has images of its
 //! own, up to the tap. The program prints the equivariance score and the accuracy before and after.
 
+#[macro_use]
+mod console;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -21,6 +24,7 @@ use ser_reg_trainers::{
     nn::Linear,
     optimizer::AdamW,
     progress::epoch,
+    settings::check::{count, weight},
     vit::{Vit, VitConfig},
     weights::{Weights, tapped},
 };
@@ -34,7 +38,7 @@ struct Args {
     #[arg(long, value_name = "PATH")]
     data: Option<PathBuf>,
     /// Weight of the equivariance loss.
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, default_value_t = 0.3, allow_negative_numbers = true)]
     lambda: f64,
     /// The block whose tokens SER compares, counted from 1.
     #[arg(long, default_value_t = 2)]
@@ -54,6 +58,7 @@ fn main() -> Result<()> {
 }
 
 fn run(args: &Args) -> Result<()> {
+    weight("--lambda", args.lambda)?;
     let path = args.data.clone().unwrap_or_else(data::embedded);
     let mut data = data::load(&path, &data::Wanted::default())?;
     if args.smoke {
@@ -73,10 +78,17 @@ fn run(args: &Args) -> Result<()> {
         None => (VitConfig::small(images, 2, false)?, images.statistics()),
     };
     config.last_map |= args.layer == config.depth; // the tap needs all tokens of the last block
-    let fits = (config.channels, config.side) == (images.channels, images.side);
-    ensure!(fits, "the images do not fit the encoder: {config:?}");
-    let blocks = 1..=config.depth;
-    ensure!(blocks.contains(&args.layer), "--layer: expected {blocks:?}");
+    let (expected, got) = ((config.channels, config.side), (images.channels, images.side));
+    ensure!(
+        expected == got,
+        "--data: expected images of (channels, side) {expected:?}, which the encoder takes, got {got:?}"
+    );
+    ensure!(
+        images.len() >= BATCH,
+        "--data: expected at least {BATCH} training images, one batch, got {}",
+        images.len()
+    );
+    count("--layer", 1..=config.depth, args.layer)?;
     let batch = |indices: &[usize]| images.gather(indices, &statistics, CPU);
 
     let online = Weights::seeded(0);

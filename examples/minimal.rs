@@ -6,6 +6,11 @@
 //! cargo run --release --example minimal -- 0     # lambda 0, Barlow Twins alone: it falls to about 0.6
 //! ```
 
+use std::{
+    env,
+    io::{self, Write},
+};
+
 use candle_core::{D, DType, Device, Error, Module, Result, Tensor};
 use candle_nn::{AdamW, Linear, Optimizer, VarBuilder, VarMap, linear, ops};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -67,8 +72,31 @@ fn jitter(images: &Tensor, rng: &mut StdRng) -> Result<Tensor> {
     images.broadcast_mul(&uniform(0.4, 1.6)?)?.broadcast_add(&uniform(-0.4, 0.4)?)
 }
 
+/// Prints a line. Where nobody reads on, as in `| head -1`, the program ends quietly.
+macro_rules! println {
+    ($($text:tt)*) => {
+        match writeln!(io::stdout(), $($text)*) {
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+            result => result.map_err(Error::wrap)?,
+        }
+    };
+}
+
+/// The weight of SER, the only argument; 1 without it.
+fn lambda() -> ser_reg::Result<f64> {
+    let args: Vec<_> = env::args_os().skip(1).collect();
+    let number = match &args[..] {
+        [] => Some(1.),
+        [number] => number.to_str().and_then(|number| number.parse().ok()),
+        _ => None,
+    };
+    number.ok_or_else(|| {
+        ser_reg::Error::config("arguments", "one number, lambda", format!("{args:?}"))
+    })
+}
+
 fn main() -> ser_reg::Result<()> {
-    let lambda = std::env::args().nth(1).map_or(1., |a| a.parse().expect("a number: lambda"));
+    let lambda = lambda()?;
     let vars = VarMap::new();
     let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
     let model = Net::new(vb.pp("model"))?;

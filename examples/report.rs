@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Parser;
 use ser_reg_trainers::{
-    environment,
+    environment, println,
     report::{compare::Comparison, folder::Folder},
     run::file,
 };
@@ -31,23 +31,29 @@ struct Args {
 fn main() -> Result<()> {
     environment::prepare();
     let args = Args::parse();
-    let (page, html) = match args.compare {
+    ensure!(
+        args.compare || args.runs.len() == 1,
+        "expected one run, or --compare, got {} runs",
+        args.runs.len()
+    );
+    let page = match (args.out, args.compare) {
+        (Some(page), _) => page,
+        (None, true) => PathBuf::from("compare.html"),
+        (None, false) => args.runs[0].join("report.html"),
+    };
+    let html = match args.compare {
         true => {
+            file::check_writable(&page, "--out")?;
             let comparison = Comparison::read(&args.runs)?;
             println!("{}", comparison.table().text());
             for note in &comparison.notes {
                 println!("{note}");
             }
-            let page = args.out.unwrap_or_else(|| PathBuf::from("compare.html"));
-            (page, comparison.html()?)
+            comparison.html()?
         }
         false => {
-            ensure!(
-                args.runs.len() == 1,
-                "expected one run, or --compare, got {} runs",
-                args.runs.len()
-            );
             let run = Folder::read(&args.runs[0])?;
+            file::check_writable(&page, "--out")?;
             let panel = run.data().and_then(|data| run.panel(&data.test, 4));
             let panel = match panel {
                 Ok(panel) => Some(panel),
@@ -56,8 +62,7 @@ fn main() -> Result<()> {
                     None
                 }
             };
-            let page = args.out.unwrap_or_else(|| run.path.join("report.html"));
-            (page, run.page(panel)?)
+            run.page(panel)?
         }
     };
     file::write(&page, html.as_bytes())?;

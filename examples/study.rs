@@ -21,10 +21,17 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
-    environment,
+    environment, eprintln,
     eval::Report,
+    println,
     report::kept,
-    run::{file, finish::Outcome},
+    run::{
+        file,
+        finish::Outcome,
+        interrupt::{Interrupt, STOPPED},
+        lock::Lock,
+    },
+    settings::check::{MOST, count},
     study::{
         ledger::{self, Entry, Ledger},
         plan::{self, Cell},
@@ -36,6 +43,7 @@ use ser_reg_trainers::{
 const LEDGER: &str = "docs/results/study.jsonl";
 /// Seconds of a run before any was measured.
 const GUESS: f64 = 200.0;
+const LAST_WORDS: &str = "stopped; the same command goes on";
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -49,7 +57,7 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Start no run after this number of minutes.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
     /// Finished runs [default: docs/results/study.jsonl; of a smoke run, a new file in its folder].
     #[arg(long, value_name = "FILE")]
@@ -80,20 +88,24 @@ fn main() -> Result<()> {
     let path = match (&args.ledger, args.smoke) {
         (Some(path), _) => path.clone(),
         (None, false) => PathBuf::from(LEDGER),
-        (None, true) => {
-            // Not among real runs, and not instead of running.
-            let path = args.out.join("smoke.jsonl");
-            if path.exists() {
-                std::fs::remove_file(&path)?;
-            }
-            path
-        }
+        (None, true) => args.out.join("smoke.jsonl"),
     };
-    if let Some(mended) = ledger::mend(&path)? {
-        println!("{mended}");
-    }
+    check(&args, &path)?;
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("--out: cannot make the folder {}", args.out.display()))?;
+    let page = args.out.join("study.html");
+    file::check_writable(&page, "--out")?;
     if !args.report {
-        run(&args, &path, &ledger::read(&path)?.entries)?;
+        let interrupt = Interrupt::listen(LAST_WORDS);
+        let _lock = Lock::take(&args.out, "--out")?;
+        if args.smoke && args.ledger.is_none() && path.exists() {
+            // Not among real runs, and not instead of running.
+            std::fs::remove_file(&path)?;
+        }
+        if let Some(mended) = ledger::mend(&path)? {
+            println!("{mended}");
+        }
+        run(&args, &path, &ledger::read(&path)?.entries, &interrupt)?;
     }
     let Ledger { mut entries, notes } = ledger::read(&path)?;
     for note in notes {
@@ -105,14 +117,46 @@ fn main() -> Result<()> {
     }
     entries.retain(|e| e.epochs == args.epochs);
     println!("\n{}", summary::markdown(&entries));
-    std::fs::create_dir_all(&args.out)?;
-    let page = args.out.join("study.html");
     file::write(&page, summary::html(&entries)?.as_bytes())?;
     println!("charts {}", page.display());
     Ok(())
 }
 
-fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
+/// Refuses what would fail later.
+fn check(args: &Args, ledger: &Path) -> Result<()> {
+    count("--epochs", 1..=MOST, args.epochs)?;
+    count("--jobs", 1..=MOST, args.jobs.unwrap_or(1))?;
+    if let Some(minutes) = args.minutes {
+        let accepted = minutes >= 0.0 && minutes.is_finite();
+        ensure!(accepted, "--minutes: expected a finite number, at least 0, got {minutes}");
+    }
+    let groups: Vec<&str> = plan::cells().iter().map(|cell| cell.group).collect();
+    for group in &args.only {
+        ensure!(
+            groups.contains(&group.as_str()),
+            "--only: expected groups of the study, got {group}"
+        );
+    }
+    if args.report {
+        ensure!(
+            ledger.is_file(),
+            "--ledger: expected the file of finished runs, got {}, which is no file",
+            ledger.display()
+        );
+    } else {
+        let folder = file::folder(ledger);
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--ledger: cannot make the folder {}", folder.display()))?;
+        file::check_writable(ledger, "--ledger")?;
+    }
+    if ledger == Path::new(LEDGER) {
+        let kept = "run it in the root of the repository, or give --ledger";
+        file::check_writable(kept::PATH.as_ref(), "--ledger").context(kept)?;
+    }
+    Ok(())
+}
+
+fn run(args: &Args, ledger: &Path, done: &[Entry], interrupt: &Interrupt) -> Result<()> {
     let mut jobs = jobs(args, done)?;
     // Of the programs that are about to run, not of what is checked out while they do.
     let commit = commit();
@@ -134,7 +178,11 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
     let bar = ProgressBar::new(jobs.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} runs  {msg}  {eta} left")?);
     let start = Instant::now();
-    let late = || args.minutes.is_some_and(|m| start.elapsed().as_secs_f64() > 60.0 * m);
+    interrupt.busy();
+    let late = || {
+        let over = args.minutes.is_some_and(|m| start.elapsed().as_secs_f64() > 60.0 * m);
+        over || interrupt.asked()
+    };
     let queue: Mutex<VecDeque<Job>> = Mutex::new(jobs.drain(..).collect());
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -146,7 +194,7 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
                         return;
                     };
                     bar.set_message(job.id.clone());
-                    let outcome = one(args, &job, ledger, threads / at_once, &commit);
+                    let outcome = one(args, &job, ledger, threads / at_once, &commit, interrupt);
                     bar.inc(1);
                     match outcome {
                         Ok(Some(entry)) => bar.suspend(|| {
@@ -155,6 +203,8 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
                         Ok(None) => bar.suspend(|| {
                             println!("{}: another study runs it, or has run it", job.id);
                         }),
+                        // Its training has a checkpoint.
+                        Err(_) if interrupt.asked() => {}
                         Err(e) => {
                             bar.suspend(|| eprintln!("{} failed: {e:#}", job.id));
                             let mut failures = failures.lock().unwrap_or_else(|e| e.into_inner());
@@ -166,6 +216,10 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
         }
     });
     bar.finish_and_clear();
+    if interrupt.asked() {
+        println!("{LAST_WORDS}");
+        std::process::exit(STOPPED);
+    }
     println!("{:.0} minutes", start.elapsed().as_secs_f64() / 60.0);
     let failures = failures.into_inner().unwrap_or_else(|e| e.into_inner());
     ensure!(
@@ -179,12 +233,6 @@ fn run(args: &Args, ledger: &Path, done: &[Entry]) -> Result<()> {
 /// The runs that are not in the ledger yet, in the order of the plan.
 fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
     let mut cells = plan::cells();
-    for group in &args.only {
-        ensure!(
-            cells.iter().any(|c| c.group == group),
-            "--only: expected groups of the study, got {group}"
-        );
-    }
     if !args.only.is_empty() {
         cells.retain(|c| args.only.iter().any(|g| g == c.group));
     }
@@ -206,6 +254,7 @@ fn one(
     ledger: &Path,
     threads: usize,
     commit: &str,
+    interrupt: &Interrupt,
 ) -> Result<Option<Entry>> {
     let folder = args.out.join(&job.id);
     let Some(_claim) = ledger::claim(&folder)? else {
@@ -214,7 +263,7 @@ fn one(
     if ledger::read(ledger)?.entries.iter().any(|e| e.id == job.id) {
         return Ok(None);
     }
-    let entry = train_and_evaluate(args, job, threads, commit)?;
+    let entry = train_and_evaluate(args, job, threads, commit, interrupt)?;
     ledger::append(ledger, &entry)?;
     // The run is in the ledger: nothing will resume it.
     std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
@@ -222,7 +271,13 @@ fn one(
 }
 
 /// Both processes of a run. A training that was stopped continues.
-fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> Result<Entry> {
+fn train_and_evaluate(
+    args: &Args,
+    job: &Job,
+    threads: usize,
+    commit: &str,
+    interrupt: &Interrupt,
+) -> Result<Entry> {
     let start = Instant::now();
     let folder = args.out.join(&job.id);
     let (epochs, seed) = (args.epochs.to_string(), job.seed.to_string());
@@ -243,12 +298,12 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> R
     if args.smoke {
         options.push("--smoke");
     }
-    process(job.cell.method.name(), &options, threads)?;
+    process(job.cell.method.name(), &options, threads, interrupt)?;
     let mut options = vec![path, "--quick", "--images", "300"];
     if args.smoke {
         options.push("--smoke");
     }
-    process("evaluate", &options, threads)?;
+    process("evaluate", &options, threads, interrupt)?;
     let outcome: Outcome = serde_json::from_slice(&file::read(&folder.join("result.json"))?)?;
     let evaluation: Report = serde_json::from_slice(&file::read(&folder.join("evaluation.json"))?)?;
     Ok(Entry {
@@ -269,7 +324,7 @@ fn train_and_evaluate(args: &Args, job: &Job, threads: usize, commit: &str) -> R
 }
 
 /// Runs the example of this name, which lies beside this one.
-fn process(name: &str, options: &[&str], threads: usize) -> Result<()> {
+fn process(name: &str, options: &[&str], threads: usize, interrupt: &Interrupt) -> Result<()> {
     let here = std::env::current_exe()?;
     let program = here.parent().unwrap_or(Path::new(".")).join(name);
     ensure!(
@@ -277,11 +332,9 @@ fn process(name: &str, options: &[&str], threads: usize) -> Result<()> {
         "expected {}; build it with: cargo build --release --examples",
         program.display()
     );
-    let output = Command::new(program)
-        .args(options)
-        .envs(environment::settings(threads))
-        .output()
-        .with_context(|| format!("cannot start {name}"))?;
+    let mut command = Command::new(program);
+    command.args(options).envs(environment::settings(threads));
+    let output = interrupt.output(&mut command).with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let last: Vec<&str> = said.lines().rev().take(5).collect();

@@ -10,6 +10,9 @@
 //! valid; the last one is the fewest tokens that were compared. An error below 1e-10 is rounding. The small figures of
 //! nearest are no merit: it moves tokens by up to half a cell, and back.
 
+#[macro_use]
+mod console;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use rand::{SeedableRng, rngs::StdRng};
@@ -68,16 +71,19 @@ fn shown(error: f64) -> String {
 }
 
 fn main() -> Result<()> {
-    let numbers: Vec<usize> = std::env::args()
-        .skip(1)
-        .map(|a| a.parse().with_context(|| format!("expected ROWS COLUMNS WAVES, got {a}")))
-        .collect::<Result<_>>()?;
+    let number = |arg: std::ffi::OsString| {
+        let number = arg.to_str().and_then(|arg| arg.parse().ok());
+        number.with_context(|| format!("expected three numbers, ROWS COLUMNS WAVES, got {arg:?}"))
+    };
+    let numbers: Vec<usize> = std::env::args_os().skip(1).map(number).collect::<Result<_>>()?;
     let (rows, cols, waves) = match numbers[..] {
         [] => (16, 16, 1),
         [rows, cols, waves] => (rows, cols, waves),
         _ => anyhow::bail!("expected three numbers, ROWS COLUMNS WAVES, got {numbers:?}"),
     };
-    ensure!(rows.min(cols) > 1, "expected two rows and two columns at least");
+    ensure!(rows.min(cols) > 1, "ROWS COLUMNS: expected at least 2, got {rows} and {cols}");
+    let most = rows.min(cols) / 2; // a wave takes two tokens
+    ensure!((1..=most).contains(&waves), "WAVES: expected 1 to {most}, got {waves}");
     let grid = TokenGrid::new(rows, cols)?;
     let map = testing::band_limited(grid, [waves, waves], &mut StdRng::seed_from_u64(0))?;
     println!("{grid} tokens, at most {waves} waves across them\n");

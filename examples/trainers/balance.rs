@@ -31,8 +31,8 @@ impl BalanceRule {
             .then_some(Self { every: every.unwrap_or(EVERY), target })
     }
 
+    /// Checks the target, for a run with this λ.
     pub fn check(&self, lambda: f64) -> Result<()> {
-        ensure!(self.every > 0, "--balance-every: expected at least 1, got 0");
         ensure!(
             lambda > 0.0,
             "--balance-every, --balance-target: expected a run with the regularizer, without --baseline and with --lambda \
@@ -40,8 +40,8 @@ impl BalanceRule {
         );
         if let Some(target) = self.target {
             ensure!(
-                target.is_finite() && target > 0.0,
-                "--balance-target: expected a finite number above 0, got {target}"
+                (1e-6..=1e6).contains(&target),
+                "--balance-target: expected a ratio above 0, from 1e-6 to 1e6, got {target:e}"
             );
         }
         Ok(())

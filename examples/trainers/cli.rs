@@ -1,6 +1,6 @@
 //! The options of the trainers. The preset has the value of each option that is not given.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -18,6 +18,7 @@ use super::settings::{Addon, AddonName, Optimizer, Preset, Ser, SerImages, Setti
 #[derive(Clone, Debug, Parser)]
 #[command(
     args_override_self = true,
+    allow_negative_numbers = true,
     after_help = "The preset has the value of each option that is not given. config.json in the run's folder lists all values."
 )]
 pub struct Args {
@@ -49,7 +50,7 @@ pub struct Args {
     pub batch_size: Option<usize>,
 
     /// Weight of the equivariance loss. 0 is the control: the same batches and encoder without that loss.
-    #[arg(long, allow_negative_numbers = true, help_heading = "Regularizer")]
+    #[arg(long, help_heading = "Regularizer")]
     pub lambda: Option<f64>,
     /// The images of the equivariance loss: its own views, up to the tap, or a part of the batch whose views also serve the
     /// base method (the paper's form).
@@ -72,13 +73,13 @@ pub struct Args {
     #[arg(long, value_parser = pairing, value_name = "NAME", help_heading = "Regularizer")]
     pub group: Option<Pairing>,
     /// Range of a view's area in tokens, relative to the image's: 0.7,1.3.
-    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
     pub scale: Option<(f64, f64)>,
     /// Range of a view's aspect ratio, columns over rows.
-    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
     pub aspect: Option<(f64, f64)>,
     /// Each view crops this fraction of the image's area. The loss compares the overlap: 0.3,1.
-    #[arg(long, value_parser = range, value_name = "LO,HI", help_heading = "Regularizer")]
+    #[arg(long, value_parser = range, value_name = "LO,HI", allow_hyphen_values = true, help_heading = "Regularizer")]
     pub crops: Option<(f64, f64)>,
     /// Each view is rotated by an angle from this range of degrees, besides its rotation by 90°. The loss compares the
     /// overlap: -30,30.
@@ -104,7 +105,7 @@ pub struct Args {
     pub balance_every: Option<usize>,
     /// Lambda follows these comparisons, starting from --lambda. On the weights that both losses reach, the norm of the
     /// equivariance gradient becomes this fraction of the base method's: 0.2.
-    #[arg(long, value_name = "RATIO", allow_negative_numbers = true, help_heading = "Regularizer")]
+    #[arg(long, value_name = "RATIO", help_heading = "Regularizer")]
     pub balance_target: Option<f64>,
 
     /// Add the loss of another method, on the images that the regularizer does not share with the base method.
@@ -146,7 +147,7 @@ pub struct Args {
     /// Continue from the checkpoint in the run's folder, bit for bit. Start a new run if the folder has none.
     #[arg(long, help_heading = "Run")]
     pub resume: bool,
-    /// Steps between checkpoints, besides those after each epoch.
+    /// Steps between checkpoints, besides those after each epoch, at least 1.
     #[arg(long, value_name = "STEPS", help_heading = "Run")]
     pub checkpoint_every: Option<usize>,
     /// Epochs between evaluations; 0: at the end only [default: 1, of imagenet-vit-s16: 10].
@@ -182,8 +183,8 @@ impl Args {
             baseline: self.baseline,
             smoke: self.smoke,
             seed: self.seed.unwrap_or(preset.seed),
-            data: self.data.clone(),
-            init: self.init.clone(),
+            data: self.data.as_deref().map(whole),
+            init: self.init.as_deref().map(whole),
             epochs: match self.smoke {
                 true => 2,
                 false => self.epochs.unwrap_or(preset.epochs),
@@ -285,6 +286,13 @@ fn range(text: &str) -> Result<(f64, f64), String> {
     parse().ok_or_else(|| format!("expected two numbers, LO,HI, got {text}"))
 }
 
+/// The path from the root, one for all ways to write it: a run may be resumed from another folder.
+fn whole(path: &Path) -> PathBuf {
+    let whole = path.canonicalize().or_else(|_| std::path::absolute(path));
+    // What does not exist is refused where it is read.
+    whole.unwrap_or_else(|_| path.to_path_buf())
+}
+
 /// The device that `name` stands for.
 pub fn device(name: &str) -> Result<Device> {
     let (kind, index) = match name.split_once(':') {
@@ -294,9 +302,10 @@ pub fn device(name: &str) -> Result<Device> {
     match (kind, index) {
         ("cpu", Some(0)) => Ok(Device::Cpu),
         ("cuda", Some(n)) => Device::new_cuda(n)
-            .with_context(|| format!("no CUDA device {n} (built with --features cuda?)")),
-        ("metal", Some(n)) => Device::new_metal(n)
-            .with_context(|| format!("no Metal device {n} (built with --features metal?)")),
+            .with_context(|| format!("--device: no CUDA device {n} (built with --features cuda?)")),
+        ("metal", Some(n)) => Device::new_metal(n).with_context(|| {
+            format!("--device: no Metal device {n} (built with --features metal?)")
+        }),
         _ => bail!("--device: expected cpu, cuda, cuda:N or metal, got {name}"),
     }
 }

@@ -4,6 +4,10 @@
 //! evaluation and the reports. The programs are in the folder above: `moco_v3`, `dino`, `barlow_twins`, `finetune`,
 //! `evaluate`, `study`.
 
+// First: the modules below have its macros in place of the standard ones.
+#[macro_use]
+pub mod terminal;
+
 pub mod addon;
 pub mod augment;
 pub mod balance;

@@ -3,6 +3,9 @@
 //!
 //! Run with `cargo run --release -p stock-models`. Nothing is downloaded.
 
+#[macro_use]
+#[path = "../../console.rs"]
+mod console;
 mod dinov2;
 
 use anyhow::{Result, ensure};
@@ -23,6 +26,8 @@ const HEADS: usize = 2;
 const CPU: &Device = &Device::Cpu;
 
 fn main() -> Result<()> {
+    let extra = std::env::args_os().nth(1);
+    ensure!(extra.is_none(), "expected no arguments, got {extra:?}");
     dino()?;
     vit_encoder()?;
     convnext_pooled()

@@ -3,6 +3,7 @@
 mod cifar;
 mod decode;
 pub mod draw;
+mod fingerprint;
 mod folder;
 mod idx;
 mod images;
@@ -17,6 +18,7 @@ mod walk;
 
 use std::path::{Path, PathBuf};
 
+pub use fingerprint::Fingerprint;
 pub use folder::Folder;
 pub use images::Images;
 pub use load::load;

@@ -14,6 +14,8 @@ use crate::{
     data::Images,
     encoder::{self, Card},
     finite,
+    run::file,
+    settings::Settings,
     vit::{Positions, Vit, VitConfig},
     weights::Weights,
 };
@@ -130,12 +132,12 @@ impl Subject {
 /// so; `None` if there is no run, or it took the repository's.
 pub fn data_of_run(weights: &Path) -> Result<Option<PathBuf>> {
     let config = weights.with_file_name("config.json");
-    if !config.exists() {
+    if !file::exists(&config)? {
         return Ok(None);
     }
     let read = || -> Result<Option<PathBuf>> {
-        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&config)?)?;
-        Ok(config["data"].as_str().map(PathBuf::from))
+        let settings: Settings = serde_json::from_slice(&std::fs::read(&config)?)?;
+        Ok(settings.data)
     };
     read().with_context(|| format!("cannot read {}", config.display()))
 }

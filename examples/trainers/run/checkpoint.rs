@@ -9,8 +9,10 @@ use serde_json::Value;
 
 use super::file;
 use crate::{
+    data::Fingerprint,
     encoder::{self, Card},
     optimizer::AdamW,
+    records::Epoch,
     settings::Settings,
     weights::Weights,
 };
@@ -55,16 +57,31 @@ impl State {
     }
 }
 
-/// Writes the state after `step` steps of a run with these settings; `card` lets the encoder in it be evaluated.
+/// What a checkpoint knows of its run besides the state.
+pub struct Header<'a> {
+    pub settings: &'a Settings,
+    /// The images of the run.
+    pub data: &'a Fingerprint,
+    /// It lets the encoder in the checkpoint be evaluated.
+    pub card: &'a Card,
+    /// Steps made.
+    pub step: usize,
+    /// At the end of an epoch, its record as far as it is known before the evaluation.
+    pub epoch: Option<&'a Epoch>,
+}
+
+/// Where a restored run goes on.
+pub struct Restored {
+    /// Steps made.
+    pub step: usize,
+    /// The epoch that has just ended, without its evaluation.
+    pub epoch: Option<Epoch>,
+}
+
+/// Writes the state of a run.
 ///
 /// Nothing else is random: what a step draws follows from `settings.seed` and its number.
-pub fn save(
-    path: &Path,
-    state: &State,
-    settings: &Settings,
-    card: &Card,
-    step: usize,
-) -> Result<()> {
+pub fn save(path: &Path, state: &State, header: &Header) -> Result<()> {
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
     for (name, var) in state.vars() {
         tensors.push((name, var.as_detached_tensor()));
@@ -74,27 +91,36 @@ pub fn save(
     }
     let metadata = HashMap::from([
         ("version".to_string(), VERSION.to_string()),
-        ("step".to_string(), step.to_string()),
-        ("settings".to_string(), serde_json::to_string(settings)?),
-        encoder::metadata(card)?,
+        ("step".to_string(), header.step.to_string()),
+        ("settings".to_string(), serde_json::to_string(header.settings)?),
+        ("data".to_string(), serde_json::to_string(header.data)?),
+        ("epoch".to_string(), serde_json::to_string(&header.epoch)?),
+        encoder::metadata(header.card)?,
     ]);
     let bytes =
         safetensors::serialize(tensors.iter().map(|(name, t)| (name.as_str(), t)), Some(metadata))?;
     file::write(path, &bytes)
 }
 
-/// Restores the state of a run with these settings; gives the number of steps it had made.
+/// Restores the state of a run with these settings and images.
 ///
 /// Fails without having changed anything.
-pub fn restore(path: &Path, state: &mut State, settings: &Settings) -> Result<usize> {
+pub fn restore(
+    path: &Path,
+    state: &mut State,
+    settings: &Settings,
+    data: &Fingerprint,
+) -> Result<Restored> {
     let bytes = file::read(path)?;
-    let load = || -> Result<(usize, HashMap<String, Tensor>)> {
+    let load = || -> Result<(Restored, HashMap<String, Tensor>)> {
         let (_, header) =
             SafeTensors::read_metadata(&bytes).context("truncated or not a checkpoint")?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let field = |name: &str| {
             let value = metadata.get(name);
-            value.with_context(|| format!("not a checkpoint: the header has no {name}"))
+            value.with_context(|| {
+                format!("not a checkpoint of this version: the header has no {name}")
+            })
         };
         let version = field("version")?;
         ensure!(version == VERSION, "expected a checkpoint of version {VERSION}, got {version}");
@@ -105,16 +131,25 @@ pub fn restore(path: &Path, state: &mut State, settings: &Settings) -> Result<us
             "the checkpoint is of another configuration; it had {}. Give these options again, or another --out",
             differences.join("; ")
         );
-        let step = field("step")?.parse().context("step is no number")?;
+        let of: Fingerprint = serde_json::from_str(field("data")?)?;
+        ensure!(
+            of == *data,
+            "--data: expected the images that the run began with, {of}, got {data}. Put the files back, or give another \
+             --out for a new run"
+        );
+        let restored = Restored {
+            step: field("step")?.parse().context("step is no number")?,
+            epoch: serde_json::from_str(field("epoch")?)?,
+        };
         let tensors = SafeTensors::deserialize(&bytes).context("truncated or damaged")?;
         let load = |(name, view): (String, safetensors::tensor::TensorView)| {
             Ok((name, view.load(&Device::Cpu)?))
         };
         let tensors = tensors.tensors().into_iter().map(load);
-        Ok((step, tensors.collect::<Result<_>>()?))
+        Ok((restored, tensors.collect::<Result<_>>()?))
     };
-    let restored = || format!("cannot resume from {}", path.display());
-    let (step, tensors) = load().with_context(restored)?;
+    let cannot = || format!("cannot resume from {}", path.display());
+    let (restored, tensors) = load().with_context(cannot)?;
     let vars = state.vars();
     for (name, var) in &vars {
         match tensors.get(name) {
@@ -126,18 +161,18 @@ pub fn restore(path: &Path, state: &mut State, settings: &Settings) -> Result<us
                     var.dtype(),
                     t.dtype()
                 ))
-                .with_context(restored);
+                .with_context(cannot);
             }
-            None => bail!("{}: it has no {name}", restored()),
+            None => bail!("{}: it has no {name}", cannot()),
         }
     }
     let moments = tensors.iter().filter_map(|(name, t)| {
         let name = name.strip_prefix("optimizer/")?;
         Some((name.to_string(), t.clone()))
     });
-    state.optimizer.restore(&moments.collect()).with_context(restored)?;
+    state.optimizer.restore(&moments.collect()).with_context(cannot)?;
     for (name, var) in &vars {
         var.set(&tensors[name].to_device(var.device())?)?;
     }
-    Ok(step)
+    Ok(restored)
 }

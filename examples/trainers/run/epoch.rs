@@ -1,11 +1,15 @@
 //! The end of a step and of an epoch: records, evaluation, checkpoints.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
-use super::{Run, State, checkpoint, file};
+use super::{
+    Run, State,
+    checkpoint::{self, Header},
+    file,
+};
 use crate::{
     encoder::{self, Card, Network},
     eval::Evaluation,
@@ -38,22 +42,20 @@ impl Run {
         self.log.write(Record::Step(seen))?;
         self.progress.step(&seen);
         self.step += 1;
-        let stop = self.interrupt.asked() && self.step < self.steps;
-        let due = self.checkpoint_every.is_some_and(|n| n > 0 && self.step.is_multiple_of(n));
         let epoch_ends = self.step.is_multiple_of(self.epoch_steps);
-        if epoch_ends || due || stop {
+        let ended = epoch_ends.then(|| self.ended_epoch(figures));
+        let stop = self.interrupt.asked() && self.step < self.steps;
+        let asked = self.interrupt.take_checkpoint();
+        let due = self.checkpoint_every.is_some_and(|n| self.step.is_multiple_of(n));
+        if epoch_ends || due || stop || asked {
             self.check_weights(state)?;
+            self.save(state, ended.as_ref())?;
         }
-        if epoch_ends {
-            self.end_epoch(encoder, figures)?;
+        if asked {
+            self.progress.say(&format!("checkpoint after {} steps", self.step));
         }
-        if epoch_ends || due || stop {
-            let (settings, card, step) = (&self.settings, self.card(), self.step);
-            let save = |path: &Path| checkpoint::save(path, state, settings, &card, step);
-            let saved = self.saved.replace(step, save);
-            saved.with_context(|| self.saved.last_good())?;
-        }
-        if epoch_ends {
+        if let Some(ended) = ended {
+            self.end_epoch(encoder, ended)?;
             self.progress.begin_epoch();
         }
         self.stopped = stop;
@@ -72,26 +74,40 @@ impl Run {
         Ok(())
     }
 
-    fn end_epoch(&mut self, encoder: &Vit, figures: Vec<(&'static str, f64)>) -> Result<()> {
-        let epoch = self.step / self.epoch_steps;
-        let (speed, seconds) = self.progress.epoch_speed();
+    fn save(&mut self, state: &State, epoch: Option<&Epoch>) -> Result<()> {
+        self.log.sync()?;
+        let (settings, data, card, step) =
+            (&self.settings, &self.fingerprint, &self.card(), self.step);
+        let header = Header { settings, data, card, step, epoch };
+        let saved = self.saved.replace(step, |path| checkpoint::save(path, state, &header));
+        saved.with_context(|| self.saved.last_good())
+    }
+
+    /// What is known of an epoch before its evaluation.
+    fn ended_epoch(&mut self, figures: Vec<(&'static str, f64)>) -> Epoch {
+        let (images_per_s, seconds) = self.progress.epoch_speed();
         let waited = self.loader.as_ref().map_or(Duration::ZERO, Loader::waiting);
         let waiting = (waited - self.waited).as_secs_f64() / seconds.max(1e-9);
         self.waited = waited;
-        let evaluated = self.evaluate_every > 0
-            && (epoch.is_multiple_of(self.evaluate_every) || epoch == self.settings.epochs);
-        let regularizer = self.regularizer();
-        let record = match evaluated {
-            true => Epoch { regularizer, ..self.evaluate(encoder, speed, waiting, figures)? },
-            false => Epoch {
-                epoch,
-                step: self.step,
-                images_per_s: speed,
-                waiting,
-                regularizer,
-                extra: figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
-                ..Default::default()
-            },
+        let finite = figures.into_iter().filter(|(_, value)| value.is_finite());
+        Epoch {
+            epoch: self.step / self.epoch_steps,
+            step: self.step,
+            images_per_s,
+            waiting,
+            regularizer: self.regularizer(),
+            extra: finite.map(|(name, value)| (name.to_string(), value)).collect(),
+            ..Default::default()
+        }
+    }
+
+    /// Evaluates if it is due, and records the epoch. Its checkpoint is written: a resumed run does this again.
+    pub(super) fn end_epoch(&mut self, encoder: &Vit, ended: Epoch) -> Result<()> {
+        let every = self.evaluate_every;
+        let last = ended.epoch == self.settings.epochs;
+        let record = match every > 0 && (ended.epoch.is_multiple_of(every) || last) {
+            true => self.evaluate(encoder, ended)?,
+            false => ended,
         };
         self.progress.end_epoch(&record, self.settings.ser.layer);
         self.log.write(Record::Epoch(record))
@@ -106,14 +122,10 @@ impl Run {
         (rest > 0.0).then(|| seconds / rest)
     }
 
-    /// Features, equivariance and accuracy of the encoder, on a part of the images.
-    pub(super) fn evaluate(
-        &self,
-        encoder: &Vit,
-        images_per_s: f64,
-        waiting: f64,
-        figures: Vec<(&'static str, f64)>,
-    ) -> Result<Epoch> {
+    /// The record with features, equivariance and accuracy of the encoder, on a part of the images. A request to stop ends the
+    /// program at once.
+    pub(super) fn evaluate(&self, encoder: &Vit, record: Epoch) -> Result<Epoch> {
+        self.interrupt.idle(self.last_words());
         let bank = self.data.bank.draw(BANK);
         let test = self.data.test.draw(QUERIES);
         let evaluation = Evaluation {
@@ -124,21 +136,29 @@ impl Run {
         };
         // The weights were checked by themselves.
         let encode = |x: &Tensor| finite::features(encoder, [], x);
-        let mut extra: BTreeMap<_, _> =
-            figures.into_iter().map(|(k, v)| (k.to_string(), v)).collect();
-        extra.retain(|_, v: &mut f64| v.is_finite());
-        Ok(Epoch {
-            epoch: self.step / self.epoch_steps,
-            step: self.step,
+        let record = Epoch {
             feature_std: Some(spread(&evaluation.test_features(encode)?)?),
             // A run that diverges has values that JSON cannot hold.
             equivariance: scores(&evaluation, encoder)?,
             accuracy: evaluation.accuracies(encode)?,
-            images_per_s,
-            waiting,
-            regularizer: None,
-            extra,
-        })
+            ..record
+        };
+        self.interrupt.busy();
+        Ok(record)
+    }
+
+    /// How a run that was asked to stop goes on.
+    pub(super) fn last_words(&self) -> String {
+        let path = self.saved.path();
+        match self.step {
+            0 => "stopped before the first step; the same command with --resume begins again"
+                .to_string(),
+            step => format!(
+                "stopped after {step} of {} steps; the same command with --resume goes on from {}",
+                self.steps,
+                path.display()
+            ),
+        }
     }
 
     fn card(&self) -> Card {

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, scores};
+use super::{PROBE_EVERY, PROBE_FIRST, Run, State, file, interrupt::STOPPED, scores};
 use crate::{
     encoder::Network,
     eval::{self, Evaluation},
@@ -105,14 +105,12 @@ impl Run {
     pub fn finish(mut self, encoder: &Vit, state: &State) -> Result<()> {
         self.progress.finish();
         if self.stopped {
-            println!(
-                "stopped after {} of {} steps; the same command with --resume goes on from {}",
-                self.step,
-                self.steps,
-                self.saved.path().display()
-            );
-            std::process::exit(130);
+            println!("{}", self.last_words());
+            drop(self.lock);
+            std::process::exit(STOPPED);
         }
+        // The rest is done again if the run is resumed.
+        self.interrupt.idle(self.last_words());
         let evaluation = Evaluation {
             bank: &self.data.bank,
             test: &self.data.test,
@@ -144,7 +142,9 @@ impl Run {
         }
         file::write(&page, run.page(Some(panel()?))?.as_bytes())?;
         if self.compare {
+            self.interrupt.busy();
             self.train_variants()?;
+            self.interrupt.idle(self.last_words());
             run.print()?;
             // Once more, with the scores of the variants.
             file::write(&page, run.page(Some(panel()?))?.as_bytes())?;

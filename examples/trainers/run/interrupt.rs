@@ -1,30 +1,182 @@
-//! Ctrl-C stops the run after the current step; a second one ends it at once.
+//! Requests from outside: Ctrl-C, TERM and HUP stop the run with a checkpoint, USR1 writes one and goes on.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    io,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::sleep,
+    time::Duration,
 };
 
-/// Whether somebody asked to stop.
-#[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+/// The status of a program that was asked to stop, as a shell has it for Ctrl-C.
+pub const STOPPED: i32 = 130;
+
+/// What was asked for.
+#[derive(Clone, Default)]
+pub struct Interrupt(Arc<State>);
+
+#[derive(Default)]
+struct State {
+    stop: AtomicBool,
+    checkpoint: AtomicBool,
+    /// While nothing would be lost: the last words of a program that ends at once.
+    idle: Mutex<Option<String>>,
+}
 
 impl Interrupt {
-    /// Listens from now on.
-    pub fn listen() -> Self {
+    /// Listens from now on. Until [`Self::busy`], a request to stop ends the program at once, with `last_words`.
+    pub fn listen(last_words: &str) -> Self {
         let this = Self::default();
-        let flag = this.0.clone();
-        // Where no handler can be set, Ctrl-C ends the program as it always does.
-        let _ = ctrlc::set_handler(move || {
-            if flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
-            }
-            eprintln!("\nstopping after this step; once more to stop at once");
-        });
+        this.idle(last_words.to_string());
+        // Where no handler can be set, a signal ends the program as it always does.
+        let _ = listen(this.clone());
         this
     }
 
+    /// Whether somebody asked to stop.
     pub fn asked(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.stop.load(Ordering::SeqCst)
     }
+
+    /// Whether somebody asked for a checkpoint since the last call.
+    pub fn take_checkpoint(&self) -> bool {
+        self.0.checkpoint.swap(false, Ordering::SeqCst)
+    }
+
+    /// From now on all that is to be kept is on the disk: a request to stop, also an earlier one, ends the program at once.
+    pub fn idle(&self, last_words: String) {
+        let mut idle = self.lock();
+        if self.asked() {
+            end(&last_words);
+        }
+        *idle = Some(last_words);
+    }
+
+    /// From now on a request to stop waits for whoever reads [`Self::asked`].
+    pub fn busy(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.idle.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Somebody asked to stop. A second Ctrl-C does not wait; a scheduler may send TERM and HUP to every process, and a
+    /// parent sends them on, so these may come twice.
+    fn stop(&self, ctrl_c: bool) {
+        let idle = self.lock();
+        let again = self.0.stop.swap(true, Ordering::SeqCst);
+        match &*idle {
+            Some(last_words) => end(last_words),
+            None if again && ctrl_c => std::process::exit(STOPPED),
+            None if again => {}
+            None => eprintln!("\nstopping after this step; Ctrl-C once more stops at once"),
+        }
+    }
+
+    /// Waits for the end of `child`, and sends requests on to it.
+    pub fn wait(&self, mut child: Child) -> io::Result<ExitStatus> {
+        let mut sent = false;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if self.asked() && !sent {
+                send(&child, Request::Stop);
+                sent = true;
+            }
+            if self.take_checkpoint() {
+                send(&child, Request::Checkpoint);
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// As [`Command::output`] with what the program says as an error alone; requests are sent on to the program.
+    pub fn output(&self, command: &mut Command) -> io::Result<Output> {
+        let mut said = tempfile::tempfile()?;
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.try_clone()?).spawn()?;
+        let status = self.wait(child)?;
+        let mut stderr = Vec::new();
+        io::Seek::rewind(&mut said)?;
+        io::Read::read_to_end(&mut said, &mut stderr)?;
+        Ok(Output { status, stdout: Vec::new(), stderr })
+    }
+}
+
+fn end(last_words: &str) -> ! {
+    println!("{last_words}");
+    std::process::exit(STOPPED)
+}
+
+enum Request {
+    Stop,
+    Checkpoint,
+}
+
+#[cfg(unix)]
+fn listen(interrupt: Interrupt) -> io::Result<()> {
+    use signal_hook::{
+        consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1},
+        iterator::Signals,
+    };
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1])?;
+    if !is_ignored(SIGHUP) {
+        signals.add_signal(SIGHUP)?;
+    }
+    let listen = move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGUSR1 => interrupt.0.checkpoint.store(true, Ordering::SeqCst),
+                signal => interrupt.stop(signal == SIGINT),
+            }
+        }
+    };
+    std::thread::Builder::new().name("signals".to_string()).spawn(listen)?;
+    Ok(())
+}
+
+/// Whether the parent had the signal ignored, as `nohup` has HUP; where `/proc` does not tell, no.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
+#[cfg(unix)]
+fn send(child: &Child, request: Request) {
+    use rustix::process::{Pid, Signal, kill_process};
+    let signal = match request {
+        Request::Stop => Signal::TERM,
+        Request::Checkpoint => Signal::USR1,
+    };
+    // It has not been waited for, so its number is its own. If it has just ended there is nothing to send.
+    let _ = kill_process(Pid::from_child(child), signal);
+}
+
+/// Ctrl-C reaches all processes of a console by itself, and nothing else is listened for.
+#[cfg(not(unix))]
+fn send(_: &Child, _: Request) {}
+
+#[cfg(not(unix))]
+fn listen(interrupt: Interrupt) -> io::Result<()> {
+    use signal_hook::{consts::signal::SIGINT, flag};
+    let asked = Arc::new(AtomicBool::new(false));
+    // The second Ctrl-C does not wait for a step.
+    flag::register_conditional_shutdown(SIGINT, STOPPED, asked.clone())?;
+    flag::register(SIGINT, asked.clone())?;
+    let listen = move || {
+        while !asked.load(Ordering::SeqCst) {
+            sleep(Duration::from_millis(50));
+        }
+        interrupt.stop(true);
+    };
+    std::thread::Builder::new().name("signals".to_string()).spawn(listen)?;
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::file;
 use crate::records::Record;
@@ -32,18 +32,45 @@ impl Log {
         self.rewrite(Vec::new())
     }
 
-    /// Keeps what belongs to the first `step` steps: a run that was killed has written more than its checkpoint knows.
-    pub fn resume(&mut self, step: usize) -> Result<()> {
-        let kept = match self.path.exists() {
+    /// What the first `step` steps have written: a run that was killed has written more than its checkpoint knows. Nothing is
+    /// touched yet.
+    ///
+    /// # Errors
+    /// If records of these steps are missing.
+    pub fn before(&self, step: usize) -> Result<Vec<Record>> {
+        let mut records = match file::exists(&self.path)? {
             true => read(&self.path)?,
             false => Vec::new(),
         };
-        let kept = kept.into_iter().filter(|record| match record {
+        records.retain(|record| match record {
             Record::Step(s) => s.step < step,
             Record::Epoch(e) => e.step <= step,
             Record::Balance(b) => b.step < step,
         });
-        self.rewrite(kept.collect())
+        let steps = records.iter().filter_map(|record| match record {
+            Record::Step(s) => Some(s.step),
+            _ => None,
+        });
+        let whole = steps.clone().eq(0..step);
+        ensure!(
+            whole,
+            "--resume: expected records of the {step} steps before the checkpoint in {}, got {}; put the file back, give \
+             another --out, or leave out --resume to replace the run",
+            self.path.display(),
+            steps.count()
+        );
+        Ok(records)
+    }
+
+    /// Goes on after these records.
+    pub fn resume(&mut self, records: Vec<Record>) -> Result<()> {
+        self.rewrite(records)
+    }
+
+    /// Returns when all records are on the disk. A checkpoint must not be there without them.
+    pub fn sync(&self) -> Result<()> {
+        let file = self.file.as_ref().context("the run was not begun")?;
+        file.sync_data().with_context(|| format!("cannot write {}", self.path.display()))
     }
 
     pub fn write(&mut self, record: Record) -> Result<()> {

@@ -10,15 +10,18 @@
 //!   result.json             the last measurements
 //!   report.html             curves and figures
 //!   compare.html            with --compare, this run beside lambda0/ and baseline/
+//!   .lock                   while a program writes into the folder
 //! ```
 
 pub mod checkpoint;
 mod epoch;
 pub mod file;
 pub mod finish;
-mod interrupt;
+pub mod interrupt;
+pub mod lock;
 pub mod log;
 mod open;
+mod options;
 mod saved;
 mod step;
 pub mod variants;
@@ -35,11 +38,13 @@ use ser_reg::Partition;
 pub(crate) use open::images;
 pub use step::{Batch, Losses, Term};
 
-use self::{checkpoint::State, epoch::scores, interrupt::Interrupt, log::Log, saved::Saved};
+use self::{
+    checkpoint::State, epoch::scores, interrupt::Interrupt, lock::Lock, log::Log, saved::Saved,
+};
 use super::{
     augment::Augment,
     balance::Balance,
-    data::Data,
+    data::{Data, Fingerprint},
     loader::Loader,
     progress::Progress,
     settings::{Schedules, Settings},
@@ -51,15 +56,12 @@ use super::{
 const PROBE_EVERY: usize = 32;
 const PROBE_FIRST: usize = 8;
 
-/// The files of a run besides its configuration, its metrics and its checkpoint.
-const OUTPUTS: [&str; 6] = [
-    "encoder.safetensors",
-    "student.safetensors",
-    "result.json",
-    "evaluation.json",
-    "report.html",
-    "compare.html",
-];
+/// The results of a run, which --resume never removes.
+const RESULTS: [&str; 4] =
+    ["encoder.safetensors", "student.safetensors", "result.json", "evaluation.json"];
+
+/// The pages that are made from the other files.
+const PAGES: [&str; 2] = ["report.html", "compare.html"];
 
 pub struct Run {
     pub settings: Settings,
@@ -71,8 +73,10 @@ pub struct Run {
     schedules: Schedules,
     balance: Balance,
     data: Data,
+    fingerprint: Fingerprint,
     augment: Augment,
     folder: PathBuf,
+    lock: Lock,
     resume: bool,
     brief: bool,
     compare: bool,

@@ -1,7 +1,7 @@
 //! The begin of a run: every setting is checked before any file of an older run is touched.
 
 use std::{
-    path::PathBuf,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -9,12 +9,14 @@ use anyhow::{Context, Result, bail, ensure};
 use ser_reg::Regularizer;
 
 use super::{
-    OUTPUTS, Run,
+    PAGES, RESULTS, Run,
     checkpoint::{self, State},
     epoch::{BANK, QUERIES},
     file,
     interrupt::Interrupt,
+    lock::Lock,
     log::Log,
+    options::Options,
     saved::Saved,
     variants,
 };
@@ -27,29 +29,26 @@ use crate::{
     encoder,
     loader::{Loader, LoaderConfig},
     progress::Progress,
-    records::Record,
+    records::{Epoch, Record},
     settings::{Method, Preset, Settings},
     vit::Vit,
 };
 
-/// The most threads that load images.
-const WORKERS: usize = 1024;
-
 impl Run {
-    /// Reads the images and makes the folder. Files in it stay until [`Self::begin`].
+    /// Checks the settings, takes the folder and reads the images. Files in the folder stay until [`Self::begin`].
     pub fn open(method: Method, args: &Args) -> Result<Self> {
         let start = Instant::now();
+        let interrupt = Interrupt::listen("stopped before the first step; nothing was changed");
         let settings = Settings::new(method, args)?;
         variants::check(&settings, args)?;
+        let Options { folder, resume, brief, compare, checkpoint_every, evaluate_every, workers } =
+            Options::new(&settings, args)?;
         let device = args.device()?;
-        let large = settings.preset == Preset::ImagenetVitS16;
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let workers = args.workers.unwrap_or(if large { cores } else { 1 });
-        ensure!(
-            (1..=WORKERS).contains(&workers),
-            "--workers: expected 1 to {WORKERS} threads for the images, got {workers}"
-        );
+        // A new folder is made when all else is in order.
+        let lock = folder.is_dir().then(|| Lock::take(&folder, "--out")).transpose()?;
         let (data, augment) = images(&settings)?;
+        let root = settings.data.clone().unwrap_or_else(data::embedded);
+        let fingerprint = data.fingerprint(&root);
         let mut vit = settings.vit(&data.bank)?;
         let init = match &settings.init {
             None => None,
@@ -74,14 +73,15 @@ impl Run {
         })?;
         let schedules = settings.schedules(steps)?;
         let balance = Balance::new(&settings.ser, &vit)?;
-        let name = format!("{}-{}-{}", method.name(), settings.label(), settings.seed);
-        let folder = match (&args.out, settings.smoke) {
-            (Some(folder), _) => folder.clone(),
-            (None, true) => PathBuf::from("runs").join(format!("smoke-{name}")),
-            (None, false) => PathBuf::from("runs").join(name),
+        let lock = match lock {
+            Some(lock) => lock,
+            None => {
+                std::fs::create_dir_all(&folder).with_context(|| {
+                    format!("--out: cannot make the folder {}", folder.display())
+                })?;
+                Lock::take(&folder, "--out")?
+            }
         };
-        std::fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         println!("{} {} | {}", method.name(), settings.label(), data.note);
         for (path, reason) in &data.skipped {
             println!("skipped {}: {reason}", path.display());
@@ -99,16 +99,16 @@ impl Run {
             part: settings.partition()?,
             schedules,
             balance,
-            resume: args.resume,
-            brief: args.brief,
-            compare: args.compare,
-            checkpoint_every: args.checkpoint_every,
-            evaluate_every: args.evaluate_every.unwrap_or(if large { 10 } else { 1 }),
+            resume,
+            brief,
+            compare,
+            checkpoint_every,
+            evaluate_every,
             workers,
             loader: None,
             log: Log::new(&folder),
             progress: Progress::new(steps, settings.batch_size)?,
-            interrupt: Interrupt::listen(),
+            interrupt,
             step: 0,
             epoch_steps,
             steps,
@@ -118,8 +118,10 @@ impl Run {
             waited: Duration::ZERO,
             probes: Vec::new(),
             data,
+            fingerprint,
             augment,
             folder,
+            lock,
             settings,
         })
     }
@@ -128,17 +130,12 @@ impl Run {
     /// earlier run. Starts to load images. To be called once, when all modules are built.
     pub fn begin(&mut self, encoder: &Vit, ser: &mut Regularizer, state: &mut State) -> Result<()> {
         state.buffers.extend(self.balance.buffers());
-        let resumed = self.resume && self.saved.path().exists();
-        if resumed {
-            self.step = checkpoint::restore(self.saved.path(), state, &self.settings)?;
-        } else {
-            let result = self.folder.join("result.json");
-            ensure!(
-                !(self.resume && result.exists()),
-                "--resume: the run in {} has ended, and its checkpoint is gone; give another --out, or leave out --resume \
-                 to replace the run",
-                self.folder.display()
-            );
+        let resumed = match self.resume && file::exists(self.saved.path())? {
+            true => Some(self.restore(state)?),
+            false => None,
+        };
+        if resumed.is_none() {
+            self.check_nothing_is_lost()?;
             if let Some(weights) = self.init.take() {
                 state.online.load("encoder.", &weights).context("--init")?;
                 if let Some(momentum) = &state.momentum {
@@ -149,24 +146,58 @@ impl Run {
         ser.set_lambda(self.balance.lambda()?)?;
         let config = serde_json::to_vec_pretty(&self.settings)?;
         self.loader = Some(self.loader()?);
+        // Up to here no file was touched.
+        self.interrupt.busy();
+        self.remove_unfinished()?;
         match resumed {
-            true => {
+            Some((records, ended)) => {
                 self.saved.resume(self.step);
-                self.log.resume(self.step)?;
+                self.log.resume(records)?;
                 self.progress.resume(self.step);
                 println!("resumed after {} of {} steps", self.step, self.steps);
+                if let Some(ended) = ended {
+                    self.end_epoch(encoder, ended)?;
+                }
             }
-            false => {
+            None => {
                 self.clear()?;
                 file::write(&self.folder.join("config.json"), &config)?;
                 self.log.begin()?;
                 if self.evaluate_every > 0 {
-                    let untrained = self.evaluate(encoder, 0.0, 0.0, Vec::new())?;
+                    let untrained = self.evaluate(encoder, Epoch::default())?;
                     self.log.write(Record::Epoch(untrained))?;
                 }
             }
         }
         self.progress.begin_epoch();
+        Ok(())
+    }
+
+    /// Restores the state. Gives the records before it, and the epoch that ended with it if its evaluation is missing.
+    fn restore(&mut self, state: &mut State) -> Result<(Vec<Record>, Option<Epoch>)> {
+        let path = self.saved.path();
+        let restored = checkpoint::restore(path, state, &self.settings, &self.fingerprint)?;
+        self.step = restored.step;
+        let records = self.log.before(self.step)?;
+        let is_recorded = |ended: &Epoch| {
+            let is_it =
+                |record: &Record| matches!(record, Record::Epoch(e) if e.epoch == ended.epoch);
+            records.iter().any(is_it)
+        };
+        let missing = restored.epoch.filter(|ended| !is_recorded(ended));
+        Ok((records, missing))
+    }
+
+    /// A run that is to be resumed and has no checkpoint begins again, unless it has results.
+    fn check_nothing_is_lost(&self) -> Result<()> {
+        for name in RESULTS {
+            ensure!(
+                !(self.resume && file::exists(&self.folder.join(name))?),
+                "--resume: the run in {} has ended with {name}, and its checkpoint is gone; give another --out, or leave out \
+                 --resume to replace the run",
+                self.folder.display()
+            );
+        }
         Ok(())
     }
 
@@ -190,21 +221,26 @@ impl Run {
     /// Removes the files of an earlier run, which must not be taken for this one's. The checkpoint goes first, so that no run
     /// is resumed without its metrics.
     fn clear(&self) -> Result<()> {
-        let outputs = OUTPUTS.map(|name| self.folder.join(name));
-        let mut paths: Vec<PathBuf> =
-            Saved::files(&self.folder).into_iter().chain(outputs).collect();
+        let outputs =
+            [&RESULTS[..], &PAGES].concat().into_iter().map(|name| self.folder.join(name));
+        let paths = Saved::files(&self.folder).into_iter().chain(outputs);
+        paths.filter(|path| path.exists()).try_for_each(|path| remove(&path))
+    }
+
+    /// Removes what a killed program has left of a file.
+    fn remove_unfinished(&self) -> Result<()> {
         for entry in std::fs::read_dir(&self.folder)? {
             let path = entry?.path();
             if file::is_unfinished(&path) {
-                paths.push(path);
+                remove(&path)?;
             }
-        }
-        for path in paths.iter().filter(|path| path.exists()) {
-            std::fs::remove_file(path)
-                .with_context(|| format!("cannot remove {}", path.display()))?;
         }
         Ok(())
     }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// The images of a run, and how its crops are made from them.

@@ -4,7 +4,7 @@ use std::{ffi::OsString, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Run, file};
+use super::{Run, file, interrupt::STOPPED};
 use crate::{
     cli::Args,
     report::{compare::Comparison, folder::Folder},
@@ -46,22 +46,23 @@ impl Run {
                 println!(
                     "stopped before {name} was trained; the same command with --resume goes on"
                 );
-                std::process::exit(130)
+                std::process::exit(STOPPED)
             };
             if self.interrupt.asked() {
                 stopped();
             }
             println!("\n--compare trains {name}");
-            let status = Command::new(&program)
+            let child = Command::new(&program)
                 .args(given())
                 .args(options)
                 .args(["--brief", "--out"])
                 .arg(&folder)
-                .status()
+                .spawn()
                 .with_context(|| format!("cannot start {}", program.display()))?;
+            let status = self.interrupt.wait(child)?;
             match status.code() {
                 Some(0) => {}
-                Some(130) => stopped(),
+                Some(STOPPED) => stopped(),
                 _ => bail!("--compare: the run in {} failed, {status}", folder.display()),
             }
         }

@@ -1,7 +1,7 @@
 //! The settings of a run: the presets, and the options that replace parts of them.
 
 mod addon;
-mod check;
+pub mod check;
 mod presets;
 
 use std::path::PathBuf;
