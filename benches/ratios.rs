@@ -114,6 +114,7 @@ fn main() {
         contrast(&bench);
         actions(&bench);
         resampling(&bench);
+        price(&bench);
         step(&bench);
     });
 }
@@ -180,7 +181,52 @@ fn resampling(bench: &Bench) {
             resize::forward_backward(x, |x| plain.apply(x))
         });
         bench.row(&name("copy"), None, prepare, work, |x| x.as_detached_tensor().copy().unwrap());
+        // candle's backward pass around any operation: a tensor of ones, one of zeros, and their sum.
+        bench.row(&name("x.affine(2, 0)"), Some(1.5), prepare, work, |x| {
+            resize::forward_backward(x, |x| x.affine(2.0, 0.0))
+        });
+        bench.row(
+            &name("copy").replace("forward + backward", "forward alone"),
+            None,
+            prepare,
+            |x| ours(x.as_tensor()).unwrap(),
+            |x| x.as_detached_tensor().copy().unwrap(),
+        );
     }
+}
+
+/// What the regularizer adds to a training step of ViT-S/16, measured by itself: nothing else in the step changes, and whole
+/// steps of many seconds cannot resolve one per cent.
+fn price(bench: &Bench) {
+    let name = |what| format!("price of SER, ViT-S/16, 32 images, 2 of them in SER, {what}: 1 + part / step");
+    let names = [name("shared"), name("its own")];
+    if !names.iter().any(|name| bench.wants(name)) {
+        return;
+    }
+    let training = Training::new().unwrap();
+    // A step takes a thousand times as long as its part.
+    let steps = bench.by_turns(&mut [&mut || drop(black_box(training.step(Variant::Control)))], 1);
+    let (low, step, high) = quartiles(steps[0][..].to_vec());
+    for ((name, own), goal) in
+        names.iter().zip([false, true]).zip([1.01, 1.0 + training.own_share() + 0.005])
+    {
+        let parts = (0..3 + 5 * bench.0.rounds).map(|_| training.regularizer(own).unwrap());
+        let (least, part, most) = quartiles(parts.skip(3).collect());
+        println!(
+            "{name}: {part:.1} ms ({least:.1} to {most:.1}) of {step:.0} ms ({low:.0} to {high:.0}), ratio {:.4} \
+             ({:.4} to {:.4}), goal {goal:.4}",
+            1.0 + part / step,
+            1.0 + least / high,
+            1.0 + most / low,
+        );
+    }
+}
+
+/// The lower quartile, the median and the upper quartile.
+fn quartiles(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |part: f64| values[(part * (values.len() - 1) as f64).round() as usize];
+    (at(0.25), at(0.5), at(0.75))
 }
 
 /// A training step of ViT-S/16, three variants by turns.

@@ -56,7 +56,8 @@ fn train() -> Result<()> {
     let sharpness = Schedule::linear(cool, warm, run.fraction(base.teacher_warm_up).max(1))?;
     let mut state = State::new(&online, Some(&momentum))?;
     state.buffers.push(("center", center.clone()));
-    run.begin(&encoder, &mut ser, &mut state)?;
+    // The teacher is what the run measures and saves.
+    run.begin(&key_encoder, &mut ser, &mut state)?;
     while let Some(batch) = run.next_batch()? {
         let training = encoder.training(batch.drop_path());
         let model = |x: &Tensor| training.forward(x);

@@ -64,7 +64,6 @@ fn run(args: &Args) -> Result<()> {
     if args.smoke {
         data = data.take(2048, 500);
     }
-    println!("{}; {} and {} of them are used", data.note, data.bank.len(), data.test.len());
     let images = &data.bank;
     ensure!(
         data.is_labelled() || args.init.is_some(),
@@ -89,6 +88,7 @@ fn run(args: &Args) -> Result<()> {
         images.len()
     );
     count("--layer", 1..=config.depth, args.layer)?;
+    println!("{}; {} and {} of them are used", data.note, data.bank.len(), data.test.len());
     let batch = |indices: &[usize]| images.gather(indices, &statistics, CPU);
 
     let online = Weights::seeded(0);

@@ -12,7 +12,8 @@ use ser_reg_trainers::{
         moco::{Widths, contrast, predictor, projector},
     },
     optimizer::AdamW,
-    views,
+    overhead,
+    views::{self, Images},
     vit::{Vit, VitConfig},
     weights::Weights,
 };
@@ -85,6 +86,25 @@ impl Training {
             predict,
             ser,
         })
+    }
+
+    /// Milliseconds that the regularizer adds to a step with λ = 0, forward and backward: on two images that it shares with
+    /// MoCo-v3, or on two of its own, which pass up to the tap.
+    pub fn regularizer(&self, own: bool) -> Result<f64> {
+        let images = self.images[0].narrow(0, 0, 2)?;
+        let images = match own {
+            true => Images::Own(images),
+            false => Images::Shared(Tensor::cat(&[&images, &images], 1)?),
+        };
+        let keys = Some((&self.keys.encoder, &self.key_head));
+        let rng = &mut StdRng::seed_from_u64(0);
+        Ok(1e3 * overhead::time(&self.ser, &images, &self.queries.encoder, keys, rng)?)
+    }
+
+    /// The part of the encoder's blocks that lies before the tap, times the part of the images: what images of their own cost.
+    pub fn own_share(&self) -> f64 {
+        let depth = self.queries.encoder.config().depth;
+        2.0 / BATCH as f64 * LAYER as f64 / depth as f64
     }
 
     /// One step; the loss.

@@ -127,7 +127,7 @@ impl Run {
     }
 
     /// Restores the state if the run is resumed. Otherwise takes over the encoder of `--init` and removes the files of an
-    /// earlier run. Starts to load images. To be called once, when all modules are built.
+    /// earlier run. Starts to load images. `encoder` is the network that the run measures. To be called once, when all modules are built.
     pub fn begin(&mut self, encoder: &Vit, ser: &mut Regularizer, state: &mut State) -> Result<()> {
         state.buffers.extend(self.balance.buffers());
         let resumed = match self.resume && file::exists(self.saved.path())? {

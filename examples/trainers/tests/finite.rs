@@ -227,7 +227,7 @@ fn fails(output: &Output, parts: &[&str]) {
 fn the_last_step_of_a_run_may_not_ruin_the_weights() {
     let folder = tempfile::tempdir().unwrap();
     let data = data(folder.path());
-    for rate in ["1e30", "1e200"] {
+    for rate in ["1e30", "3e38"] {
         for every in ["0", "1"] {
             for method in ["moco_v3", "dino", "barlow_twins"] {
                 let out = folder.path().join(format!("{method}-{rate}-{every}"));

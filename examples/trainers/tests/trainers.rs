@@ -785,12 +785,11 @@ fn constant_images_are_named_as_such() {
     bytes[16..].fill(0);
     fs::write(&path, bytes).unwrap();
     let out = folder.path().join("run");
-    let expected =
-        "--data: expected images that differ, got a first batch in which every image is constant";
+    let expected = "--data: expected images with content, got 38 images of one color each";
     for method in Method::ALL {
         for more in [&[][..], &["--baseline"], &["--ser-images", "own"], &["--ratio", "1"]] {
             let output = run(&mut command(method, &data, &out, more));
-            fails(&output, &[expected, "encoder.patch.weight"]);
+            fails(&output, &[expected]);
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(!said.contains("cuts the graph"), "{said}");
         }
