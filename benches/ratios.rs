@@ -210,7 +210,9 @@ fn resampling(bench: &Bench) {
 /// What the regularizer adds to a training step of ViT-S/16, measured by itself: nothing else in the step changes, and whole
 /// steps of many seconds cannot resolve one per cent.
 fn price(bench: &Bench) {
-    let name = |what| format!("price of SER, ViT-S/16, 32 images, 2 of them in SER, {what}: 1 + part / step");
+    let name = |what| {
+        format!("price of SER, ViT-S/16, 32 images, 2 of them in SER, {what}: 1 + part / step")
+    };
     let names = [name("shared"), name("its own")];
     if !names.iter().any(|name| bench.wants(name)) {
         return;
