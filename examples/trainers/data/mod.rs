@@ -14,7 +14,7 @@ mod picture;
 mod set;
 mod source;
 mod split;
-mod walk;
+pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};
 
