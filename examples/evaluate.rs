@@ -128,7 +128,13 @@ fn run() -> Result<()> {
         options.parts = unlabelled(options.parts, &data.note)?;
     }
 
-    few::check("--labels-per-class", &options, &data.bank.labels)?;
+    if !options.few.is_empty() {
+        ensure!(
+            options.parts.contains(&Part::Probe),
+            "--labels-per-class: expected with the part probe, got --only without it"
+        );
+        few::check("--labels-per-class", &options.few, &data.bank.labels)?;
+    }
 
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")?);
