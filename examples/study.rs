@@ -191,7 +191,7 @@ fn sets(
     let mut left = Vec::new();
     for cell in cells.drain(..) {
         let path = match cell.set.given_as() {
-            None => Some(data::embedded()),
+            None => Some(data::fashion_mnist()),
             Some(name) => given.get(name).cloned(),
         };
         let reason = match (&cell.work, path) {

@@ -68,11 +68,8 @@ pub fn measure(
     let row = |&labels_per_class: &usize| -> Result<FewRow> {
         let (mut on_upright, mut over_d4) = (0.0, 0.0);
         for i in 0..DRAWS {
-            let drawn = draw::of_each_class(
-                upright.labels,
-                labels_per_class,
-                seed(run, Purpose::Draw, i),
-            );
+            let drawn =
+                draw::of_each_class(upright.labels, labels_per_class, seed(run, Purpose::Draw, i));
             let labels: Vec<u32> = drawn.iter().map(|&i| upright.labels[i]).collect();
             let rows: Vec<u32> = drawn.iter().map(|&i| i as u32).collect();
             let rows = Tensor::new(rows, upright.train.device())?;

@@ -225,7 +225,7 @@ mod tests {
     /// The pause ends when the child was seen to stand still; without that it would be at its end first.
     #[test]
     fn a_paused_child_stands_still_and_goes_on() {
-        let child = Command::new("sleep").arg("5").spawn().unwrap();
+        let child = Command::new("sleep").arg("2").spawn().unwrap();
         let id = child.id();
         let seen = AtomicBool::new(false);
         let paused = || {
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_request_to_stop_ends_a_pause() {
         let interrupt = Interrupt::default();
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let child = Command::new("sleep").arg("20").spawn().unwrap();
         let id = child.id();
         let paused = || {
             if state(id) == Some('T') {

@@ -182,7 +182,7 @@ fn folders(root: &Path, names: &[&str], n: usize) {
         let folder = root.join(name);
         fs::create_dir_all(&folder).unwrap();
         for i in 0..n {
-            fs::write(folder.join(format!("{name}_{i}.jpg").replace('/', "-")), "").unwrap();
+            fs::write(folder.join(format!("{name}_{i}.jpg").replace('/', "-")), "a file").unwrap();
         }
     }
 }
@@ -393,7 +393,7 @@ fn the_rule_chooses_the_default() {
         })
         .collect();
     let chosen = |more: &[Vec<Entry>]| {
-        let entries = [&[baseline.clone()], more].concat().concat();
+        let entries = [&[baseline.clone()][..], more].concat().concat();
         let candidates = endpoints::candidates(&entries);
         assert_eq!(candidates.len(), 10);
         endpoints::chosen(&candidates).map(|c| c.variant.clone())
@@ -402,7 +402,7 @@ fn the_rule_chooses_the_default() {
     let mild = candidate(Group::C, "own, λ=0.1", 4.0, -0.5, 4);
     let middle = candidate(Group::C, "own, λ=0.3", 6.0, -0.9, 4);
     // The largest gain loses too much; of the others the larger gain wins.
-    assert_eq!(chosen(&[strong.clone()]), None);
+    assert_eq!(chosen(std::slice::from_ref(&strong)), None);
     assert_eq!(chosen(&[strong.clone(), mild.clone()]).as_deref(), Some("own, λ=0.1"));
     assert_eq!(
         chosen(&[strong.clone(), mild.clone(), middle.clone()]).as_deref(),
@@ -442,7 +442,7 @@ fn tables_say_what_was_not_run() {
     let cell = cell(Group::A, Set::Eurosat, "own");
     let paused = Entry { paused: 3.0, ..entry(&cell, 100, &[]) };
     let row = Row::new(Group::A, Set::Eurosat, cell.method, "own");
-    assert_eq!(row.values(&[paused], "seconds"), []);
+    assert!(row.values(&[paused], "seconds").is_empty());
     assert_eq!(row.values(&[entry(&cell, 100, &[])], "seconds"), [(100, 1.0)]);
 }
 

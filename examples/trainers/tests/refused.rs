@@ -254,14 +254,22 @@ fn programs_refuse_at_once() {
         ("study", vec!["--ledger", "l", "--only", "A,methods"], vec!["--only: ", "methods"]),
         ("study", vec!["--ledger", "l", "--data", "run"], vec!["--data: expected NAME=PATH"]),
         ("study", vec!["--ledger", "l", "--data", "imagenet=run"], vec!["--data: ", "eurosat"]),
-        ("study", vec!["--ledger", "l", "--data", "eurosat=none"], vec!["--data eurosat: ", "none"]),
+        (
+            "study",
+            vec!["--ledger", "l", "--data", "eurosat=none"],
+            vec!["--data eurosat: ", "none"],
+        ),
         (
             "study",
             vec!["--ledger", "l", "--data", "bccd=run", "--data", "bccd=data"],
             vec!["--data: ", "two"],
         ),
         ("study", vec!["--ledger", "l", "--extend", "own"], vec!["--extend: ", "own, λ=0.1"]),
-        ("evaluate", vec!["run", "--labels-per-class", "0"], vec!["--labels-per-class: expected 1"]),
+        (
+            "evaluate",
+            vec!["run", "--labels-per-class", "0"],
+            vec!["--labels-per-class: expected 1"],
+        ),
         ("evaluate", vec!["run", "--labels-per-class", "1,99"], vec!["--labels-per-class: ", "99"]),
         (
             "evaluate",

@@ -276,7 +276,8 @@ fn add_ons_are_compared_between_layers() {
 /// The first study's runs are all in its tables, and stand under no protocol.
 #[test]
 fn the_first_study_is_still_read() {
-    let path: &Path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl").as_ref();
+    let path: &Path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl").as_ref();
     let entries = ledger::read(path).unwrap().entries;
     assert_eq!(entries.len(), 96);
     assert_eq!(protocol::of_all(&entries, path).unwrap(), None);
