@@ -27,7 +27,7 @@ use ser_reg_trainers::{
     cli,
     data::{self, Wanted},
     environment,
-    eval::{self, Options, Part, Subject, dense, matching, subject},
+    eval::{self, Options, Part, Subject, dense, few, matching, subject},
     println,
     run::{file, lock::Lock},
     settings::check::count,
@@ -55,6 +55,9 @@ struct Args {
     /// 200 and 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     images: Option<u32>,
+    /// Fit the part probe on these numbers of labels a class too, each in 20 draws: 1,5,20.
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    labels_per_class: Vec<usize>,
     /// Use fewer images (500, or those of --images) and canvases, without rows for raw pixels and the reference.
     #[arg(long)]
     quick: bool,
@@ -125,6 +128,15 @@ fn run() -> Result<()> {
         options.parts = unlabelled(options.parts, &data.note)?;
     }
 
+    if !options.few.is_empty() {
+        ensure!(
+            options.parts.contains(&Part::Probe),
+            "--labels-per-class: expected with the part probe and images with classes, got the parts {}",
+            names(&options.parts)
+        );
+        few::check("--labels-per-class", &options.few, &data.bank.labels)?;
+    }
+
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")?);
     let mut report =
@@ -143,7 +155,7 @@ fn run() -> Result<()> {
 /// The parts that need no labels; it says which ones do.
 fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
     let (skipped, left): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(|p| p.needs_labels());
-    let names = skipped.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
+    let names = names(&skipped);
     ensure!(
         !left.is_empty(),
         "--only: expected parts that need no labels (dense), got {names}; {note}"
@@ -152,6 +164,10 @@ fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
         println!("skipped, because the images have no labels: {names}");
     }
     Ok(left)
+}
+
+fn names(parts: &[Part]) -> String {
+    parts.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// Checks that the figures can be written, and takes the folder if it is one of a run: a training would replace the encoder.
@@ -170,6 +186,7 @@ fn options(args: &Args) -> Options {
     };
     Options {
         parts: args.only.clone().unwrap_or(default.parts),
+        few: args.labels_per_class.clone(),
         corrupted: images.or(default.corrupted),
         sequences: images.map_or(default.sequences, |n| n.min(default.sequences)),
         dense: dense::Options { layer: args.dense_layer, ..default.dense },

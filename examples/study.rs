@@ -1,96 +1,99 @@
-//! Trains three methods × {baseline, λ = 0, SER} × seeds, and sweeps over the settings of SER. Seeds pair the runs.
+//! Makes the runs of docs/study/protocol.md, paired by seed, and reports on them.
 //!
 //! ```text
 //! cargo build --release --examples
-//! cargo run --release --example study              # continues where it stopped; Ctrl-C at any time
-//! cargo run --release --example study -- --report  # tables of the finished runs
+//! cargo run --release --example study -- --data eurosat=FOLDER --data cifar10=FOLDER   # continues where it stopped
+//! cargo run --release --example study -- --report                                      # tables of the finished runs
+//! cargo run --release --example study -- --report --ledger docs/results/study.jsonl    # those of the first study
 //! ```
 //!
-//! Every run is a process of a trainer, then one of `evaluate`; finished runs are lines of docs/results/study.jsonl.
+//! Every run is a process of a trainer, then one of `evaluate`, with one thread; finished runs are lines of
+//! docs/study/ledger.jsonl. Ctrl-C stops it at any time, and the same command goes on. While the file of `--pause-file`
+//! exists, running processes stand still and no run starts. `kill -STOP -- -GROUP` does the same for the process group, and
+//! `kill -CONT -- -GROUP` ends it, but such a pause counts as time of the runs.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     path::{Path, PathBuf},
-    process::Command,
+    str::FromStr,
     sync::Mutex,
     thread,
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
-    environment, eprintln,
-    eval::Report,
-    println,
+    data, eprintln, println,
     report::kept,
     run::{
         file,
-        finish::Outcome,
         interrupt::{Interrupt, STOPPED},
         lock::Lock,
     },
     settings::check::{MOST, count},
     study::{
+        first,
+        images::{self, Ready},
         ledger::{self, Entry, Ledger},
-        plan::{self, Cell},
+        plan::{self, Cell, Group, Set, Work},
+        protocol,
+        runs::{Job, Runs, commit},
         summary,
     },
 };
 
-/// The ledger of the runs that the documentation shows.
-const LEDGER: &str = "docs/results/study.jsonl";
+/// The ledger of the runs that follow the protocol.
+const LEDGER: &str = "docs/study/ledger.jsonl";
+/// The ledger of the first study, which the kept scores of the trainers come from.
+const FIRST: &str = "docs/results/study.jsonl";
 /// Seconds of a run before any was measured.
 const GUESS: f64 = 200.0;
 const LAST_WORDS: &str = "stopped; the same command goes on";
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// Epochs of each run. Runs of another length do not count.
-    #[arg(long, default_value_t = 3)]
-    epochs: usize,
-    /// Runs at a time; the threads of the machine are shared among them [default: one for each thread].
-    #[arg(long)]
-    jobs: Option<usize>,
-    /// Only these groups: methods, layer, group, lambda, temperature, fraction, filter, addons.
+    /// The folder of a set of images, eurosat, cifar10 or bccd. Runs of a set without a folder are not made.
+    #[arg(long, value_name = "NAME=PATH")]
+    data: Vec<String>,
+    /// Only these groups of the protocol: A to I, as A,C.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Give this candidate of group C as many seeds as group A has, once the rule has chosen it.
+    #[arg(long, value_name = "VARIANT")]
+    extend: Option<String>,
+    /// Runs at a time, each with one thread.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
     /// Start no run after this number of minutes.
     #[arg(long, allow_negative_numbers = true)]
     minutes: Option<f64>,
-    /// Finished runs [default: docs/results/study.jsonl; of a smoke run, a new file in its folder].
+    /// While this file exists, the runs stand still, and the time does not count [default: the file pause in --out].
+    #[arg(long, value_name = "FILE")]
+    pause_file: Option<PathBuf>,
+    /// Finished runs [default: docs/study/ledger.jsonl; of a smoke run, a new file in its folder].
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
-    /// Folder of the runs.
+    /// Folder of the runs. Groups E, H and I need the encoders of group A in it.
     #[arg(long, default_value = "runs/study")]
     out: PathBuf,
     /// Print tables of the finished runs, and run nothing.
     #[arg(long)]
     report: bool,
-    /// Make two short runs.
+    /// Make two short runs and an evaluation, on the images that come with the repository.
     #[arg(long)]
     smoke: bool,
 }
 
-struct Job {
-    cell: Cell,
-    seed: u64,
-    id: String,
-}
-
 fn main() -> Result<()> {
-    let mut args = Args::parse();
-    if args.smoke {
-        // What the trainers' smoke runs make of it.
-        args.epochs = 2;
-    }
+    let args = Args::parse();
     let path = match (&args.ledger, args.smoke) {
         (Some(path), _) => path.clone(),
         (None, false) => PathBuf::from(LEDGER),
         (None, true) => args.out.join("smoke.jsonl"),
     };
-    check(&args, &path)?;
+    let given = check(&args, &path)?;
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("--out: cannot make the folder {}", args.out.display()))?;
     let page = args.out.join("study.html");
@@ -102,41 +105,57 @@ fn main() -> Result<()> {
             // Not among real runs, and not instead of running.
             std::fs::remove_file(&path)?;
         }
+        protocol::check(&ledger::read(&path)?.entries, &path)?;
         if let Some(mended) = ledger::mend(&path)? {
             println!("{mended}");
         }
-        run(&args, &path, &ledger::read(&path)?.entries, &interrupt)?;
+        run(&args, &given, &path, &interrupt)?;
     }
-    let Ledger { mut entries, notes } = ledger::read(&path)?;
+    report(&path, &page)
+}
+
+fn report(ledger: &Path, page: &Path) -> Result<()> {
+    let Ledger { entries, notes } = ledger::read(ledger)?;
+    let of = protocol::of_all(&entries, ledger)?;
     for note in notes {
-        println!("{}: {note}", path.display());
+        println!("{}: {note}", ledger.display());
     }
-    if path == Path::new(LEDGER) {
+    if ledger == Path::new(FIRST) {
         // The trainers show them beside their own runs.
         file::write(kept::PATH.as_ref(), kept::json(&entries)?.as_bytes())?;
     }
-    entries.retain(|e| e.epochs == args.epochs);
-    println!("\n{}", summary::markdown(&entries));
-    file::write(&page, summary::html(&entries)?.as_bytes())?;
+    let (text, html) = match of {
+        None if !entries.is_empty() => {
+            println!("{}", protocol::note(&entries));
+            (first::markdown(&entries), first::html(&entries)?)
+        }
+        _ => (summary::markdown(&entries), summary::html(&entries)?),
+    };
+    println!("\n{text}");
+    file::write(page, html.as_bytes())?;
     println!("charts {}", page.display());
     Ok(())
 }
 
-/// Refuses what would fail later.
-fn check(args: &Args, ledger: &Path) -> Result<()> {
-    count("--epochs", 1..=MOST, args.epochs)?;
-    count("--jobs", 1..=MOST, args.jobs.unwrap_or(1))?;
+/// Refuses what would fail later; gives the folders of `--data`.
+fn check(args: &Args, ledger: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    count("--jobs", 1..=MOST, args.jobs)?;
     if let Some(minutes) = args.minutes {
         let accepted = minutes >= 0.0 && minutes.is_finite();
         ensure!(accepted, "--minutes: expected a finite number, at least 0, got {minutes}");
     }
-    let groups: Vec<&str> = plan::cells().iter().map(|cell| cell.group).collect();
     for group in &args.only {
+        Group::from_str(group).context("--only")?;
+    }
+    if let Some(variant) = &args.extend {
+        let names: Vec<String> = plan::candidates().into_iter().map(|(name, _)| name).collect();
         ensure!(
-            groups.contains(&group.as_str()),
-            "--only: expected groups of the study, got {group}"
+            names.contains(variant),
+            "--extend: expected a candidate of group C ({}), got {variant}",
+            names.join("; ")
         );
     }
+    let given = images::given(&args.data)?;
     if args.report {
         ensure!(
             ledger.is_file(),
@@ -145,45 +164,140 @@ fn check(args: &Args, ledger: &Path) -> Result<()> {
         );
     } else {
         let folder = file::folder(ledger);
+        ensure!(
+            ledger != Path::new(LEDGER) || folder.is_dir(),
+            "--ledger: expected the folder {} here; run it in the root of the repository, or give --ledger",
+            folder.display()
+        );
         std::fs::create_dir_all(folder)
             .with_context(|| format!("--ledger: cannot make the folder {}", folder.display()))?;
         file::check_writable(ledger, "--ledger")?;
     }
-    if ledger == Path::new(LEDGER) {
+    if args.report && ledger == Path::new(FIRST) {
         let kept = "run it in the root of the repository, or give --ledger";
         file::check_writable(kept::PATH.as_ref(), "--ledger").context(kept)?;
     }
-    Ok(())
+    Ok(given)
 }
 
-fn run(args: &Args, ledger: &Path, done: &[Entry], interrupt: &Interrupt) -> Result<()> {
-    let mut jobs = jobs(args, done)?;
-    // Of the programs that are about to run, not of what is checked out while they do.
-    let commit = commit();
-    let threads = thread::available_parallelism().map_or(1, |n| n.get());
-    let at_once = args.jobs.unwrap_or(threads).clamp(1, threads);
-    let known: Vec<f64> =
-        done.iter().filter(|e| e.epochs == args.epochs).map(|e| e.seconds).collect();
+/// Makes the sets ready that the cells need; says which cells are not run, and leaves them out.
+fn sets(
+    cells: &mut Vec<Cell>,
+    given: &BTreeMap<String, PathBuf>,
+    out: &Path,
+) -> Result<BTreeMap<Set, Ready>> {
+    let mut sets = BTreeMap::new();
+    let mut skipped = BTreeMap::<(Group, Set, String), u64>::new();
+    let mut left = Vec::new();
+    for cell in cells.drain(..) {
+        let path = match cell.set.given_as() {
+            None => Some(data::fashion_mnist()),
+            Some(name) => given.get(name).cloned(),
+        };
+        let reason = match (&cell.work, path) {
+            (Work::Missing(why), _) => why.to_string(),
+            (_, None) => {
+                format!("no data (--data {}=PATH)", cell.set.given_as().unwrap_or_default())
+            }
+            (_, Some(path)) => {
+                if !sets.contains_key(&cell.set) {
+                    sets.insert(cell.set, images::ready(cell.set, &path, out)?);
+                }
+                left.push(cell);
+                continue;
+            }
+        };
+        let runs = cell.seeds.end - cell.seeds.start;
+        *skipped.entry((cell.group, cell.set, reason)).or_default() += runs;
+    }
+    for ((group, set, reason), runs) in skipped {
+        println!("{}, {set}: {runs} runs not run: {reason}", group.name());
+    }
+    *cells = left;
+    Ok(sets)
+}
+
+fn run(
+    args: &Args,
+    given: &BTreeMap<String, PathBuf>,
+    ledger: &Path,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    let mut cells = match args.smoke {
+        true => plan::smoke(),
+        false => plan::cells(args.extend.as_deref()),
+    };
+    cells.retain(|c| args.only.is_empty() || args.only.iter().any(|name| name == c.group.name()));
+    let sets = sets(&mut cells, given, &args.out)?;
+    let done = ledger::read(ledger)?.entries;
+    let job = |cell: &Cell, seed| Job { id: cell.id(seed), cell: cell.clone(), seed };
+    let mut jobs: Vec<Job> =
+        cells.iter().flat_map(|cell| cell.seeds.clone().map(move |seed| job(cell, seed))).collect();
+    jobs.retain(|job| !done.iter().any(|e| e.id == job.id));
+    let known: Vec<f64> = done.iter().map(|e| e.seconds).collect();
     let each = match known.is_empty() {
         true => GUESS,
         false => known.iter().sum::<f64>() / known.len() as f64,
     };
     println!(
-        "{} runs to do, {} done; about {:.0} minutes with {at_once} at a time{}",
+        "{} runs to do, {} done; about {:.0} minutes with {} at a time{}",
         jobs.len(),
         known.len(),
-        jobs.len() as f64 * each / at_once as f64 / 60.0,
+        jobs.len() as f64 * each / args.jobs as f64 / 60.0,
+        args.jobs,
         if known.is_empty() { " (a guess)" } else { "" }
     );
-    let bar = ProgressBar::new(jobs.len() as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} runs  {msg}  {eta} left")?);
+    let runs = Runs {
+        out: &args.out,
+        ledger,
+        sets,
+        pause: args.pause_file.clone().unwrap_or_else(|| args.out.join("pause")),
+        smoke: args.smoke,
+        interrupt,
+        commit: commit(),
+    };
+    println!("runs stand still while {} exists", runs.pause.display());
     let start = Instant::now();
     interrupt.busy();
+    let (needing, first): (Vec<Job>, Vec<Job>) =
+        jobs.into_iter().partition(|job| runs.source(job).is_some());
+    let mut failures = all(args, &runs, first, start)?;
+    // Only now the encoders of group A are there.
+    let (needing, without): (Vec<Job>, Vec<Job>) =
+        needing.into_iter().partition(|job| runs.source(job).is_some_and(|path| path.is_file()));
+    if !without.is_empty() && !interrupt.asked() {
+        let ids: Vec<&str> = without.iter().map(|job| job.id.as_str()).collect();
+        println!(
+            "{} runs not run, because {} has no encoder of group A for them: {}",
+            ids.len(),
+            args.out.display(),
+            ids.join(", ")
+        );
+    }
+    failures.extend(all(args, &runs, needing, start)?);
+    if interrupt.asked() {
+        println!("{LAST_WORDS}");
+        std::process::exit(STOPPED);
+    }
+    println!("{:.0} minutes", start.elapsed().as_secs_f64() / 60.0);
+    ensure!(
+        failures.is_empty(),
+        "failed: {}; run again to try these once more",
+        failures.join(", ")
+    );
+    Ok(())
+}
+
+/// Makes these runs, several at a time; gives the names of those that failed.
+fn all(args: &Args, runs: &Runs, jobs: Vec<Job>, start: Instant) -> Result<Vec<String>> {
+    let bar = ProgressBar::new(jobs.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} runs  {msg}  {eta} left")?);
     let late = || {
         let over = args.minutes.is_some_and(|m| start.elapsed().as_secs_f64() > 60.0 * m);
-        over || interrupt.asked()
+        over || runs.interrupt.asked()
     };
-    let queue: Mutex<VecDeque<Job>> = Mutex::new(jobs.drain(..).collect());
+    let at_once = args.jobs.min(jobs.len());
+    let queue: Mutex<VecDeque<Job>> = Mutex::new(jobs.into());
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..at_once {
@@ -194,7 +308,7 @@ fn run(args: &Args, ledger: &Path, done: &[Entry], interrupt: &Interrupt) -> Res
                         return;
                     };
                     bar.set_message(job.id.clone());
-                    let outcome = one(args, &job, ledger, threads / at_once, &commit, interrupt);
+                    let outcome = runs.make(&job);
                     bar.inc(1);
                     match outcome {
                         Ok(Some(entry)) => bar.suspend(|| {
@@ -204,7 +318,7 @@ fn run(args: &Args, ledger: &Path, done: &[Entry], interrupt: &Interrupt) -> Res
                             println!("{}: another study runs it, or has run it", job.id);
                         }),
                         // Its training has a checkpoint.
-                        Err(_) if interrupt.asked() => {}
+                        Err(_) if runs.interrupt.asked() => {}
                         Err(e) => {
                             bar.suspend(|| eprintln!("{} failed: {e:#}", job.id));
                             let mut failures = failures.lock().unwrap_or_else(|e| e.into_inner());
@@ -216,206 +330,13 @@ fn run(args: &Args, ledger: &Path, done: &[Entry], interrupt: &Interrupt) -> Res
         }
     });
     bar.finish_and_clear();
-    if interrupt.asked() {
-        println!("{LAST_WORDS}");
-        std::process::exit(STOPPED);
-    }
-    println!("{:.0} minutes", start.elapsed().as_secs_f64() / 60.0);
-    let failures = failures.into_inner().unwrap_or_else(|e| e.into_inner());
-    ensure!(
-        failures.is_empty(),
-        "failed: {}; run again to try these once more",
-        failures.join(", ")
-    );
-    Ok(())
-}
-
-/// The runs that are not in the ledger yet, in the order of the plan.
-fn jobs(args: &Args, done: &[Entry]) -> Result<Vec<Job>> {
-    let mut cells = plan::cells();
-    if !args.only.is_empty() {
-        cells.retain(|c| args.only.iter().any(|g| g == c.group));
-    }
-    if args.smoke {
-        cells.truncate(2);
-        cells.iter_mut().for_each(|c| c.seeds = 1);
-    }
-    let job = |cell: &Cell, seed| Job { id: cell.id(seed, args.epochs), cell: cell.clone(), seed };
-    let mut jobs: Vec<Job> =
-        cells.iter().flat_map(|cell| (0..cell.seeds).map(move |seed| job(cell, seed))).collect();
-    jobs.retain(|job| !done.iter().any(|e| e.id == job.id));
-    Ok(jobs)
-}
-
-/// Makes a run and adds it to the ledger; `None` if another study that shares the ledger does so.
-fn one(
-    args: &Args,
-    job: &Job,
-    ledger: &Path,
-    threads: usize,
-    commit: &str,
-    interrupt: &Interrupt,
-) -> Result<Option<Entry>> {
-    let folder = args.out.join(&job.id);
-    let Some(_claim) = ledger::claim(&folder)? else {
-        return Ok(None);
-    };
-    if ledger::read(ledger)?.entries.iter().any(|e| e.id == job.id) {
-        return Ok(None);
-    }
-    let entry = train_and_evaluate(args, job, threads, commit, interrupt)?;
-    ledger::append(ledger, &entry)?;
-    // The run is in the ledger: nothing will resume it.
-    std::fs::remove_file(folder.join("checkpoint.safetensors"))?;
-    Ok(Some(entry))
-}
-
-/// Both processes of a run. A training that was stopped continues.
-fn train_and_evaluate(
-    args: &Args,
-    job: &Job,
-    threads: usize,
-    commit: &str,
-    interrupt: &Interrupt,
-) -> Result<Entry> {
-    let start = Instant::now();
-    let folder = args.out.join(&job.id);
-    let (epochs, seed) = (args.epochs.to_string(), job.seed.to_string());
-    let mut options: Vec<&str> = job.cell.options.iter().map(String::as_str).collect();
-    let path = folder.to_str().context("the folder's name is no UTF-8")?;
-    options.extend([
-        "--epochs",
-        &epochs,
-        "--seed",
-        &seed,
-        "--evaluate-every",
-        "0",
-        "--brief",
-        "--resume",
-        "--out",
-        path,
-    ]);
-    if args.smoke {
-        options.push("--smoke");
-    }
-    process(job.cell.method.name(), &options, threads, interrupt)?;
-    let mut options = vec![path, "--quick", "--images", "300"];
-    if args.smoke {
-        options.push("--smoke");
-    }
-    process("evaluate", &options, threads, interrupt)?;
-    let outcome: Outcome = serde_json::from_slice(&file::read(&folder.join("result.json"))?)?;
-    let evaluation: Report = serde_json::from_slice(&file::read(&folder.join("evaluation.json"))?)?;
-    Ok(Entry {
-        id: job.id.clone(),
-        group: job.cell.group.to_string(),
-        method: job.cell.method.name().to_string(),
-        variant: job.cell.variant.clone(),
-        seed: job.seed,
-        epochs: args.epochs,
-        options: job.cell.options.clone(),
-        figures: figures(&outcome, &evaluation),
-        seconds: start.elapsed().as_secs_f64(),
-        threads,
-        commit: commit.to_string(),
-        machine: machine(),
-        network: Some(outcome.network),
-    })
-}
-
-/// Runs the example of this name, which lies beside this one.
-fn process(name: &str, options: &[&str], threads: usize, interrupt: &Interrupt) -> Result<()> {
-    let here = std::env::current_exe()?;
-    let program = here.parent().unwrap_or(Path::new(".")).join(name);
-    ensure!(
-        program.exists(),
-        "expected {}; build it with: cargo build --release --examples",
-        program.display()
-    );
-    let mut command = Command::new(program);
-    command.args(options).envs(environment::settings(threads));
-    let output = interrupt.output(&mut command).with_context(|| format!("cannot start {name}"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let last: Vec<&str> = said.lines().rev().take(5).collect();
-        bail!(
-            "{name} {}: {}",
-            output.status,
-            last.into_iter().rev().collect::<Vec<_>>().join(" | ")
-        );
-    }
-    Ok(())
-}
-
-fn figures(outcome: &Outcome, evaluation: &Report) -> BTreeMap<String, f64> {
-    let mut figures = BTreeMap::new();
-    let mut put = |name: &str, value: Option<f64>| {
-        if let Some(value) = value.filter(|v| v.is_finite()) {
-            figures.insert(name.to_string(), value);
-        }
-    };
-    let layer = evaluation.card.layer;
-    put("knn", outcome.knn.first().copied());
-    put("knn_poses", outcome.knn_poses);
-    let scores = &outcome.equivariance;
-    put("equivariance", scores.get(layer - 1).copied().flatten());
-    for (i, score) in scores.iter().enumerate() {
-        put(&format!("equivariance_block{}", i + 1), *score);
-    }
-    put("feature_std", Some(f64::from(outcome.feature_std)));
-    if let Some(last) = &outcome.last {
-        put("invariance_loss", Some(f64::from(last.invariance)));
-        put("equivariance_loss", last.equivariance.map(f64::from));
-        put("matching", last.matching.map(|m| 100.0 * f64::from(m)));
-    }
-    put("images_per_s", Some(outcome.images_per_s));
-    put("peak_mib", outcome.peak_mib);
-    put("probe", evaluation.probe.first().map(|r| r.accuracy));
-    for orbit in evaluation.poses.first().iter().flat_map(|row| &row.orbits) {
-        let name = &orbit.name;
-        put(&format!("{name}_moved"), Some(orbit.probe.moved));
-        put(&format!("{name}_worst"), Some(orbit.probe.worst_element));
-        put(&format!("{name}_consistency"), Some(orbit.probe.consistency));
-        put(&format!("{name}_averaged"), Some(orbit.averaged));
-    }
-    let corruptions = evaluation.corruptions.as_ref();
-    put("corrupted", corruptions.map(|c| c.mean_accuracy));
-    put("mce", corruptions.and_then(|c| c.mce));
-    put(
-        "flips",
-        evaluation
-            .perturbations
-            .as_ref()
-            .map(|p| p.each.iter().map(|f| f.probability).sum::<f64>() / p.each.len() as f64),
-    );
-    if let Some(row) = evaluation.dense.as_ref().and_then(|d| d.rows.first()) {
-        put("miou", Some(row.miou));
-        put("box_iou", Some(row.box_iou));
-        put("ap50", Some(row.ap50));
-        put("pck", Some(row.correspondence.pck1));
-    }
-    figures
+    Ok(failures.into_inner().unwrap_or_else(|e| e.into_inner()))
 }
 
 /// The figures of a finished run in one line.
 fn line(entry: &Entry) -> String {
-    let shown = ["probe", "knn", "knn_poses", "equivariance", "corrupted", "box_iou", "pck"];
+    let shown =
+        ["equivariance", "matching_d4_exact", "d4_mean", "probe", "knn", "few5_upright", "flips"];
     let show = |name: &&str| Some(format!("{name} {:.3}", entry.figures.get(*name)?));
     shown.iter().filter_map(show).collect::<Vec<_>>().join("  ")
-}
-
-/// The commit that is checked out, if this is a clone.
-fn commit() -> String {
-    let output = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let text = output.ok().filter(|o| o.status.success()).map(|o| o.stdout);
-    text.map_or("unknown".to_string(), |t| String::from_utf8_lossy(&t).trim().to_string())
-}
-
-/// The processor's name and the number of its threads.
-fn machine() -> String {
-    let cores = thread::available_parallelism().map_or(1, |n| n.get());
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':'));
-    let name = name.map_or("unknown processor", |(_, n)| n.trim());
-    format!("{name}, {cores} threads")
 }

@@ -2,7 +2,10 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
-use ser_reg::grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig};
+use ser_reg::{
+    Schedule,
+    grad::{GradientBalance, GradientPair, LambdaBalancer, LambdaConfig},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -51,14 +54,16 @@ impl BalanceRule {
 /// λ over a run, and the measurements that move it.
 pub struct Balance {
     rule: Option<BalanceRule>,
-    initial: f64,
+    /// λ over the steps where no measurement moves it.
+    planned: Schedule,
     /// The balancer's λ, 0 before its first measurement. It is a variable so that a checkpoint holds it.
     average: Var,
     prefixes: Vec<String>,
 }
 
 impl Balance {
-    pub fn new(ser: &Ser, vit: &VitConfig) -> Result<Self> {
+    /// Over `steps` steps.
+    pub fn new(ser: &Ser, vit: &VitConfig, steps: usize) -> Result<Self> {
         let mut prefixes: Vec<String> =
             (1..=vit.depth).map(|block| format!("encoder.block{block}")).collect();
         if !vit.frozen_patches {
@@ -66,7 +71,11 @@ impl Balance {
         }
         Ok(Self {
             rule: ser.balance,
-            initial: ser.loss.lambda,
+            planned: Schedule::cosine(
+                ser.loss.lambda,
+                ser.final_lambda.unwrap_or(ser.loss.lambda),
+                steps,
+            )?,
             average: Var::zeros((), DType::F64, &Device::Cpu)?,
             prefixes,
         })
@@ -78,10 +87,10 @@ impl Balance {
         follows.then(|| ("lambda", self.average.clone())).into_iter().collect()
     }
 
-    /// The weight of the equivariance loss now.
-    pub fn lambda(&self) -> Result<f64> {
+    /// The weight of the equivariance loss in this step.
+    pub fn lambda(&self, step: usize) -> Result<f64> {
         match self.average.to_scalar::<f64>()? {
-            0.0 => Ok(self.initial),
+            0.0 => Ok(self.planned.at(step)),
             lambda => Ok(lambda),
         }
     }
@@ -105,7 +114,8 @@ impl Balance {
         if let Some(target_ratio) = rule.target
             && balance.suggested_lambda(target_ratio)?.is_some()
         {
-            let config = LambdaConfig { target_ratio, initial: self.initial, ..Default::default() };
+            let initial = self.planned.at(step);
+            let config = LambdaConfig { target_ratio, initial, ..Default::default() };
             let mut balancer = match self.average.to_scalar::<f64>()? {
                 0.0 => LambdaBalancer::new(config)?,
                 average => LambdaBalancer::resume(config, average)?,
@@ -115,7 +125,7 @@ impl Balance {
         }
         Ok(Some(Balanced {
             step,
-            lambda: self.lambda()?,
+            lambda: self.lambda(step + 1)?,
             shared: layer(&balance.shared),
             layers: balance.groups.iter().map(layer).collect(),
         }))

@@ -52,6 +52,9 @@ pub struct Args {
     /// Weight of the equivariance loss. 0 is the control: the same batches and encoder without that loss.
     #[arg(long, help_heading = "Regularizer")]
     pub lambda: Option<f64>,
+    /// Lambda after the last step: it moves there from --lambda by a cosine over the run [default: lambda stays].
+    #[arg(long, value_name = "LAMBDA", help_heading = "Regularizer")]
+    pub lambda_end: Option<f64>,
     /// The images of the equivariance loss: its own views, up to the tap, or a part of the batch whose views also serve the
     /// base method (the paper's form).
     #[arg(long, value_enum, help_heading = "Regularizer")]
@@ -233,6 +236,7 @@ impl Args {
                 ..self.views(old.views)
             },
             balance: BalanceRule::new(self.balance_every, self.balance_target).or(old.balance),
+            final_lambda: self.lambda_end.or(old.final_lambda),
             ..old.clone()
         }
     }

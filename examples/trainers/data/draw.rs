@@ -21,6 +21,16 @@ pub fn by_class(labels: &[u32], count: usize, seed: u64) -> Vec<usize> {
     chosen(classes.into_values().zip(shares), seed)
 }
 
+/// Draws `count` indices of each class, or all of a class that has fewer, in increasing order.
+pub fn of_each_class(labels: &[u32], count: usize, seed: u64) -> Vec<usize> {
+    let classes = members(labels).into_values();
+    let drawn = |class: Vec<usize>| {
+        let count = count.min(class.len());
+        (class, count)
+    };
+    chosen(classes.map(drawn), seed)
+}
+
 /// The training indices and the test indices, both in increasing order: of each class about a fifth is for testing, and
 /// at least one image for training.
 pub fn split(labels: &[u32]) -> (Vec<usize>, Vec<usize>) {
@@ -76,6 +86,13 @@ fn shares(sizes: &[usize], count: usize, seed: u64) -> Vec<usize> {
         }
     }
     shares
+}
+
+/// The numbers below `count` in a drawn order.
+pub fn order(count: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    order.sort_by_cached_key(|&i| key(seed, i));
+    order
 }
 
 fn key(seed: u64, index: usize) -> u64 {

@@ -7,6 +7,7 @@ pub mod border;
 pub mod corruption;
 pub mod dense;
 pub mod features;
+pub mod few;
 pub mod matching;
 pub mod perturbation;
 pub mod pose;
@@ -95,6 +96,8 @@ pub struct Options {
     pub parts: Vec<Part>,
     /// Test images that are moved, drawn by class; `None`: all.
     pub posed: Option<usize>,
+    /// Numbers of labels a class that the part probe is measured with besides.
+    pub few: Vec<usize>,
     /// Test images that are corrupted, drawn by class; `None`: all.
     pub corrupted: Option<usize>,
     /// Test images that perturbations start from, drawn by class, each with some thirty frames.
@@ -112,6 +115,7 @@ impl Default for Options {
         Self {
             parts: Part::ALL.to_vec(),
             posed: None,
+            few: Vec::new(),
             corrupted: None,
             sequences: 200,
             dense: dense::Options::default(),
@@ -130,7 +134,7 @@ impl Options {
             corrupted: Some(images),
             sequences: 50.min(images),
             dense: dense::Options { train: 150, test: 75, ..dense::Options::default() },
-            matching: matching::Options { images: 50.min(images), ..matching::Options::default() },
+            matching: matching::Options { images, ..matching::Options::default() },
             floors: false,
             ..Self::default()
         }
@@ -139,17 +143,19 @@ impl Options {
 
 /// Features of both sets and what was fitted to the first of them.
 struct Fitted {
+    train: Tensor,
     test: Tensor,
     probe: Option<Probe>,
     bank: Bank,
 }
 
 impl Fitted {
-    fn new(train: &Tensor, labels: &[u32], test: Tensor, probed: bool) -> Result<Self> {
+    fn new(train: Tensor, labels: &[u32], test: Tensor, probed: bool) -> Result<Self> {
         Ok(Self {
+            probe: probed.then(|| Probe::fit(&train, labels)).transpose()?,
+            bank: Bank::new(&train, labels)?,
+            train,
             test,
-            probe: probed.then(|| Probe::fit(train, labels)).transpose()?,
-            bank: Bank::new(train, labels)?,
         })
     }
 
@@ -206,6 +212,7 @@ pub fn evaluate(
     progress.set_length(
         steps(needed, 2 * encoders)
             + steps(raw, 1)
+            + steps(has(Part::Probe) && !options.few.is_empty(), 1)
             + steps(has(Part::Poses), rows * pose::ELEMENTS)
             + steps(has(Part::Corruptions), Corruption::ALL.len() * SEVERITIES)
             + steps(has(Part::Perturbations), Perturbation::ALL.len())
@@ -222,7 +229,7 @@ pub fn evaluate(
         let (train, test) = (of(bank)?, of(test)?);
         done();
         begin("probe");
-        let fitted = Fitted::new(&train, &bank.labels, test, probed)?;
+        let fitted = Fitted::new(train, &bank.labels, test, probed)?;
         done();
         Ok(fitted)
     };
@@ -241,6 +248,7 @@ pub fn evaluate(
         seed: options.seed,
         border: Some(border),
         posed: None,
+        few: Vec::new(),
         probe: Vec::new(),
         knn: Vec::new(),
         poses: Vec::new(),
@@ -262,11 +270,20 @@ pub fn evaluate(
             let statistics = &subject.card.statistics;
             features::of(images, statistics, &subject.device, None, raw_pixels)
         };
-        let fitted = Fitted::new(&of(bank)?, &bank.labels, of(test)?, has(Part::Probe))?;
+        let fitted = Fitted::new(of(bank)?, &bank.labels, of(test)?, has(Part::Probe))?;
         report.add("raw pixels", &fitted, test, &has)?;
         done();
     }
 
+    if let (true, false, Some(own)) = (has(Part::Probe), options.few.is_empty(), &own) {
+        begin("few labels");
+        let upright = few::Upright { train: &own.train, labels: &bank.labels, test: &own.test };
+        report.few = {
+            let (posed, seed) = (options.posed.unwrap_or(test.len()), options.seed);
+            few::measure(subject, &upright, test, border, &options.few, posed, seed)?
+        };
+        done();
+    }
     if has(Part::Poses) {
         begin("poses");
         let indices = test.drawn(options.posed.unwrap_or(test.len()));

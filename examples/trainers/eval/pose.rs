@@ -121,7 +121,8 @@ pub fn measure(
 /// Elements of both orbits, which [`measure`] reports one by one.
 pub const ELEMENTS: usize = 8 + 15;
 
-fn d4() -> Vec<(String, Affine)> {
+/// The elements of D4 by name, the identity first.
+pub fn d4() -> Vec<(String, Affine)> {
     let affine = |(name, g): (&str, D4)| (name.to_string(), Affine::from(g));
     POSES.into_iter().map(affine).collect()
 }

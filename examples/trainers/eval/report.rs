@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     border::Border,
     dense::Dense,
+    few::FewRow,
     matching::Matching,
     pose::Orbit,
     stability::{Corruptions, Perturbations},
@@ -28,6 +29,9 @@ pub struct Report {
     /// Test images that were moved, drawn by class; `None` if none were.
     #[serde(default)]
     pub posed: Option<usize>,
+    /// The probe on few labels, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub few: Vec<FewRow>,
     pub probe: Vec<ProbeRow>,
     pub knn: Vec<KnnRow>,
     pub poses: Vec<PoseRow>,
@@ -74,6 +78,7 @@ impl Report {
     pub fn print(&self) {
         println!("\n{} ({})", self.encoder, self.data);
         self.print_upright();
+        self.print_few();
         self.print_poses();
         if let Some(corruptions) = &self.corruptions {
             print_corruptions(corruptions, self.pictures.test);
@@ -113,6 +118,22 @@ impl Report {
                 shown(probe.map(|r| r.accuracy)),
                 shown(knn.map(|r| r.accuracy)),
                 probe.map_or("-".to_string(), |r| format!("{:.0e}", r.l2)),
+            );
+        }
+    }
+
+    fn print_few(&self) {
+        if self.few.is_empty() {
+            return;
+        }
+        println!(
+            "\nAccuracy in % of the probe on few labels, mean over draws; d4: mean over the eight elements"
+        );
+        println!("{:<22}{:>8}{:>9}{:>8}", "labels a class", "draws", "upright", "d4");
+        for row in &self.few {
+            println!(
+                "{:<22}{:>8}{:>9.1}{:>8.1}",
+                row.labels_per_class, row.draws, row.upright, row.d4
             );
         }
     }

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The status of a program that was asked to stop, as a shell has it for Ctrl-C.
@@ -78,11 +78,33 @@ impl Interrupt {
     }
 
     /// Waits for the end of `child`, and sends requests on to it.
-    pub fn wait(&self, mut child: Child) -> io::Result<ExitStatus> {
+    pub fn wait(&self, child: Child) -> io::Result<ExitStatus> {
+        Ok(self.wait_pausing(child, || false)?.0)
+    }
+
+    /// The same, but while `paused`, the child stands still. It gives the time of that too. A request to stop ends a pause.
+    fn wait_pausing(
+        &self,
+        mut child: Child,
+        paused: impl Fn() -> bool,
+    ) -> io::Result<(ExitStatus, Duration)> {
         let mut sent = false;
+        let (mut since, mut total) = (None::<Instant>, Duration::ZERO);
         loop {
             if let Some(status) = child.try_wait()? {
-                return Ok(status);
+                return Ok((status, total));
+            }
+            match (paused() && !self.asked(), since) {
+                (true, None) => {
+                    send(&child, Request::Pause);
+                    since = Some(Instant::now());
+                }
+                (false, Some(begun)) => {
+                    send(&child, Request::Continue);
+                    total += begun.elapsed();
+                    since = None;
+                }
+                _ => {}
             }
             if self.asked() && !sent {
                 send(&child, Request::Stop);
@@ -95,16 +117,21 @@ impl Interrupt {
         }
     }
 
-    /// As [`Command::output`] with what the program says as an error alone; requests are sent on to the program.
-    pub fn output(&self, command: &mut Command) -> io::Result<Output> {
+    /// As [`Command::output`] with what the program says as an error alone, and the time for which it was `paused`; requests are
+    /// sent on to the program.
+    pub fn output(
+        &self,
+        command: &mut Command,
+        paused: impl Fn() -> bool,
+    ) -> io::Result<(Output, Duration)> {
         let mut said = tempfile::tempfile()?;
         let child =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.try_clone()?).spawn()?;
-        let status = self.wait(child)?;
+        let (status, time) = self.wait_pausing(child, paused)?;
         let mut stderr = Vec::new();
         io::Seek::rewind(&mut said)?;
         io::Read::read_to_end(&mut said, &mut stderr)?;
-        Ok(Output { status, stdout: Vec::new(), stderr })
+        Ok((Output { status, stdout: Vec::new(), stderr }, time))
     }
 }
 
@@ -116,6 +143,8 @@ fn end(last_words: &str) -> ! {
 enum Request {
     Stop,
     Checkpoint,
+    Pause,
+    Continue,
 }
 
 #[cfg(unix)]
@@ -155,6 +184,8 @@ fn send(child: &Child, request: Request) {
     let signal = match request {
         Request::Stop => Signal::TERM,
         Request::Checkpoint => Signal::USR1,
+        Request::Pause => Signal::STOP,
+        Request::Continue => Signal::CONT,
     };
     // It has not been waited for, so its number is its own. If it has just ended there is nothing to send.
     let _ = kill_process(Pid::from_child(child), signal);
@@ -179,4 +210,44 @@ fn listen(interrupt: Interrupt) -> io::Result<()> {
     };
     std::thread::Builder::new().name("signals".to_string()).spawn(listen)?;
     Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The state of a process, as the system has it: `T` is stopped.
+    fn state(id: u32) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    /// The pause ends when the child was seen to stand still; without that it would be at its end first.
+    #[test]
+    fn a_paused_child_stands_still_and_goes_on() {
+        let child = Command::new("sleep").arg("2").spawn().unwrap();
+        let id = child.id();
+        let seen = AtomicBool::new(false);
+        let paused = || {
+            seen.fetch_or(state(id) == Some('T'), Ordering::SeqCst);
+            !seen.load(Ordering::SeqCst)
+        };
+        let (status, time) = Interrupt::default().wait_pausing(child, paused).unwrap();
+        assert!(status.success() && seen.into_inner() && time > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_request_to_stop_ends_a_pause() {
+        let interrupt = Interrupt::default();
+        let child = Command::new("sleep").arg("20").spawn().unwrap();
+        let id = child.id();
+        let paused = || {
+            if state(id) == Some('T') {
+                interrupt.0.stop.store(true, Ordering::SeqCst);
+            }
+            true
+        };
+        let (status, _) = interrupt.wait_pausing(child, paused).unwrap();
+        assert!(!status.success(), "{status}");
+    }
 }

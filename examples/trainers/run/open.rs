@@ -72,7 +72,7 @@ impl Run {
             format!("--epochs: expected fewer than 2^50 steps, got {} epochs", settings.epochs)
         })?;
         let schedules = settings.schedules(steps)?;
-        let balance = Balance::new(&settings.ser, &vit)?;
+        let balance = Balance::new(&settings.ser, &vit, steps)?;
         let lock = match lock {
             Some(lock) => lock,
             None => {
@@ -143,7 +143,7 @@ impl Run {
                 }
             }
         }
-        ser.set_lambda(self.balance.lambda()?)?;
+        ser.set_lambda(self.balance.lambda(self.step)?)?;
         let config = serde_json::to_vec_pretty(&self.settings)?;
         self.loader = Some(self.loader()?);
         // Up to here no file was touched.

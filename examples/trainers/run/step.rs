@@ -231,7 +231,7 @@ impl Run {
     ) -> Result<()> {
         let start = Instant::now();
         let measured = self.balance.measure(self.step, base, &term.unweighted, &state.online)?;
-        ser.set_lambda(self.balance.lambda()?)?;
+        ser.set_lambda(self.balance.lambda(self.step + 1)?)?;
         self.progress.leave_out(start.elapsed());
         if let Some(measured) = measured {
             self.progress.balance(&measured);

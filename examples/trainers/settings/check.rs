@@ -119,6 +119,14 @@ impl Settings {
             count("--balance-every", 1..=MOST, balance.every)?;
             balance.check(if self.baseline { 0.0 } else { ser.loss.lambda })?;
         }
+        if let Some(last) = ser.final_lambda {
+            weight("--lambda-end", last)?;
+            ensure!(
+                self.mode() == "ser" && ser.balance.is_none_or(|rule| rule.target.is_none()),
+                "--lambda-end: expected a run with the regularizer, without --baseline, with --lambda above 0 and without \
+                 --balance-target, which moves lambda too"
+            );
+        }
         self.partition()?;
         Ok(())
     }

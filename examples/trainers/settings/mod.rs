@@ -97,6 +97,9 @@ pub struct Ser {
     /// can be resumed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balance: Option<BalanceRule>,
+    /// λ after the last step; `None`: λ stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_lambda: Option<f64>,
 }
 
 impl Ser {

@@ -68,6 +68,7 @@ impl Settings {
                 head: ProjectorConfig { hidden: 128, out: 128, ..Default::default() },
                 views: overlapping(ViewConfig::default()),
                 balance: None,
+                final_lambda: None,
             },
             optimizer: Optimizer {
                 learning_rate: 2e-3,
@@ -144,6 +145,7 @@ impl Settings {
                 head: ProjectorConfig::default(),
                 views: overlapping(ViewConfig::paper()),
                 balance: None,
+                final_lambda: None,
             },
             optimizer: Optimizer {
                 learning_rate: linear(match method {

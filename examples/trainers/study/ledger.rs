@@ -19,6 +19,12 @@ use crate::encoder::Network;
 pub struct Entry {
     pub id: String,
     pub group: String,
+    /// The set of images; `None` in lines of the first study, which had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// CRC-32 of the list of its images, where the study chose them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<String>,
     pub method: String,
     pub variant: String,
     pub seed: u64,
@@ -26,8 +32,11 @@ pub struct Entry {
     pub options: Vec<String>,
     /// Measurements by name.
     pub figures: BTreeMap<String, f64>,
-    /// Training and evaluation.
+    /// Training and evaluation, without pauses.
     pub seconds: f64,
+    /// Seconds of pauses, which the trainer's own times contain.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub paused: f64,
     /// Threads that it had.
     pub threads: usize,
     pub commit: String,
@@ -35,14 +44,23 @@ pub struct Entry {
     /// Which network was measured; `None` in lines of older versions, which measured the student of DINO.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// The hash of the protocol; `None` in lines of the first study.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+}
+
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 impl Entry {
-    /// Whether both are results of one run: they have one id, or one seed of one variant.
+    /// Whether both are results of one run: they have one id, or one seed of one variant of a group.
     fn is_of_the_run_of(&self, other: &Self) -> bool {
         let run = |e: &Self| (e.seed, e.epochs);
-        let cell = |e: &'_ Self| [e.method.clone(), e.variant.clone()];
-        self.id == other.id || run(self) == run(other) && cell(self) == cell(other)
+        let set = |e: &Self| e.data.clone();
+        let cell = |e: &Self| [e.group.clone(), e.method.clone(), e.variant.clone()];
+        self.id == other.id
+            || run(self) == run(other) && set(self) == set(other) && cell(self) == cell(other)
     }
 }
 

@@ -1,11 +1,6 @@
-//! Means over seeds with 95 % intervals.
+//! Means over seeds with 95 % intervals, paired tests and their correction.
 
-/// Student's t at 97.5 %, for 1 to 30 degrees of freedom.
-const T: [f64; 30] = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
-    2.052, 2.048, 2.045, 2.042,
-];
+use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// A mean, and half the width of its 95 % interval; `None` for one value, which says nothing of the spread.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,13 +18,9 @@ impl Mean {
             return None;
         }
         let mean = values.iter().sum::<f64>() / n as f64;
-        let half_width = (n > 1).then(|| {
-            let squares: f64 = values.iter().map(|v| (v - mean) * (v - mean)).sum();
-            let error = (squares / (n - 1) as f64 / n as f64).sqrt();
-            // Beyond the table the normal quantile is close enough.
-            T.get(n - 2).copied().unwrap_or(1.96) * error
-        });
-        Some(Self { mean, half_width, values: values.to_vec() })
+        let mut this = Self { mean, half_width: None, values: values.to_vec() };
+        this.half_width = this.error().and_then(|error| Some(quantile(0.975, n - 1)? * error));
+        Some(this)
     }
 
     /// Of the differences `a − b` between values of one seed.
@@ -42,6 +33,28 @@ impl Mean {
             })
             .collect();
         Self::of(&differences)
+    }
+
+    /// The standard error of the mean; `None` for one value.
+    fn error(&self) -> Option<f64> {
+        let n = self.values.len();
+        let squares: f64 = self.values.iter().map(|v| (v - self.mean).powi(2)).sum();
+        (n > 1).then(|| (squares / (n - 1) as f64 / n as f64).sqrt())
+    }
+
+    /// The two-sided p value of the t test that the mean is zero: of differences, of the paired t test. `None` for one value.
+    pub fn p_value(&self) -> Option<f64> {
+        let error = self.error()?;
+        if error == 0.0 {
+            return Some(if self.mean == 0.0 { 1.0 } else { 0.0 });
+        }
+        let t = student(self.values.len() - 1)?;
+        Some((2.0 * t.cdf(-(self.mean / error).abs())).min(1.0))
+    }
+
+    /// Both ends of the interval; `None` for one value.
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        self.half_width.map(|h| (self.mean - h, self.mean + h))
     }
 
     /// Whether the whole interval lies above zero, or below it: 1 or −1; otherwise 0.
@@ -66,6 +79,58 @@ impl Mean {
         match self.half_width {
             Some(h) => format!("{:+.digits$} ± {h:.digits$}", self.mean),
             None => format!("{:+.digits$}", self.mean),
+        }
+    }
+}
+
+/// Student's distribution with so many degrees of freedom; `None` without any.
+fn student(degrees: usize) -> Option<StudentsT> {
+    StudentsT::new(0.0, 1.0, degrees as f64).ok()
+}
+
+/// Student's t at `p`.
+pub fn quantile(p: f64, degrees: usize) -> Option<f64> {
+    Some(student(degrees)?.inverse_cdf(p))
+}
+
+/// Holm's correction: of `m` p values the k-th smallest, counted from 0, times `m − k`, and never below an earlier one.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
+    let mut adjusted = vec![0.0; p.len()];
+    let mut least = 0f64;
+    for (rank, i) in order.into_iter().enumerate() {
+        least = least.max(p[i] * (p.len() - rank) as f64).min(1.0);
+        adjusted[i] = least;
+    }
+    adjusted
+}
+
+/// Whether a difference, for which more is better, shows that nothing is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The whole interval lies above −margin.
+    NonInferior,
+    /// The whole interval lies below −margin.
+    Worse,
+    NotShown,
+}
+
+impl Verdict {
+    /// Of a paired difference.
+    pub fn of(difference: &Mean, margin: f64) -> Self {
+        match difference.interval() {
+            Some((low, _)) if low > -margin => Self::NonInferior,
+            Some((_, high)) if high < -margin => Self::Worse,
+            _ => Self::NotShown,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NonInferior => "not inferior",
+            Self::Worse => "worse",
+            Self::NotShown => "not shown",
         }
     }
 }

@@ -1,11 +1,13 @@
-//! What the finished runs say: tables of means, paired differences, and the paper's trends beside ours.
+//! What the finished runs say, group by group.
 
 use anyhow::Result;
 
 use super::{
+    endpoints,
     ledger::{self, Entry},
-    plan,
-    statistics::Mean,
+    plan::{self, Cell, Group, Set},
+    protocol,
+    tables::{self, COST, Column, FEW, MAIN, Row, STABILITY},
 };
 use crate::{
     report::{
@@ -15,353 +17,150 @@ use crate::{
     settings::Method,
 };
 
-/// A figure of the tables: its name in the ledger, its heading, its digits.
-pub type Column = (&'static str, &'static str, usize);
-
-/// Accuracies and shares in percent, the equivariance score between −1 and 1.
-pub const COLUMNS: [Column; 9] = [
-    ("probe", "probe", 1),
-    ("knn", "20-NN", 1),
-    ("knn_poses", "20-NN, 7 poses", 1),
-    ("d4_consistency", "agreement over D4", 1),
-    ("corrupted", "corrupted", 1),
-    ("flips", "flips", 1),
-    ("pck", "PCK", 1),
-    ("box_iou", "box IoU", 1),
-    ("equivariance", "EqScore", 3),
-];
-
-/// A trend of the paper: what it compares, its figure there, and which way it goes.
-struct Trend {
-    claim: &'static str,
-    paper: &'static str,
-    method: &'static str,
-    figure: &'static str,
-    pair: [&'static str; 2],
-    rises: bool,
-}
-
-const TRENDS: [Trend; 15] = [
-    trend(
-        "MoCo-v3: SER over the baseline, upright (probe)",
-        "+0.84",
-        "moco_v3",
-        "probe",
-        ["SER", "baseline"],
-        true,
-    ),
-    trend(
-        "MoCo-v3: partition and delayed CLS alone, upright (probe)",
-        "+0.38",
-        "moco_v3",
-        "probe",
-        ["λ=0", "baseline"],
-        true,
-    ),
-    trend(
-        "MoCo-v3: the loss itself, upright (probe)",
-        "+0.46",
-        "moco_v3",
-        "probe",
-        ["SER", "λ=0"],
-        true,
-    ),
-    trend(
-        "DINO: SER over the baseline, upright (probe)",
-        "+0.26",
-        "dino",
-        "probe",
-        ["SER", "baseline"],
-        true,
-    ),
-    trend(
-        "Barlow Twins: SER over the baseline, upright (probe)",
-        "+0.68",
-        "barlow_twins",
-        "probe",
-        ["SER", "baseline"],
-        true,
-    ),
-    trend(
-        "MoCo-v3: under corruptions (ImageNet-C)",
-        "+1.11",
-        "moco_v3",
-        "corrupted",
-        ["SER", "baseline"],
-        true,
-    ),
-    trend(
-        "MoCo-v3: under perturbations, fewer flips (ImageNet-P: Top-1 +1.22)",
-        "fewer",
-        "moco_v3",
-        "flips",
-        ["SER", "baseline"],
-        false,
-    ),
-    trend(
-        "MoCo-v3: spatial transfer (COCO: +1.7 mAP; ours: box IoU)",
-        "+1.7",
-        "moco_v3",
-        "box_iou",
-        ["SER", "baseline"],
-        true,
-    ),
-    trend(
-        "MoCo-v3: equivariance score (theirs .804 to .840)",
-        "+0.036",
-        "moco_v3",
-        "equivariance",
-        ["SER", "baseline"],
-        true,
-    ),
-    trend(
-        "a deeper layer is more equivariant (3 to 12 of 12: .840 to .924; ours 1 to 4 of 4, each at its own block)",
-        "+0.084",
-        "moco_v3",
-        "equivariance",
-        ["layer 4", "layer 1"],
-        true,
-    ),
-    trend(
-        "the same, read at block 2 of both runs",
-        "–",
-        "moco_v3",
-        "equivariance_block2",
-        ["layer 4", "layer 1"],
-        true,
-    ),
-    trend(
-        "a deeper layer is less accurate (3 to 12 of 12: 69.28 to 68.18; ours 1 to 4 of 4)",
-        "−1.10",
-        "moco_v3",
-        "probe",
-        ["layer 4", "layer 1"],
-        false,
-    ),
-    trend(
-        "MoCo-v3: the loss itself makes the map equivariant (no figure in the paper)",
-        "–",
-        "moco_v3",
-        "equivariance",
-        ["SER", "λ=0"],
-        true,
-    ),
-    trend(
-        "MoCo-v3 and EquiMod: its loss at an earlier layer (12 to 3 of 12: 68.95 to 69.51; ours 4 to 1 of 4)",
-        "+0.56",
-        "moco_v3",
-        "probe",
-        ["EquiMod layer 1", "EquiMod final"],
-        true,
-    ),
-    trend(
-        "MoCo-v3 and AugSelf: its loss at an earlier layer (12 to 3 of 12: 67.55 to 68.23; ours 4 to 1 of 4)",
-        "+0.68",
-        "moco_v3",
-        "probe",
-        ["AugSelf layer 1", "AugSelf final"],
-        true,
-    ),
-];
-
-const fn trend(
-    claim: &'static str,
-    paper: &'static str,
-    method: &'static str,
-    figure: &'static str,
-    pair: [&'static str; 2],
-    rises: bool,
-) -> Trend {
-    Trend { claim, paper, method, figure, pair, rises }
-}
-
-/// The values of one figure by seed.
-fn values(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Vec<(u64, f64)> {
-    let of = |e: &&Entry| e.method == method && e.variant == variant;
-    let value = |e: &Entry| Some((e.seed, *e.figures.get(figure)?));
-    entries.iter().filter(of).filter_map(value).collect()
-}
-
-fn mean(entries: &[Entry], method: &str, variant: &str, figure: &str) -> Option<Mean> {
-    let values: Vec<f64> =
-        values(entries, method, variant, figure).into_iter().map(|(_, v)| v).collect();
-    Mean::of(&values)
-}
-
-/// Methods and variants of a group that have entries, in the order of the plan.
-fn variants(entries: &[Entry], group: &str) -> Vec<(String, String)> {
-    let cells = plan::cells().into_iter().filter(|c| c.group == group);
-    let rows = cells.map(|c| (c.method.name().to_string(), c.variant));
-    rows.filter(|(method, variant)| {
-        let of = |e: &Entry| &e.method == method && &e.variant == variant;
-        entries.iter().any(of)
-    })
-    .collect()
-}
-
 /// Everything as Markdown.
 pub fn markdown(entries: &[Entry]) -> String {
     let entries = &ledger::distinct(entries).entries;
+    let mut text = format!("{}\n\n## Finished runs\n\n", protocol::note(entries));
+    text += &progress(entries);
+    text += "\nA value is a mean ± its 95 % interval (t) over seeds. Differences are paired by seed. Bold: the interval does \
+             not contain zero.\n";
+    for group in Group::ALL {
+        text += &section(entries, group);
+    }
+    let default = endpoints::default(entries);
+    if !default.is_empty() {
+        text += &format!("\n## Rule for the default\n\n{default}");
+    }
+    text
+}
+
+/// How many runs of each group are there, of how many.
+fn progress(entries: &[Entry]) -> String {
+    let mut text = "| group | | finished | planned |\n|---|---|---|---|\n".to_string();
+    let cells = plan::cells(None);
+    for group in Group::ALL {
+        let planned: u64 = of_group(&cells, group).map(|c| c.seeds.end - c.seeds.start).sum();
+        let finished = entries.iter().filter(|e| e.group == group.name()).count();
+        text += &format!("| {} | {} | {finished} | {planned} |\n", group.name(), group.title());
+    }
+    text
+}
+
+fn of_group(cells: &[Cell], group: Group) -> impl Iterator<Item = &Cell> {
+    cells.iter().filter(move |cell| cell.group == group)
+}
+
+/// The tables of a group, for each set and method with runs.
+fn section(entries: &[Entry], group: Group) -> String {
+    let cells = plan::cells(None);
+    let mut parts: Vec<(Set, Method)> = Vec::new();
+    for cell in of_group(&cells, group) {
+        if !parts.contains(&(cell.set, cell.method)) {
+            parts.push((cell.set, cell.method));
+        }
+    }
     let mut text = String::new();
-    text += "## Methods\n\nMean ± 95 % interval (t) over seeds.\n\n";
-    text += &table(entries, &variants(entries, "methods"));
-    text += "\n### Paired by seed\n\n";
-    let mut pairs = Vec::new();
-    for method in Method::ALL.map(Method::name) {
-        for (a, b) in [("SER", "λ=0"), ("SER", "baseline"), ("λ=0", "baseline")] {
-            pairs.push([method, a, b].map(str::to_string));
+    for (set, method) in parts {
+        let row = |group, variant: &str| Row::new(group, set, method, variant);
+        let of_part = of_group(&cells, group).filter(|c| (c.set, c.method) == (set, method));
+        let own: Vec<Row> = of_part.map(|c| row(group, &c.variant)).collect();
+        if !entries.iter().any(|e| own.iter().any(|row| row.is_of(e))) {
+            continue;
         }
-    }
-    text += &differences(entries, &pairs);
-    text += "\nBold: the interval does not contain zero.\n";
-    for group in plan::SWEEPS {
-        text += &sweep(entries, group);
-    }
-    text += "\n## The paper's trends beside ours\n\n";
-    text += &trends(entries);
-    text
-}
-
-/// A sweep beside what it departs from, and its differences; nothing if none of it was run.
-fn sweep(entries: &[Entry], group: &str) -> String {
-    let swept = variants(entries, group);
-    if swept.is_empty() {
-        return String::new();
-    }
-    let reference = plan::reference(group);
-    let mut rows = swept.clone();
-    for (method, _) in &swept {
-        for variant in [reference, "SER", "λ=0"] {
-            let row = (method.clone(), variant.to_string());
-            if !rows.contains(&row) {
-                rows.push(row);
-            }
-        }
-    }
-    let swept = swept.into_iter().filter(|(_, v)| v != reference);
-    let mut pairs: Vec<_> =
-        swept.map(|(method, variant)| [method, variant, reference.to_string()]).collect();
-    if group == "addons" {
-        // What the sweep is for: one add-on, two layers.
-        let method = Method::MocoV3.name();
-        let layers = plan::DECOUPLED.map(|[coupled, decoupled]| [method, decoupled, coupled]);
-        pairs.extend(layers.map(|pair| pair.map(str::to_string)));
-    }
-    format!("\n## Sweep: {group}\n\n{}\n{}", table(entries, &rows), differences(entries, &pairs))
-}
-
-fn table(entries: &[Entry], rows: &[(String, String)]) -> String {
-    let mut text = "| method | variant | seeds |".to_string();
-    for (_, heading, _) in COLUMNS {
-        text += &format!(" {heading} |");
-    }
-    text += &format!("\n|---|---|---|{}\n", "---|".repeat(COLUMNS.len()));
-    for (method, variant) in rows {
-        let seeds = values(entries, method, variant, "knn").len();
-        text += &format!("| {method} | {variant} | {seeds} |");
-        for (figure, _, digits) in COLUMNS {
-            let shown = mean(entries, method, variant, figure)
-                .map_or("–".to_string(), |m| m.show(digits));
-            text += &format!(" {shown} |");
-        }
-        text += "\n";
-    }
-    text
-}
-
-/// Rows `method, a, b`: `a − b`, paired by seed; those without a common seed are left out.
-fn differences(entries: &[Entry], pairs: &[[String; 3]]) -> String {
-    let mut text = "| method | difference | seeds |".to_string();
-    for (_, heading, _) in COLUMNS {
-        text += &format!(" {heading} |");
-    }
-    text += &format!("\n|---|---|---|{}\n", "---|".repeat(COLUMNS.len()));
-    for [method, a, b] in pairs {
-        let mut seeds = 0;
-        let mut cells = String::new();
-        for (figure, _, digits) in COLUMNS {
-            let (x, y) = (values(entries, method, a, figure), values(entries, method, b, figure));
-            let difference = Mean::of_differences(&x, &y);
-            seeds = seeds.max(difference.as_ref().map_or(0, |d| d.values.len()));
-            cells += &difference.map_or(" – |".to_string(), |d| {
-                let bold = if d.sign() == 0 { "" } else { "**" };
-                format!(" {bold}{}{bold} |", d.show_signed(digits))
-            });
-        }
-        if seeds > 0 {
-            text += &format!("| {method} | {a} − {b} | {seeds} |{cells}\n");
-        }
-    }
-    text
-}
-
-fn trends(entries: &[Entry]) -> String {
-    let mut text =
-        "| trend | paper | ours | seeds | verdict |\n|---|---|---|---|---|\n".to_string();
-    for t in TRENDS {
-        let [a, b] = t.pair.map(|variant| values(entries, t.method, variant, t.figure));
-        let digits = if t.figure.starts_with("equivariance") { 3 } else { 1 };
-        let (ours, seeds, verdict) = match Mean::of_differences(&a, &b) {
-            None => ("–".to_string(), 0, "not run"),
-            Some(d) => {
-                let direction = if t.rises { 1 } else { -1 };
-                let verdict = match d.sign() * direction {
-                    1 => "confirmed",
-                    -1 => "not confirmed: the opposite",
-                    _ if d.half_width.is_none() => "one seed: no verdict",
-                    _ => "within the noise",
-                };
-                (d.show_signed(digits), d.values.len(), verdict)
-            }
+        text += &format!("\n## {}: {}, {set}, {}\n", group.name(), group.title(), method.name());
+        let beside: &[&str] = match group {
+            Group::C => &["baseline", "own", "paper"],
+            Group::D => &["baseline", "own"],
+            Group::E => &["baseline"],
+            _ => &[],
         };
-        text += &format!("| {} | {} | {ours} | {seeds} | {verdict} |\n", t.claim, t.paper);
+        let beside: Vec<Row> = beside.iter().map(|variant| row(Group::A, variant)).collect();
+        let pairs = pairs(&own, &beside, group);
+        let rows = [own, beside].concat();
+        for columns in columns(group) {
+            text += &format!("\n{}", tables::means(entries, &rows, columns));
+        }
+        text += &format!("\n{}", tables::differences(entries, &pairs, columns(group)[0]));
+        if group == Group::A {
+            text += &format!("\nPrimary endpoints:\n\n{}", endpoints::table(entries, set));
+        }
     }
     text
 }
 
-/// The methods as a page of charts.
+/// The tables of a group; the differences are of the first.
+fn columns(group: Group) -> &'static [&'static [Column]] {
+    match group {
+        Group::H => &[&FEW],
+        Group::I => &[&STABILITY],
+        _ => &[&MAIN, &COST],
+    }
+}
+
+/// What is compared within a group, and with rows of group A beside it.
+fn pairs(own: &[Row], beside: &[Row], group: Group) -> Vec<[Row; 2]> {
+    let named = [
+        ["own", "baseline"],
+        ["paper", "baseline"],
+        ["λ=0", "baseline"],
+        ["own", "λ=0"],
+        ["paper", "λ=0"],
+        ["own", "paper"],
+        ["+1 epoch, own", "+1 epoch, baseline"],
+    ];
+    let find = |name: &str| own.iter().find(|row| row.variant == name);
+    let mut pairs: Vec<[Row; 2]> =
+        named.iter().filter_map(|[a, b]| Some([find(a)?.clone(), find(b)?.clone()])).collect();
+    for reference in beside {
+        // Forms are compared within C's values of λ by eye; each candidate with what it may replace.
+        if group == Group::C && reference.variant == "paper" {
+            continue;
+        }
+        pairs.extend(own.iter().map(|row| [row.clone(), reference.clone()]));
+    }
+    pairs
+}
+
+/// Group A as a page of charts.
 pub fn html(entries: &[Entry]) -> Result<String> {
     let entries = &ledger::distinct(entries).entries;
-    let methods = Method::ALL.map(Method::name);
-    let variants = ["baseline", "λ=0", "SER"];
+    let sets = [Set::Eurosat, Set::Cifar10, Set::FashionMnist];
+    let names = sets.map(Set::name);
     let mut page = Page::new(
-        "Three methods, with and without SER",
-        "Dots are means over seeds, whiskers their 95 % intervals, pale dots the runs. λ = 0 has the same batches and the \
-         same encoder as SER, without its loss.",
+        "MoCo-v3 with and without SER on three sets of images",
+        "Dots are means over seeds, whiskers their 95 % intervals, pale dots the runs. λ=0 has the partition and the views of \
+         the paper's form without its loss.",
     );
-    let mut charts = Vec::new();
-    for (figure, heading, _) in COLUMNS {
+    let mut figures = Vec::new();
+    for (figure, heading, _) in MAIN {
         let unit = if figure == "equivariance" { "1 is exact" } else { "%" };
         let y = format!("{heading}, {unit}");
-        let series: Vec<Intervals> = variants
+        let series: Vec<Intervals> = plan::VARIANTS
             .iter()
             .zip(PALETTE)
             .map(|(variant, color)| Intervals {
                 name: variant.to_string(),
                 color,
-                values: methods
+                values: sets
                     .iter()
-                    .map(|method| interval(mean(entries, method, variant, figure)?))
+                    .map(|&set| {
+                        let row = Row::new(Group::A, set, Method::MocoV3, variant);
+                        let mean = row.mean(entries, figure)?;
+                        let half = mean.half_width.unwrap_or(f64::NAN);
+                        Some(Interval {
+                            mean: mean.mean,
+                            low: mean.mean - half,
+                            high: mean.mean + half,
+                            samples: mean.values,
+                        })
+                    })
                     .collect(),
             })
             .collect();
         let axes = Axes { y: &y, ..Axes::default() };
-        charts.push((heading, plots::interval_chart(&axes, &methods, &series)?));
+        let svg = plots::interval_chart(&axes, &names, &series)?;
+        figures.push(Figure { title: heading, caption: "", svg, wide: false });
     }
-    let figures: Vec<Figure> = charts
-        .into_iter()
-        .map(|(title, svg)| Figure { title, caption: "", svg, wide: false })
-        .collect();
     page.figures(&figures);
     Ok(page.html())
-}
-
-fn interval(mean: Mean) -> Option<Interval> {
-    let half = mean.half_width.unwrap_or(f64::NAN);
-    Some(Interval {
-        mean: mean.mean,
-        low: mean.mean - half,
-        high: mean.mean + half,
-        samples: mean.values,
-    })
 }
