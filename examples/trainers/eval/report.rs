@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     border::Border,
     dense::Dense,
+    detect::{self, Detect},
     matching::Matching,
     pose::Orbit,
     stability::{Corruptions, Perturbations},
@@ -36,6 +37,8 @@ pub struct Report {
     pub dense: Option<Dense>,
     #[serde(default)]
     pub matching: Option<Matching>,
+    #[serde(default)]
+    pub boxes: Option<Detect>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +91,9 @@ impl Report {
         if let Some(matching) = &self.matching {
             print_matching(matching, self.pictures.test);
             println!("beyond the border: {}", self.border());
+        }
+        if let Some(boxes) = &self.boxes {
+            print_boxes(boxes);
         }
     }
 
@@ -252,6 +258,37 @@ fn print_matching(m: &Matching, all: usize) {
                 "{:<22}{poses:<12}{:>8.1}{:>8.1}{:>9.1}{:>12.1}",
                 row.features, s.exact, s.near, s.matched, s.registered
             );
+        }
+    }
+}
+
+fn print_boxes(d: &Detect) {
+    println!("\nBoxes ({})", d.data);
+    println!(
+        "found by the tokens of block {} in windows of {} pixels, images scaled by {:.3}, {} to fit and {} to test; in %, \
+         upright and on average over the seven other elements of D4",
+        d.layer, d.window, d.scale, d.train_images, d.test_images
+    );
+    print!("{:<22}{:<9}{:>8}{:>8}{:>8}", "features", "poses", "AP@.5", "mIoU", "recall");
+    d.classes.iter().for_each(|class| print!("  {class:>8}"));
+    println!();
+    for row in &d.rows {
+        let moved = row.poses.get(1..).unwrap_or_default();
+        let mean = |value: &dyn Fn(&detect::Score) -> Option<f64>| {
+            let values: Vec<f64> = moved.iter().filter_map(value).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
+        let columns = |of: &dyn Fn(&dyn Fn(&detect::Score) -> Option<f64>) -> Option<f64>| {
+            let all = [of(&|p| Some(p.ap50)), of(&|p| p.miou), of(&|p| Some(p.recall))];
+            let classes = (0..d.classes.len()).map(|c| of(&|p| p.classes[c]));
+            (all, classes.collect::<Vec<_>>())
+        };
+        let upright = columns(&|value| row.poses.first().and_then(value));
+        for (name, (all, classes)) in [("upright", upright), ("moved", columns(&mean))] {
+            print!("{:<22}{name:<9}", row.features);
+            all.iter().for_each(|v| print!("{:>8}", shown(*v)));
+            classes.iter().for_each(|v| print!("  {:>8}", shown(*v)));
+            println!();
         }
     }
 }

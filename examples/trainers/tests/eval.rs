@@ -17,6 +17,7 @@ use ser_reg_trainers::{
             self,
             boxes::{self, Box, Detection, Regression},
             correspondence,
+            precision::{self, Truth},
             scene::Scene,
         },
         matching,
@@ -563,7 +564,8 @@ fn suppression_keeps_the_best_of_each_heap() {
 fn average_precision_by_hand() {
     let (a, b) = (rectangle(0.0, 0.0, 4.0, 4.0), rectangle(8.0, 8.0, 12.0, 12.0));
     let truth = [(0, 1, a), (0, 1, b), (1, 2, a)];
-    let ap = |d: &[Detection]| boxes::mean_average_precision(d, &truth);
+    let truth = truth.map(|(canvas, class, at)| Truth { canvas, class, at, difficult: false });
+    let ap = |d: &[Detection]| precision::mean(d, &truth);
     let perfect = [detection(0, 1, 0.9, a), detection(0, 1, 0.8, b), detection(1, 2, 0.1, a)];
     assert_eq!(ap(&perfect), 1.0);
     // Class 1: right, wrong (found already), right: precision 1 to recall one half, 2/3 to recall one. Class 2: nothing.
