@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     border::Border,
     dense::Dense,
-    detect::{self, Detect},
+    detect::Detect,
     matching::Matching,
     pose::Orbit,
     stability::{Corruptions, Perturbations},
@@ -273,21 +273,12 @@ fn print_boxes(d: &Detect) {
     d.classes.iter().for_each(|class| print!("  {class:>8}"));
     println!();
     for row in &d.rows {
-        let moved = row.poses.get(1..).unwrap_or_default();
-        let mean = |value: &dyn Fn(&detect::Score) -> Option<f64>| {
-            let values: Vec<f64> = moved.iter().filter_map(value).collect();
-            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-        };
-        let columns = |of: &dyn Fn(&dyn Fn(&detect::Score) -> Option<f64>) -> Option<f64>| {
-            let all = [of(&|p| Some(p.ap50)), of(&|p| p.miou), of(&|p| Some(p.recall))];
-            let classes = (0..d.classes.len()).map(|c| of(&|p| p.classes[c]));
-            (all, classes.collect::<Vec<_>>())
-        };
-        let upright = columns(&|value| row.poses.first().and_then(value));
-        for (name, (all, classes)) in [("upright", upright), ("moved", columns(&mean))] {
-            print!("{:<22}{name:<9}", row.features);
-            all.iter().for_each(|v| print!("{:>8}", shown(*v)));
-            classes.iter().for_each(|v| print!("  {:>8}", shown(*v)));
+        for score in row.poses.first().into_iter().chain([&row.moved]) {
+            print!("{:<22}{:<9}", row.features, score.pose);
+            for value in [Some(score.ap50), score.miou, Some(score.recall)] {
+                print!("{:>8}", shown(value));
+            }
+            score.classes.iter().for_each(|value| print!("  {:>8}", shown(*value)));
             println!();
         }
     }

@@ -197,7 +197,7 @@ fn sets_follow_their_lists() {
             let (path, bytes) = list(name, names);
             std::fs::write(data.path().join(path), bytes).unwrap();
         }
-    
+
         data
     };
     let counts = |lists: &[(&str, &[&str])]| {

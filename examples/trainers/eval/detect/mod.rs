@@ -80,6 +80,8 @@ pub struct Row {
     pub features: String,
     /// Of each element of D4, the identity first.
     pub poses: Vec<Score>,
+    /// Mean over the seven elements that are not the identity.
+    pub moved: Score,
 }
 
 /// Values in percent under one element of D4.
@@ -96,15 +98,16 @@ pub struct Score {
     pub recall: f64,
 }
 
-impl Row {
-    /// Mean average precision over the seven elements that are not the identity.
-    pub fn moved_ap50(&self) -> f64 {
-        mean(self.poses.iter().skip(1).map(|p| p.ap50)).unwrap_or(f64::NAN)
-    }
-
-    /// Mean overlap over those of the seven elements under which boxes were found.
-    pub fn moved_miou(&self) -> Option<f64> {
-        mean(self.poses.iter().skip(1).filter_map(|p| p.miou))
+impl Score {
+    /// The mean over elements of D4, each value over the elements that have it.
+    fn mean(pose: &str, of: &[Self], classes: usize) -> Self {
+        Self {
+            pose: pose.to_string(),
+            ap50: mean(of.iter().map(|p| p.ap50)).unwrap_or(f64::NAN),
+            classes: (0..classes).map(|c| mean(of.iter().filter_map(|p| p.classes[c]))).collect(),
+            miou: mean(of.iter().filter_map(|p| p.miou)),
+            recall: mean(of.iter().map(|p| p.recall)).unwrap_or(f64::NAN),
+        }
     }
 }
 
@@ -261,7 +264,8 @@ pub fn row(
         poses.push(score(pose, &detections, &truth, reading.classes));
         done();
     }
-    Ok(Row { features: name.to_string(), poses })
+    let moved = Score::mean("moved", &poses[1..], reading.classes);
+    Ok(Row { features: name.to_string(), poses, moved })
 }
 
 fn score(pose: &str, detections: &[Detection], truth: &[Truth], classes: usize) -> Score {

@@ -90,7 +90,7 @@ impl Scene {
         Ok(Self { pixels, rows, cols, image, objects: objects.collect() })
     }
 
-    /// The scene under an element of D4. Pixels and boxes move without rounding.
+    /// The scene under an element of D4. Pixels move exactly, and boxes up to the rounding of a subtraction.
     pub fn moved(&self, g: D4) -> Result<Self> {
         let grid = TokenGrid::new(self.rows, self.cols)?;
         let source = g.source_indices(grid);
