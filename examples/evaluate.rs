@@ -1,5 +1,6 @@
 //! Evaluates a trained encoder: a linear probe, nearest neighbors, robustness to transformations, corruptions and
-//! perturbations, the objects that its tokens find, and whether tokens match between two poses of an image.
+//! perturbations, the objects that its tokens find, and whether tokens match between two poses of an image,
+//! and boxes on photographs.
 //!
 //! Where a part does not measure all test images, it draws them by class, the same for all encoders. Moved images are continued
 //! by black if their borders are dark, and otherwise by reflection; the tables and the JSON name the choice.
@@ -8,6 +9,7 @@
 //! cargo run --release --example evaluate -- runs/my-run                        # all parts, against the untrained encoder
 //! cargo run --release --example evaluate -- a.safetensors --reference b.safetensors
 //! cargo run --release --example evaluate -- runs/my-run --only probe,knn
+//! cargo run --release --example evaluate -- runs/my-run --only boxes --boxes BCCD
 //! ```
 //!
 //! Tables go to the terminal, and the same figures to `evaluation.json` beside the encoder.
@@ -25,9 +27,9 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
     cli,
-    data::{self, Wanted},
+    data::{self, Voc, Wanted},
     environment,
-    eval::{self, Options, Part, Subject, dense, few, matching, subject},
+    eval::{self, Options, Part, Subject, dense, detect, few, matching, subject},
     println,
     run::{file, lock::Lock},
     settings::check::count,
@@ -48,9 +50,14 @@ struct Args {
     /// cpu, cuda, cuda:N or metal.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense, matching [default: all].
+    /// Parts to measure: probe, knn, poses, corruptions, perturbations, dense, matching, boxes [default: all;
+    /// boxes with --boxes only].
     #[arg(long, value_delimiter = ',')]
     only: Option<Vec<Part>>,
+    /// Images with boxes for the part boxes: a folder in the layout of Pascal VOC, with JPEGImages, Annotations and
+    /// ImageSets/Main.
+    #[arg(long, value_name = "FOLDER")]
+    boxes: Option<PathBuf>,
     /// Number of test images for corruptions, and at most for perturbations and matching; they are drawn by class [default: all,
     /// 200 and 200].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -61,7 +68,7 @@ struct Args {
     /// Use fewer images (500, or those of --images) and canvases, without rows for raw pixels and the reference.
     #[arg(long)]
     quick: bool,
-    /// The block whose tokens the parts dense and matching read, counted from 1 [default: the one with the equivariance loss].
+    /// The block whose tokens the parts dense, matching and boxes read, counted from 1 [default: the one with the equivariance loss].
     #[arg(long, value_name = "LAYER")]
     dense_layer: Option<usize>,
     /// All random numbers follow from the seed.
@@ -102,6 +109,8 @@ fn run() -> Result<()> {
     if let Some(layer) = args.dense_layer {
         count("--dense-layer", 1..=encoder.card.vit.depth, layer)?;
     }
+    let mut options = options(&args);
+    options.boxes = with_boxes(&args, &mut options.parts)?;
     let side = encoder.card.vit.side;
     // Small images come as they are, and are refused if the encoder is not for them; larger ones are scaled to it.
     let wanted = match side > 64 {
@@ -113,7 +122,6 @@ fn run() -> Result<()> {
         None => subject::data_of_run(&weights)?.unwrap_or_else(data::embedded),
     };
     let mut data = data::load(&path, &wanted)?;
-    let mut options = options(&args);
     if args.smoke {
         data = data.take(1000, 200);
         let (train, test) = (data.train.len(), data.test.len());
@@ -122,6 +130,9 @@ fn run() -> Result<()> {
         options.sequences = 10;
         (options.dense.train, options.dense.test) = (40, 20);
         options.matching.images = 20;
+        if let Some(boxes) = &mut options.boxes {
+            (boxes.train, boxes.test, boxes.tokens) = (30, 10, 5000);
+        }
     }
 
     if !data.is_labelled() {
@@ -158,7 +169,7 @@ fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
     let names = names(&skipped);
     ensure!(
         !left.is_empty(),
-        "--only: expected parts that need no labels (dense), got {names}; {note}"
+        "--only: expected parts that need no labels (dense, matching, boxes), got {names}; {note}"
     );
     if !skipped.is_empty() {
         println!("skipped, because the images have no labels: {names}");
@@ -168,6 +179,29 @@ fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
 
 fn names(parts: &[Part]) -> String {
     parts.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// The images with boxes, and their part where all parts are measured.
+fn with_boxes(args: &Args, parts: &mut Vec<Part>) -> Result<Option<detect::Options>> {
+    let Some(folder) = &args.boxes else {
+        ensure!(
+            !parts.contains(&Part::Boxes),
+            "--only: the part boxes needs images with boxes (give --boxes a folder in the layout of Pascal VOC)"
+        );
+        return Ok(None);
+    };
+    match &args.only {
+        None => parts.push(Part::Boxes),
+        Some(_) => ensure!(
+            parts.contains(&Part::Boxes),
+            "--boxes: expected the part boxes in --only, got {}",
+            names(parts)
+        ),
+    }
+    let set =
+        Voc::read(folder).with_context(|| format!("--boxes: cannot read {}", folder.display()))?;
+    println!("boxes: {}", set.note);
+    Ok(Some(detect::Options { layer: args.dense_layer, ..detect::Options::new(set) }))
 }
 
 /// Checks that the figures can be written, and takes the folder if it is one of a run: a training would replace the encoder.

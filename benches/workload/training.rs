@@ -1,4 +1,5 @@
 //! A step of MoCo-v3 with ViT-S/16 at 224 pixels, batch 32: both encoders, heads, losses, gradients, AdamW.
+#![allow(dead_code)] // each bench uses a part
 
 use std::cell::RefCell;
 

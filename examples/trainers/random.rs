@@ -18,6 +18,8 @@ pub enum Purpose {
     AddonStatistics,
     /// Parts of a set of images.
     Draw,
+    /// Windows of images with boxes.
+    Windows,
 }
 
 /// The seed for `purpose` at `index`, a step or an epoch.

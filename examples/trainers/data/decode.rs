@@ -13,8 +13,24 @@ const BACKGROUND: u32 = 255;
 /// The image in a file, by its content and not by its name: the first one of an animation, turned as its EXIF orientation
 /// says, on white where it is transparent.
 pub(super) fn decode(path: &Path) -> Result<RgbImage> {
+    decoded(path, true)
+}
+
+/// The same as its pixels are stored, whatever its EXIF orientation says: boxes refer to these pixels.
+pub fn stored(path: &Path) -> Result<RgbImage> {
+    decoded(path, false)
+}
+
+/// Width and height of the image as it is stored, from its header.
+pub(super) fn stored_size(path: &Path) -> Result<(u32, u32)> {
     let bytes = fs::read(path).context("cannot read the file")?;
-    let mut reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format()?;
+    Ok(reader(&bytes, path)?.into_decoder().context(DAMAGED)?.dimensions())
+}
+
+const DAMAGED: &str = "truncated or damaged image";
+
+fn reader<'a>(bytes: &'a [u8], path: &Path) -> Result<ImageReader<Cursor<&'a [u8]>>> {
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
     // TGA files do not begin with a signature.
     if reader.format().is_none() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tga"))
     {
@@ -23,8 +39,12 @@ pub(super) fn decode(path: &Path) -> Result<RgbImage> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(LIMIT);
     reader.limits(limits);
-    let damaged = "truncated or damaged image";
-    let mut decoder = reader.into_decoder().context(damaged)?;
+    Ok(reader)
+}
+
+fn decoded(path: &Path, turn: bool) -> Result<RgbImage> {
+    let bytes = fs::read(path).context("cannot read the file")?;
+    let mut decoder = reader(&bytes, path)?.into_decoder().context(DAMAGED)?;
     let (width, height) = decoder.dimensions();
     ensure!(width > 0 && height > 0, "expected an image with pixels, got {width}x{height}");
     ensure!(
@@ -33,8 +53,8 @@ pub(super) fn decode(path: &Path) -> Result<RgbImage> {
         LIMIT >> 20
     );
     // A damaged description does not damage the image.
-    let orientation = decoder.orientation().ok();
-    let mut image = DynamicImage::from_decoder(decoder).context(damaged)?;
+    let orientation = decoder.orientation().ok().filter(|_| turn);
+    let mut image = DynamicImage::from_decoder(decoder).context(DAMAGED)?;
     // The decoder paints what a cut-off JPEG lacks gray, and says nothing.
     ensure!(
         !bytes.starts_with(&JPEG) || has_end(&bytes),

@@ -14,6 +14,7 @@ use super::{
     draw,
     folder::Folder,
     split::{self, Split, names},
+    voc,
     walk::{self, Ignored, Level, Skipped},
 };
 
@@ -70,6 +71,13 @@ impl Listing {
     fn part(&mut self, level: Level, folder: &Path) -> Result<Part> {
         let mut part = Part { classes: Vec::new(), images: level.images, empty: Vec::new() };
         for class in level.folders {
+            // Its test images would be trained on.
+            ensure!(
+                !voc::is_voc(&class),
+                "expected images or class folders, got {}, which has the layout of Pascal VOC (give --data {})",
+                names([&class]),
+                class.display()
+            );
             let images = walk::images_below(&class, &mut self.ignored)?;
             match images.is_empty() {
                 true => part.empty.push(class),

@@ -13,11 +13,12 @@ use super::{
     note::{self, Division},
     set::{self, Set},
     source::{Data, Source, Wanted},
-    split,
+    split, voc,
     walk::{Ignored, Level, Skipped, shown},
 };
 
-/// Reads `path`: an IDX file, a CIFAR-10 batch, or a folder of such files or of images.
+/// Reads `path`: an IDX file, a CIFAR-10 batch, or a folder of such files or of images; of a Pascal VOC folder
+/// the training images, without labels.
 ///
 /// # Errors
 /// If there is nothing that can be read, if it can be read in two ways, or if it is too little to train and test on.
@@ -46,6 +47,9 @@ fn read(path: &Path, wanted: &Wanted) -> Result<Data> {
         let is_bin = path.extension().is_some_and(|e| e == "bin");
         let images = if is_bin { cifar::read(path)? } else { idx::read(path)? };
         return numbered(set::divide(&images), Division::Drawn("the file"), wanted);
+    }
+    if voc::is_voc(path) {
+        return windows(path, wanted);
     }
     let mut ignored = Ignored::default();
     let level = Level::read(path, &mut ignored)?;
@@ -186,6 +190,37 @@ fn decoded(listing: Listing, wanted: &Wanted) -> Result<Data> {
     let text = division(&listing).text(train.len(), test.len());
     let note = describe(&listing, text, &classes, &skipped);
     Ok(Data { skipped, ..in_memory((train, test), classes, note, wanted)? })
+}
+
+/// The training images of a Pascal VOC folder, without labels: windows, or whole images where they are streamed. A seeded fifth
+/// of the training images takes the place of test images, because those of the folder must not be seen.
+fn windows(root: &Path, wanted: &Wanted) -> Result<Data> {
+    let sets = voc::Sets::read(root)?;
+    let files: Vec<_> = sets.train.into_iter().map(|named| named.image).collect();
+    let (train, test) = draw::split(&vec![0; files.len()]);
+    let remark = format!(
+        "Pascal VOC: the images are the {} of {}, a seeded fifth of them tests; no other image is read",
+        files.len(),
+        sets.train_file
+    );
+    let part = |indices: &[usize]| indices.iter().map(|&i| files[i].clone()).collect::<Vec<_>>();
+    let (train, test) = (part(&train), part(&test));
+    let mut skipped = sets.skipped;
+    if wanted.stream {
+        let folder = |files: Vec<_>| Folder { labels: vec![0; files.len()], files };
+        let remarks = [vec![remark], sets.remarks].concat();
+        let (train, test) = (folder(train), folder(test));
+        return streamed(Listing { train, test, skipped, remarks, ..Default::default() }, wanted);
+    }
+    let side = wanted.side.unwrap_or(SIDE);
+    let files = train.len();
+    let train = voc::windows(&train, side, &mut skipped)?;
+    let test = voc::windows(&test, side, &mut skipped)?;
+    ensure_some(&skipped, train.len(), files)?;
+    let text = format!("{} windows train, {} test", train.len(), test.len());
+    let note = [text, remark, note::classes(&[])].into_iter().chain(sets.remarks);
+    let note = note::joined(note.chain([note::count(&skipped)]));
+    Ok(Data { skipped, ..in_memory((train, test), Vec::new(), note, wanted)? })
 }
 
 /// A folder whose images are decoded when they are needed; those of the evaluation are, now.

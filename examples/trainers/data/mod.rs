@@ -1,4 +1,5 @@
-//! Images from disk: IDX files, CIFAR-10 binaries, or a folder of image files, with classes or without.
+//! Images from disk: IDX files, CIFAR-10 binaries, a folder of image files, with classes or without, or images
+//! with boxes in the layout of Pascal VOC.
 
 mod cifar;
 mod decode;
@@ -14,16 +15,19 @@ mod picture;
 mod set;
 mod source;
 mod split;
+pub mod voc;
 pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};
 
+pub use decode::stored;
 pub use fingerprint::Fingerprint;
 pub use folder::Folder;
 pub use images::Images;
 pub use load::load;
-pub use picture::{Interpolation, Picture, Shaper, Window};
+pub use picture::{Interpolation, Picture, Shaper, Window, resized};
 pub use source::{Data, Source, Wanted};
+pub use voc::Voc;
 pub use walk::Skipped;
 
 /// The images that programs take without `--data`.

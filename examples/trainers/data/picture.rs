@@ -117,3 +117,14 @@ impl Shaper {
         Ok(self.resizer.resize_typed(&window, square, &options)?)
     }
 }
+
+/// The whole image at another size, which need not be square.
+pub fn resized(image: &RgbImage, height: usize, width: usize) -> Result<RgbImage> {
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width(), image.height(), image)?;
+    let mut out = RgbImage::new(width as u32, height as u32);
+    let mut target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut out)?;
+    let filter = ResizeAlg::Convolution(FilterType::Bilinear);
+    let options = ResizeOptions::new().resize_alg(filter);
+    Resizer::new().resize_typed(&source, &mut target, &options)?;
+    Ok(out)
+}

@@ -1,11 +1,12 @@
 //! The evaluation of a frozen encoder.
 //!
 //! Features are computed once, for a linear probe and for nearest neighbors. Then the probe classifies transformed, corrupted
-//! and slowly changing images. At last the tokens of one block are read.
+//! and slowly changing images. At last the tokens of one block are read, and boxes are found with them.
 
 pub mod border;
 pub mod corruption;
 pub mod dense;
+pub mod detect;
 pub mod features;
 pub mod few;
 pub mod matching;
@@ -46,10 +47,11 @@ pub enum Part {
     Perturbations,
     Dense,
     Matching,
+    Boxes,
 }
 
 impl Part {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Probe,
         Self::Knn,
         Self::Poses,
@@ -57,11 +59,12 @@ impl Part {
         Self::Perturbations,
         Self::Dense,
         Self::Matching,
+        Self::Boxes,
     ];
 
     /// Whether the part classifies images, so that it needs their labels.
     pub fn needs_labels(self) -> bool {
-        !matches!(self, Self::Dense | Self::Matching)
+        !matches!(self, Self::Dense | Self::Matching | Self::Boxes)
     }
 
     pub fn name(self) -> &'static str {
@@ -73,6 +76,7 @@ impl Part {
             Self::Perturbations => "perturbations",
             Self::Dense => "dense",
             Self::Matching => "matching",
+            Self::Boxes => "boxes",
         }
     }
 }
@@ -104,6 +108,8 @@ pub struct Options {
     pub sequences: usize,
     pub dense: dense::Options,
     pub matching: matching::Options,
+    /// The images with boxes, which the part needs.
+    pub boxes: Option<detect::Options>,
     /// Whether to measure raw pixels, and the reference where it is not asked for anyway.
     pub floors: bool,
     /// Everything random follows from it.
@@ -113,13 +119,15 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            parts: Part::ALL.to_vec(),
+            // Boxes need images of their own.
+            parts: Part::ALL.into_iter().filter(|p| *p != Part::Boxes).collect(),
             posed: None,
             few: Vec::new(),
             corrupted: None,
             sequences: 200,
             dense: dense::Options::default(),
             matching: matching::Options::default(),
+            boxes: None,
             floors: true,
             seed: 0,
         }
@@ -184,6 +192,10 @@ pub fn evaluate(
         bank.len(),
         bank.labels.first()
     );
+    ensure!(
+        options.boxes.is_some() || !has(Part::Boxes),
+        "--boxes: expected a folder in the layout of Pascal VOC, which the part boxes needs, got none"
+    );
     let relative = has(Part::Corruptions) || has(Part::Perturbations);
     let untrained;
     let reference = match reference {
@@ -217,7 +229,8 @@ pub fn evaluate(
             + steps(has(Part::Corruptions), Corruption::ALL.len() * SEVERITIES)
             + steps(has(Part::Perturbations), Perturbation::ALL.len())
             + steps(has(Part::Dense), rows + usize::from(options.floors))
-            + steps(has(Part::Matching), rows + usize::from(options.floors) + 1),
+            + steps(has(Part::Matching), rows + usize::from(options.floors) + 1)
+            + steps(has(Part::Boxes), (rows + usize::from(options.floors)) * detect::STEPS),
     );
     let begin = |what: &'static str| progress.set_message(what);
     let done = || progress.inc(1);
@@ -256,6 +269,7 @@ pub fn evaluate(
         perturbations: None,
         dense: None,
         matching: None,
+        boxes: None,
     };
     let mut rows: Vec<(&str, &Fitted)> = Vec::new();
     rows.extend(own.iter().map(|own| (subject.name.as_str(), own)));
@@ -339,6 +353,10 @@ pub fn evaluate(
         let (floors, seed, options) = (options.floors, options.seed, &options.matching);
         let matching = matching::measure(&subjects, floors, test, border, options, seed, done)?;
         report.matching = Some(matching);
+    }
+    if let (true, Some(boxes)) = (has(Part::Boxes), &options.boxes) {
+        begin("boxes");
+        report.boxes = Some(detect::measure(&subjects, options.floors, boxes, options.seed, done)?);
     }
     Ok(report)
 }

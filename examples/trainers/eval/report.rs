@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     border::Border,
     dense::Dense,
+    detect::Detect,
     few::FewRow,
     matching::Matching,
     pose::Orbit,
@@ -40,6 +41,8 @@ pub struct Report {
     pub dense: Option<Dense>,
     #[serde(default)]
     pub matching: Option<Matching>,
+    #[serde(default)]
+    pub boxes: Option<Detect>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,9 @@ impl Report {
         if let Some(matching) = &self.matching {
             print_matching(matching, self.pictures.test);
             println!("beyond the border: {}", self.border());
+        }
+        if let Some(boxes) = &self.boxes {
+            print_boxes(boxes);
         }
     }
 
@@ -273,6 +279,28 @@ fn print_matching(m: &Matching, all: usize) {
                 "{:<22}{poses:<12}{:>8.1}{:>8.1}{:>9.1}{:>12.1}",
                 row.features, s.exact, s.near, s.matched, s.registered
             );
+        }
+    }
+}
+
+fn print_boxes(d: &Detect) {
+    println!("\nBoxes ({})", d.data);
+    println!(
+        "found by the tokens of block {} in windows of {} pixels, images scaled by {:.3}, {} to fit and {} to test; in %, \
+         upright and on average over the seven other elements of D4",
+        d.layer, d.window, d.scale, d.train_images, d.test_images
+    );
+    print!("{:<22}{:<9}{:>8}{:>8}{:>8}", "features", "poses", "AP@.5", "mIoU", "recall");
+    d.classes.iter().for_each(|class| print!("  {class:>8}"));
+    println!();
+    for row in &d.rows {
+        for score in row.poses.first().into_iter().chain([&row.moved]) {
+            print!("{:<22}{:<9}", row.features, score.pose);
+            for value in [Some(score.ap50), score.miou, Some(score.recall)] {
+                print!("{:>8}", shown(value));
+            }
+            score.classes.iter().for_each(|value| print!("  {:>8}", shown(*value)));
+            println!();
         }
     }
 }

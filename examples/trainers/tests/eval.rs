@@ -18,6 +18,7 @@ use ser_reg_trainers::{
             self,
             boxes::{self, Box, Detection, Regression},
             correspondence,
+            precision::{self, Truth},
             scene::Scene,
         },
         features, matching,
@@ -565,7 +566,8 @@ fn suppression_keeps_the_best_of_each_heap() {
 fn average_precision_by_hand() {
     let (a, b) = (rectangle(0.0, 0.0, 4.0, 4.0), rectangle(8.0, 8.0, 12.0, 12.0));
     let truth = [(0, 1, a), (0, 1, b), (1, 2, a)];
-    let ap = |d: &[Detection]| boxes::mean_average_precision(d, &truth);
+    let truth = truth.map(|(canvas, class, at)| Truth { canvas, class, at, difficult: false });
+    let ap = |d: &[Detection]| precision::mean(d, &truth);
     let perfect = [detection(0, 1, 0.9, a), detection(0, 1, 0.8, b), detection(1, 2, 0.1, a)];
     assert_eq!(ap(&perfect), 1.0);
     // Class 1: right, wrong (found already), right: precision 1 to recall one half, 2/3 to recall one. Class 2: nothing.
@@ -890,7 +892,8 @@ fn only_what_is_asked_for_is_measured() {
     assert!(poses[0].orbits.iter().all(|o| o.probe.accuracy.iter().all(thirds)));
     // The bar ends where it said it would.
     assert_eq!(Some(bar.position()), bar.length());
-    for parts in Part::ALL.map(|p| vec![p]).into_iter().chain([Part::ALL.to_vec()]) {
+    let all = Options::default().parts;
+    for parts in all.iter().map(|p| vec![*p]).chain([all.clone()]) {
         for floors in [true, false] {
             let options = Options { parts: parts.clone(), floors, ..quick() };
             let bar = ProgressBar::hidden();

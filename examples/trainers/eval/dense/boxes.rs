@@ -1,4 +1,4 @@
-//! Boxes: how they overlap, how tokens propose them, and how proposals are judged.
+//! Boxes: how they overlap, and how tokens propose them.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
@@ -14,7 +14,7 @@ pub struct Box {
 }
 
 impl Box {
-    fn area(&self) -> f64 {
+    pub fn area(&self) -> f64 {
         (self.bottom - self.top).max(0.0) * (self.right - self.left).max(0.0)
     }
 
@@ -28,14 +28,39 @@ impl Box {
         }
     }
 
-    /// Intersection over union.
-    pub fn iou(&self, other: &Self) -> f64 {
-        let both = Self {
+    /// The box as a point sees it: offset of the center down and right, height and width.
+    pub fn seen_from(&self, [row, col]: [f64; 2]) -> [f64; 4] {
+        [
+            (self.top + self.bottom) / 2.0 - row,
+            (self.left + self.right) / 2.0 - col,
+            self.bottom - self.top,
+            self.right - self.left,
+        ]
+    }
+
+    /// The box that a point sees so.
+    pub fn at([row, col]: [f64; 2], [down, right, height, width]: [f64; 4]) -> Self {
+        Self {
+            top: row + down - height / 2.0,
+            left: col + right - width / 2.0,
+            bottom: row + down + height / 2.0,
+            right: col + right + width / 2.0,
+        }
+    }
+
+    /// The part inside of another box; it may be empty.
+    pub fn within(&self, other: &Self) -> Self {
+        Self {
             top: self.top.max(other.top),
             left: self.left.max(other.left),
             bottom: self.bottom.min(other.bottom),
             right: self.right.min(other.right),
-        };
+        }
+    }
+
+    /// Intersection over union.
+    pub fn iou(&self, other: &Self) -> f64 {
+        let both = self.within(other);
         let union = self.area() + other.area() - both.area();
         match union > 0.0 {
             true => both.area() / union,
@@ -67,52 +92,6 @@ pub fn suppress(mut proposals: Vec<Detection>) -> Vec<Detection> {
     kept
 }
 
-/// Average precision at an overlap of a half, the mean over the classes that `truth`, `(canvas, class, box)`, holds.
-pub fn mean_average_precision(detections: &[Detection], truth: &[(usize, u32, Box)]) -> f64 {
-    let mut classes: Vec<u32> = truth.iter().map(|t| t.1).collect();
-    classes.sort_unstable();
-    classes.dedup();
-    let total: f64 = classes
-        .iter()
-        .map(|&class| {
-            let truth = truth.iter().filter(|t| t.1 == class).map(|t| (t.0, t.2));
-            let detections = detections.iter().filter(|d| d.class == class);
-            average_precision(detections.copied().collect(), &truth.collect::<Vec<_>>())
-        })
-        .sum();
-    total / classes.len().max(1) as f64
-}
-
-/// The area under precision over recall, precision being the best at that recall or beyond. Each true box is found once.
-fn average_precision(mut detections: Vec<Detection>, truth: &[(usize, Box)]) -> f64 {
-    detections.sort_by(|a, b| b.score.total_cmp(&a.score));
-    let mut found = vec![false; truth.len()];
-    let mut hits = Vec::with_capacity(detections.len());
-    for detection in &detections {
-        let overlaps = truth.iter().enumerate().filter(|(_, t)| t.0 == detection.canvas);
-        let best =
-            overlaps.map(|(i, t)| (i, t.1.iou(&detection.at))).max_by(|a, b| a.1.total_cmp(&b.1));
-        hits.push(match best {
-            Some((i, overlap)) if overlap >= 0.5 && !found[i] => {
-                found[i] = true;
-                true
-            }
-            _ => false,
-        });
-    }
-    // From the last detection back: precision there, and the recall that each hit adds.
-    let mut right = hits.iter().filter(|h| **h).count();
-    let (mut area, mut precision) = (0.0, 0f64);
-    for (i, hit) in hits.iter().enumerate().rev() {
-        precision = precision.max(right as f64 / (i + 1) as f64);
-        if *hit {
-            area += precision / truth.len() as f64;
-            right -= 1;
-        }
-    }
-    area
-}
-
 /// Mean intersection over union of the classes that `predicted` or `labels` name.
 pub fn mean_iou(predicted: &[u32], labels: &[u32]) -> f64 {
     let classes = predicted.iter().chain(labels).max().map_or(0, |&c| c as usize + 1);
@@ -142,13 +121,16 @@ impl Regression {
     /// Fits to the tokens `(n, d)` that have an owner; token `i` of a canvas stands at row `i / grid`. `l2` is relative to the
     /// mean square of a feature.
     pub fn fit(tokens: &Tensor, owners: &[Option<Box>], grid: usize, l2: f64) -> Result<Self> {
-        let owned: Vec<(usize, Box)> = owners
-            .iter()
-            .enumerate()
-            .filter_map(|(i, owner)| owner.map(|owner| (i, owner)))
-            .collect();
+        let owned = owners.iter().enumerate();
+        let owned =
+            owned.filter_map(|(i, owner)| owner.map(|owner| (i, owner.seen_from(center(i, grid)))));
+        Self::to_offsets(tokens, &owned.collect::<Vec<_>>(), l2)
+    }
+
+    /// Fits to the tokens `(n, d)` of these numbers and their [offsets](Box::seen_from).
+    pub fn to_offsets(tokens: &Tensor, owned: &[(usize, [f64; 4])], l2: f64) -> Result<Self> {
         ensure!(!owned.is_empty(), "expected tokens that belong to an object, got none");
-        let (owned, values) = (&owned, &tokens.to_vec2::<f32>()?);
+        let values = &tokens.to_vec2::<f32>()?;
         let (n, d) = (owned.len(), tokens.dim(1)?);
         let column = |c: usize| owned.iter().map(move |(i, _)| f64::from(values[*i][c]));
         let mean = DVector::from_fn(d, |c, _| column(c).sum::<f64>() / n as f64);
@@ -160,7 +142,7 @@ impl Regression {
             true => (f64::from(values[owned[i].0][c]) - mean[c]) / scale[c],
             false => 1.0,
         });
-        let y = DMatrix::from_fn(n, 4, |i, c| target(owned[i].0, grid, &owned[i].1)[c]);
+        let y = DMatrix::from_fn(n, 4, |i, c| owned[i].1[c]);
         let mut normal = x.tr_mul(&x) / n as f64;
         for c in 0..d {
             normal[(c, c)] += l2;
@@ -172,24 +154,22 @@ impl Regression {
 
     /// The box that each token `(n, d)` proposes.
     pub fn boxes(&self, tokens: &Tensor, grid: usize) -> Result<Vec<Box>> {
+        let offsets = self.offsets(tokens)?.into_iter().enumerate();
+        Ok(offsets.map(|(i, offset)| Box::at(center(i, grid), offset)).collect())
+    }
+
+    /// The offsets that each token `(n, d)` proposes.
+    pub fn offsets(&self, tokens: &Tensor) -> Result<Vec<[f64; 4]>> {
         let d = self.mean.len();
-        let read = |(i, token): (usize, Vec<f32>)| {
-            let mut out = [0.0; 4];
-            for (k, out) in out.iter_mut().enumerate() {
+        let read = |token: Vec<f32>| {
+            std::array::from_fn(|k| {
                 let terms = token.iter().enumerate().map(|(c, v)| {
                     (f64::from(*v) - self.mean[c]) / self.scale[c] * self.weights[(c, k)]
                 });
-                *out = terms.sum::<f64>() + self.weights[(d, k)];
-            }
-            let ([row, col], [down, right, height, width]) = (center(i, grid), out);
-            Box {
-                top: row + down - height / 2.0,
-                left: col + right - width / 2.0,
-                bottom: row + down + height / 2.0,
-                right: col + right + width / 2.0,
-            }
+                terms.sum::<f64>() + self.weights[(d, k)]
+            })
         };
-        Ok(tokens.to_vec2::<f32>()?.into_iter().enumerate().map(read).collect())
+        Ok(tokens.to_vec2::<f32>()?.into_iter().map(read).collect())
     }
 }
 
@@ -197,14 +177,4 @@ impl Regression {
 fn center(i: usize, grid: usize) -> [f64; 2] {
     let place = i % (grid * grid);
     [(place / grid) as f64 + 0.5, (place % grid) as f64 + 0.5]
-}
-
-fn target(i: usize, grid: usize, at: &Box) -> [f64; 4] {
-    let [row, col] = center(i, grid);
-    [
-        (at.top + at.bottom) / 2.0 - row,
-        (at.left + at.right) / 2.0 - col,
-        at.bottom - at.top,
-        at.right - at.left,
-    ]
 }

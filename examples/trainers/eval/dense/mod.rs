@@ -6,6 +6,7 @@
 
 pub mod boxes;
 pub mod correspondence;
+pub mod precision;
 pub mod scene;
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use self::{
     boxes::{Box, Detection},
     correspondence::Correspondence,
+    precision::Truth,
     scene::Scene,
 };
 use super::{
@@ -213,11 +215,18 @@ fn row(
         });
         detections.extend(boxes::suppress(proposals.collect()));
     }
-    let truth: Vec<(usize, u32, Box)> = test
+    let truth: Vec<Truth> = test
         .scenes
         .iter()
         .enumerate()
-        .flat_map(|(canvas, s)| s.objects.iter().map(move |o| (canvas, o.class + 1, o.at)))
+        .flat_map(|(canvas, s)| {
+            s.objects.iter().map(move |o| Truth {
+                canvas,
+                class: o.class + 1,
+                at: o.at,
+                difficult: false,
+            })
+        })
         .collect();
     let positive: Vec<bool> = test_labels.iter().map(|&l| l > 0).collect();
     Ok(Row {
@@ -225,7 +234,7 @@ fn row(
         miou: 100.0 * boxes::mean_iou(&predicted, &test_labels),
         token_accuracy: 100.0 * right as f64 / test_labels.len() as f64,
         box_iou: 100.0 * overlaps.iter().sum::<f64>() / overlaps.len().max(1) as f64,
-        ap50: 100.0 * boxes::mean_average_precision(&detections, &truth),
+        ap50: 100.0 * precision::mean(&detections, &truth),
         correspondence: correspondence::measure(&test.x, &positive, grid, |x| chunked(x, &encode))?,
     })
 }
