@@ -13,7 +13,7 @@
 //! `kill -CONT -- -GROUP` ends it, but such a pause counts as time of the runs.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map},
     path::{Path, PathBuf},
     str::FromStr,
     sync::Mutex,
@@ -200,8 +200,8 @@ fn sets(
                 format!("no data (--data {}=PATH)", cell.set.given_as().unwrap_or_default())
             }
             (_, Some(path)) => {
-                if !sets.contains_key(&cell.set) {
-                    sets.insert(cell.set, images::ready(cell.set, &path, out)?);
+                if let btree_map::Entry::Vacant(set) = sets.entry(cell.set) {
+                    set.insert(images::ready(cell.set, &path, out)?);
                 }
                 left.push(cell);
                 continue;
