@@ -128,7 +128,14 @@ fn run() -> Result<()> {
         options.parts = unlabelled(options.parts, &data.note)?;
     }
 
-    few::check("--labels-per-class", &options, &data.bank.labels)?;
+    if !options.few.is_empty() {
+        ensure!(
+            options.parts.contains(&Part::Probe),
+            "--labels-per-class: expected with the part probe and images with classes, got the parts {}",
+            names(&options.parts)
+        );
+        few::check("--labels-per-class", &options.few, &data.bank.labels)?;
+    }
 
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len}  {msg}  {eta} left")?);
@@ -148,7 +155,7 @@ fn run() -> Result<()> {
 /// The parts that need no labels; it says which ones do.
 fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
     let (skipped, left): (Vec<Part>, Vec<Part>) = parts.into_iter().partition(|p| p.needs_labels());
-    let names = skipped.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ");
+    let names = names(&skipped);
     ensure!(
         !left.is_empty(),
         "--only: expected parts that need no labels (dense), got {names}; {note}"
@@ -157,6 +164,10 @@ fn unlabelled(parts: Vec<Part>, note: &str) -> Result<Vec<Part>> {
         println!("skipped, because the images have no labels: {names}");
     }
     Ok(left)
+}
+
+fn names(parts: &[Part]) -> String {
+    parts.iter().map(|p| p.name()).collect::<Vec<_>>().join(", ")
 }
 
 /// Checks that the figures can be written, and takes the folder if it is one of a run: a training would replace the encoder.

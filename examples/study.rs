@@ -155,22 +155,7 @@ fn check(args: &Args, ledger: &Path) -> Result<BTreeMap<String, PathBuf>> {
             names.join("; ")
         );
     }
-    let mut given = BTreeMap::new();
-    for words in &args.data {
-        let (name, path) = words
-            .split_once('=')
-            .with_context(|| format!("--data: expected NAME=PATH, got {words}"))?;
-        let known: Vec<&str> = Set::ALL.into_iter().filter_map(Set::given_as).collect();
-        ensure!(
-            known.contains(&name),
-            "--data: expected the name eurosat, cifar10 or bccd, got {name}"
-        );
-        ensure!(Path::new(path).is_dir(), "--data {name}: expected a folder, got {path}");
-        ensure!(
-            given.insert(name.to_string(), PathBuf::from(path)).is_none(),
-            "--data: expected one folder of {name}, got two"
-        );
-    }
+    let given = images::given(&args.data)?;
     if args.report {
         ensure!(
             ledger.is_file(),
@@ -206,7 +191,7 @@ fn sets(
     let mut left = Vec::new();
     for cell in cells.drain(..) {
         let path = match cell.set.given_as() {
-            None => Some(data::embedded()),
+            None => Some(data::fashion_mnist()),
             Some(name) => given.get(name).cloned(),
         };
         let reason = match (&cell.work, path) {

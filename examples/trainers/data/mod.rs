@@ -26,7 +26,12 @@ pub use picture::{Interpolation, Picture, Shaper, Window};
 pub use source::{Data, Source, Wanted};
 pub use walk::Skipped;
 
-/// 10,000 images of Fashion-MNIST (its official test file) that come with the repository.
+/// The images that programs take without `--data`.
 pub fn embedded() -> PathBuf {
+    fashion_mnist()
+}
+
+/// 10,000 images of Fashion-MNIST (its official test file) that come with the repository.
+pub fn fashion_mnist() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/fashion-mnist")
 }

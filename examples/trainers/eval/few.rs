@@ -6,7 +6,6 @@ use ser_reg::{Filter, GridOperator, Resample, TokenGrid};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Options, Part,
     border::Border,
     features, pose,
     probe::{Probe, accuracy},
@@ -39,18 +38,11 @@ pub struct Upright<'a> {
 }
 
 /// Refuses numbers of labels that some class does not have.
-pub fn check(flag: &str, options: &Options, labels: &[u32]) -> Result<()> {
-    if options.few.is_empty() {
-        return Ok(());
-    }
-    ensure!(
-        options.parts.contains(&Part::Probe),
-        "{flag}: expected with the part probe, got --only without it"
-    );
+pub fn check(flag: &str, counts: &[usize], labels: &[u32]) -> Result<()> {
     let mut sizes = std::collections::BTreeMap::<u32, usize>::new();
     labels.iter().for_each(|&label| *sizes.entry(label).or_default() += 1);
     let least = sizes.into_values().min().unwrap_or(0);
-    for &count in &options.few {
+    for &count in counts {
         ensure!(
             (1..=least).contains(&count),
             "{flag}: expected 1 to {least}, the training images of the smallest class, got {count}"
@@ -59,26 +51,25 @@ pub fn check(flag: &str, options: &Options, labels: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// A row for each number of labels. A draw depends on the seed and the labels alone, so all encoders get the same.
+/// A row for each number of labels. A draw depends on the seed and the labels alone, so all encoders get the same. `posed` is
+/// the number of test images that are moved.
 pub fn measure(
     subject: &Subject,
     upright: &Upright,
     test: &Images,
     border: Border,
-    options: &Options,
+    counts: &[usize],
+    posed: usize,
+    run: u64,
 ) -> Result<Vec<FewRow>> {
-    check("labels a class", options, upright.labels)?;
-    let indices = test.drawn(options.posed.unwrap_or(test.len()));
-    let shown = test.pick(&indices);
+    check("labels a class", counts, upright.labels)?;
+    let shown = test.draw(posed);
     let moved = moved(subject, &shown, border)?;
     let row = |&labels_per_class: &usize| -> Result<FewRow> {
         let (mut on_upright, mut over_d4) = (0.0, 0.0);
         for i in 0..DRAWS {
-            let drawn = draw::of_each_class(
-                upright.labels,
-                labels_per_class,
-                seed(options.seed, Purpose::Draw, i),
-            );
+            let drawn =
+                draw::of_each_class(upright.labels, labels_per_class, seed(run, Purpose::Draw, i));
             let labels: Vec<u32> = drawn.iter().map(|&i| upright.labels[i]).collect();
             let rows: Vec<u32> = drawn.iter().map(|&i| i as u32).collect();
             let rows = Tensor::new(rows, upright.train.device())?;
@@ -92,7 +83,7 @@ pub fn measure(
         let (upright, d4) = (on_upright / draws, over_d4 / draws);
         Ok(FewRow { labels_per_class, draws: DRAWS, upright, d4 })
     };
-    options.few.iter().map(row).collect()
+    counts.iter().map(row).collect()
 }
 
 /// Features of `images` under each element of D4.

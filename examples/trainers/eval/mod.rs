@@ -278,7 +278,10 @@ pub fn evaluate(
     if let (true, false, Some(own)) = (has(Part::Probe), options.few.is_empty(), &own) {
         begin("few labels");
         let upright = few::Upright { train: &own.train, labels: &bank.labels, test: &own.test };
-        report.few = few::measure(subject, &upright, test, border, options)?;
+        report.few = {
+            let (posed, seed) = (options.posed.unwrap_or(test.len()), options.seed);
+            few::measure(subject, &upright, test, border, &options.few, posed, seed)?
+        };
         done();
     }
     if has(Part::Poses) {

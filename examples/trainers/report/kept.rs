@@ -1,6 +1,7 @@
 //! Kept scores of the small preset: means over the runs of the study, to compare a single run with.
 //!
-//! `kept.json` is computed from `docs/results/study.jsonl` by `study --report`. A test compares both.
+//! `kept.json` is computed from `docs/results/study.jsonl`, the ledger of the first study, by
+//! `study --report --ledger docs/results/study.jsonl`. A test compares both.
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -16,7 +17,7 @@ use crate::{
 
 const FILE: &str = include_str!("kept.json");
 
-/// Where `study --report` writes the kept scores, from the root of the repository.
+/// Where `study --report` of the first study writes the kept scores, from the root of the repository.
 pub const PATH: &str = "examples/trainers/report/kept.json";
 
 /// Modes of a run, with their variants in the study and their names in the table.

@@ -211,3 +211,43 @@ fn listen(interrupt: Interrupt) -> io::Result<()> {
     std::thread::Builder::new().name("signals".to_string()).spawn(listen)?;
     Ok(())
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// The state of a process, as the system has it: `T` is stopped.
+    fn state(id: u32) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    }
+
+    /// The pause ends when the child was seen to stand still; without that it would be at its end first.
+    #[test]
+    fn a_paused_child_stands_still_and_goes_on() {
+        let child = Command::new("sleep").arg("2").spawn().unwrap();
+        let id = child.id();
+        let seen = AtomicBool::new(false);
+        let paused = || {
+            seen.fetch_or(state(id) == Some('T'), Ordering::SeqCst);
+            !seen.load(Ordering::SeqCst)
+        };
+        let (status, time) = Interrupt::default().wait_pausing(child, paused).unwrap();
+        assert!(status.success() && seen.into_inner() && time > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_request_to_stop_ends_a_pause() {
+        let interrupt = Interrupt::default();
+        let child = Command::new("sleep").arg("20").spawn().unwrap();
+        let id = child.id();
+        let paused = || {
+            if state(id) == Some('T') {
+                interrupt.0.stop.store(true, Ordering::SeqCst);
+            }
+            true
+        };
+        let (status, _) = interrupt.wait_pausing(child, paused).unwrap();
+        assert!(!status.success(), "{status}");
+    }
+}

@@ -1,6 +1,7 @@
 //! The images of each set: the study chooses a part of a large set, the same for all runs.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -26,6 +27,28 @@ pub struct Ready {
     pub path: PathBuf,
     /// CRC-32 of the list of images, if the study chose them.
     pub list: Option<String>,
+}
+
+/// The folders that `--data NAME=PATH` gives, by name.
+pub fn given(words: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+    let known: BTreeSet<&str> = Set::ALL.into_iter().filter_map(Set::given_as).collect();
+    let mut given = BTreeMap::new();
+    for words in words {
+        let parts = words.split_once('=');
+        let (name, path) =
+            parts.with_context(|| format!("--data: expected NAME=PATH, got {words}"))?;
+        ensure!(
+            known.contains(name),
+            "--data: expected one of the names {}, got {name}",
+            known.iter().copied().collect::<Vec<_>>().join(", ")
+        );
+        ensure!(Path::new(path).is_dir(), "--data {name}: expected a folder, got {path}");
+        ensure!(
+            given.insert(name.to_string(), PathBuf::from(path)).is_none(),
+            "--data: expected one folder of {name}, got two"
+        );
+    }
+    Ok(given)
 }
 
 /// Makes the set ready from the folder that `--data` gives; a chosen part is copied below `out`.

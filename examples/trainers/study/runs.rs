@@ -58,7 +58,10 @@ struct Made {
 impl Runs<'_> {
     /// Makes a run and adds it to the ledger; `None` if another study that shares the ledger does so.
     pub fn make(&self, job: &Job) -> Result<Option<Entry>> {
-        self.wait_for_the_end_of_a_pause();
+        while self.paused() && !self.interrupt.asked() {
+            sleep(Duration::from_millis(200));
+        }
+        ensure!(!self.interrupt.asked(), "stopped before it began");
         let folder = self.out.join(&job.id);
         let Some(_claim) = ledger::claim(&folder)? else {
             return Ok(None);
@@ -84,12 +87,6 @@ impl Runs<'_> {
 
     fn paused(&self) -> bool {
         self.pause.exists()
-    }
-
-    fn wait_for_the_end_of_a_pause(&self) {
-        while self.paused() && !self.interrupt.asked() {
-            sleep(Duration::from_millis(200));
-        }
     }
 
     /// Both processes. A training that was stopped continues.

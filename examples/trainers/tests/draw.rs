@@ -24,6 +24,26 @@ fn each_class_keeps_its_share_whatever_the_order() {
 }
 
 #[test]
+fn each_class_gives_as_many_as_it_has() {
+    // Five of class 0, two of class 4, one of class 9.
+    let labels = [0, 4, 0, 0, 9, 0, 4, 0];
+    for seed in 0..20 {
+        let drawn = draw::of_each_class(&labels, 2, seed);
+        assert!(drawn.is_sorted_by(|a, b| a < b));
+        let of = |label| drawn.iter().filter(|&&i| labels[i] == label).count();
+        assert_eq!([of(0), of(4), of(9)], [2, 2, 1]);
+    }
+    let seeds: std::collections::BTreeSet<_> =
+        (0..20).map(|seed| draw::of_each_class(&labels, 2, seed)).collect();
+    assert!(seeds.len() > 1, "the draw depends on the seed");
+    let mut order = draw::order(100, 0);
+    assert_eq!(order, draw::order(100, 0));
+    assert!(order != draw::order(100, 1) && !order.is_sorted());
+    order.sort_unstable();
+    assert!(order.into_iter().eq(0..100));
+}
+
+#[test]
 fn unequal_classes_keep_their_shares_and_at_least_one() {
     // 900, 90, 9 and 1 images, the classes not numbered in a row.
     let sizes = [(0, 900), (3, 90), (7, 9), (8, 1)];

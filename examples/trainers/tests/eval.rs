@@ -6,11 +6,12 @@ use candle_core::{DType, Device, Tensor};
 use indicatif::ProgressBar;
 use nalgebra::{DMatrix, DVector};
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use ser_reg::{GridOperator, Resample, TokenGrid};
 use ser_reg_trainers::{
-    data::Images,
+    data::{Images, draw},
     encoder::{self, Card, Network},
     eval::{
-        self, Options, Part, Report, Subject,
+        self, Options, POSES, Part, Report, Subject,
         border::Border,
         corruption::{Corruption, Picture, SEVERITIES, generator, picture::Edge},
         dense::{
@@ -19,13 +20,14 @@ use ser_reg_trainers::{
             correspondence,
             scene::Scene,
         },
-        matching,
+        features, matching,
         perturbation::Perturbation,
         pose::Robustness,
         probe::{self, Probe},
         stability::{self, Classifier, CorruptionErrors},
     },
     knn::Bank,
+    random::{self, Purpose},
     vit::{Vit, VitConfig},
     weights::Weights,
 };
@@ -771,6 +773,61 @@ fn same_json(a: &serde_json::Value, b: &serde_json::Value) {
         (Number(a), Number(b)) => near(a.as_f64().unwrap(), b.as_f64().unwrap(), 1e-9),
         _ => assert_eq!(a, b),
     }
+}
+
+/// Against the same draws, fitted and counted here.
+#[test]
+fn few_labels_are_drawn_by_class() {
+    let (train, test) = (bars(60, 1, 0), bars(21, 1, 1));
+    let subject = subject(&card(&train), 1);
+    let options = Options {
+        parts: vec![Part::Probe],
+        few: vec![1, 4],
+        posed: Some(9),
+        floors: false,
+        ..quick()
+    };
+    let report = evaluate(&subject, &train, &test, &options).unwrap();
+    let of = |images: &Images, pose: Option<&GridOperator>| {
+        let statistics = &subject.card.statistics;
+        features::of(images, statistics, &CPU, pose, |x| subject.encode(x)).unwrap()
+    };
+    let (upright, queries) = (of(&train, None), of(&test, None));
+    let shown = test.pick(&test.drawn(9));
+    let moved: Vec<Tensor> = POSES
+        .into_iter()
+        .map(|(_, g)| {
+            let grid = TokenGrid::square(12).unwrap();
+            // A permutation of pixels, whatever the border.
+            of(&shown, Some(&GridOperator::new(&[g], grid, &Resample::default()).unwrap()))
+        })
+        .collect();
+    assert_eq!(report.few.len(), 2);
+    for row in &report.few {
+        let (mut on_upright, mut over_d4) = (Vec::new(), Vec::new());
+        for i in 0..20 {
+            let seed = random::seed(options.seed, Purpose::Draw, i);
+            let drawn = draw::of_each_class(&train.labels, row.labels_per_class, seed);
+            assert_eq!(drawn.len(), 3 * row.labels_per_class);
+            let labels: Vec<u32> = drawn.iter().map(|&i| train.labels[i]).collect();
+            let rows: Vec<u32> = drawn.iter().map(|&i| i as u32).collect();
+            let rows = Tensor::new(rows, &CPU).unwrap();
+            let probe = Probe::fit(&upright.index_select(&rows, 0).unwrap(), &labels).unwrap();
+            let right = |x: &Tensor, images: &Images| {
+                probe::accuracy(&probe.predict(x).unwrap(), &images.labels)
+            };
+            on_upright.push(right(&queries, &test));
+            over_d4.extend(moved.iter().map(|x| right(x, &shown)));
+        }
+        let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        near(row.upright, mean(&on_upright), 1e-9);
+        near(row.d4, mean(&over_d4), 1e-9);
+        assert_eq!(row.draws, 20);
+    }
+    // Twenty of each class are there.
+    let many = Options { few: vec![21], ..options.clone() };
+    let error = evaluate(&subject, &train, &test, &many).unwrap_err();
+    assert!(format!("{error:#}").contains("expected 1 to 20"), "{error:#}");
 }
 
 #[test]

@@ -180,7 +180,7 @@ fn a_stop_reaches_the_runs_of_a_study() {
         command
     };
     let mut child = silent(study());
-    let first = folder.path().join("moco_v3-baseline-seed0-epochs2");
+    let first = folder.path().join("A-fashion-mnist-moco_v3-baseline-seed100-epochs2");
     let metrics = first.join("metrics.jsonl");
     let begun = || fs::read_to_string(&metrics).unwrap_or_default().lines().count() >= 3;
     wait_until(&mut child, begun);
@@ -189,7 +189,7 @@ fn a_stop_reaches_the_runs_of_a_study() {
     assert!(first.join("checkpoint.safetensors").exists());
     // The run has ended: it has given its folder back.
     assert!(!first.join("result.json").exists() && !first.join(".lock").exists());
-    assert!(!folder.path().join("moco_v3-λ-0-seed0-epochs2").exists());
+    assert!(!folder.path().join("A-fashion-mnist-moco_v3-own-seed100-epochs2").exists());
 }
 
 /// `nohup` lets a run outlive its terminal.

@@ -34,6 +34,7 @@ fn a_refused_command_touches_no_old_run() {
     };
     let numbers = [
         "--lambda",
+        "--lambda-end",
         "--ratio",
         "--temperature",
         "--min-overlap",
@@ -249,8 +250,32 @@ fn programs_refuse_at_once() {
         ("study", vec!["--smoke", "--minutes", "nan"], vec!["--minutes: "]),
         ("study", vec!["--smoke", "--minutes", "-1"], vec!["--minutes: "]),
         ("study", vec!["--smoke", "--minutes", "inf"], vec!["--minutes: "]),
-        ("study", vec!["--epochs", "0", "--ledger", "l"], vec!["--epochs: "]),
-        ("study", vec!["--smoke", "--only", "nothing"], vec!["--only: "]),
+        ("study", vec!["--smoke", "--only", "nothing"], vec!["--only: ", "A to I", "nothing"]),
+        ("study", vec!["--ledger", "l", "--only", "A,methods"], vec!["--only: ", "methods"]),
+        ("study", vec!["--ledger", "l", "--data", "run"], vec!["--data: expected NAME=PATH"]),
+        ("study", vec!["--ledger", "l", "--data", "imagenet=run"], vec!["--data: ", "eurosat"]),
+        (
+            "study",
+            vec!["--ledger", "l", "--data", "eurosat=none"],
+            vec!["--data eurosat: ", "none"],
+        ),
+        (
+            "study",
+            vec!["--ledger", "l", "--data", "bccd=run", "--data", "bccd=data"],
+            vec!["--data: ", "two"],
+        ),
+        ("study", vec!["--ledger", "l", "--extend", "own"], vec!["--extend: ", "own, λ=0.1"]),
+        (
+            "evaluate",
+            vec!["run", "--labels-per-class", "0"],
+            vec!["--labels-per-class: expected 1"],
+        ),
+        ("evaluate", vec!["run", "--labels-per-class", "1,99"], vec!["--labels-per-class: ", "99"]),
+        (
+            "evaluate",
+            vec!["run", "--only", "knn", "--labels-per-class", "1"],
+            vec!["--labels-per-class: ", "probe"],
+        ),
         ("study", vec![], vec!["root of the repository", "--ledger"]),
         ("finetune", vec!["--lambda", "nan"], vec!["--lambda: "]),
         ("finetune", vec!["--lambda", "-1"], vec!["--lambda: "]),

@@ -799,7 +799,7 @@ fn kept_scores_are_the_ledger_s() {
     assert_eq!(
         file,
         kept::json(&entries).unwrap(),
-        "cargo run --release --example study -- --report writes the kept scores anew"
+        "study --report --ledger docs/results/study.jsonl writes the kept scores anew"
     );
     assert_eq!(kept::all().unwrap(), kept::from_ledger(&entries).unwrap());
 }

@@ -1,12 +1,12 @@
-//! The study's arithmetic, ledger and plan.
+//! The study's arithmetic and ledger, and the tables of the first study.
 
-use std::{collections::HashSet, fs};
+use std::{fs, path::Path};
 
 use ser_reg_trainers::study::{
+    first,
     ledger::{self, Entry, Ledger},
-    plan,
-    statistics::Mean,
-    summary,
+    protocol,
+    statistics::{Mean, Verdict, holm, quantile},
 };
 use tempfile::TempDir;
 
@@ -14,6 +14,8 @@ fn entry(method: &str, variant: &str, seed: u64, probe: f64) -> Entry {
     Entry {
         id: format!("{method}-{variant}-{seed}"),
         group: "methods".to_string(),
+        data: None,
+        images: None,
         method: method.to_string(),
         variant: variant.to_string(),
         seed,
@@ -24,10 +26,12 @@ fn entry(method: &str, variant: &str, seed: u64, probe: f64) -> Entry {
             .map(|(name, value)| (name.to_string(), value))
             .collect(),
         seconds: 1.0,
+        paused: 0.0,
         threads: 1,
         commit: "none".to_string(),
         machine: "none".to_string(),
         network: None,
+        protocol: None,
     }
 }
 
@@ -44,8 +48,70 @@ fn intervals_are_student_s() {
     let one = Mean::of(&[4.0]).unwrap();
     assert_eq!((one.half_width, one.sign()), (None, 0));
     assert_eq!(Mean::of(&[]), None);
-    // Beyond the table.
     assert!(Mean::of(&vec![1.0; 100]).unwrap().half_width.unwrap() == 0.0);
+}
+
+/// Printed tables have 12.706, 2.776, 2.365 and 1.984 at 97.5 %, and 2.132 at 95 %.
+#[test]
+fn quantiles_are_those_of_printed_tables() {
+    for (p, degrees, expected) in [
+        (0.975, 1, 12.706),
+        (0.975, 4, 2.776),
+        (0.975, 7, 2.365),
+        (0.975, 100, 1.984),
+        (0.95, 4, 2.132),
+        (0.025, 4, -2.776),
+    ] {
+        let found = quantile(p, degrees).unwrap();
+        assert!((found - expected).abs() < 5e-4, "{p} {degrees}: {found}");
+    }
+    assert_eq!(quantile(0.975, 0), None);
+}
+
+/// Closed forms of Student's distribution: of 1 degree an arctangent, of 2 and 4 degrees roots.
+#[test]
+fn p_values_are_those_of_the_paired_t_test() {
+    let p = |values: &[f64]| Mean::of(values).unwrap().p_value().unwrap();
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} {b}");
+    // Mean 2, error 1: t = 2 with 1 degree.
+    near(p(&[1.0, 3.0]), 1.0 - 2.0 / std::f64::consts::PI * 2f64.atan());
+    // Mean 2, error 1/√3: t² = 12 with 2 degrees, and p = 1 − t/√(2 + t²).
+    near(p(&[1.0, 2.0, 3.0]), 1.0 - (12f64 / 14.0).sqrt());
+    // Mean 3, error √½: t² = 18 with 4 degrees. With s = t²/(4 + t²), p = 1 − √s·(3 − s)/2.
+    let s = 18f64 / 22.0;
+    near(p(&[1.0, 2.0, 3.0, 4.0, 5.0]), 1.0 - s.sqrt() * (3.0 - s) / 2.0);
+    // The sign does not matter, and no spread is no doubt.
+    near(p(&[-1.0, -2.0, -3.0]), p(&[1.0, 2.0, 3.0]));
+    assert_eq!((p(&[2.0, 2.0]), p(&[0.0, 0.0])), (0.0, 1.0));
+    assert_eq!(Mean::of(&[1.0]).unwrap().p_value(), None);
+}
+
+/// By hand: sorted .005·4, .01·3, .03·2, and .04·1, which stays at the .06 before it.
+#[test]
+fn holm_corrects_step_by_step() {
+    let near = |found: Vec<f64>, expected: &[f64]| {
+        assert_eq!(found.len(), expected.len());
+        found.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-12, "{found:?}"));
+    };
+    near(holm(&[0.01, 0.04, 0.03, 0.005]), &[0.03, 0.06, 0.06, 0.02]);
+    near(holm(&[0.6, 0.7]), &[1.0, 1.0]);
+    near(holm(&[0.02]), &[0.02]);
+    near(holm(&[0.02, 0.02]), &[0.04, 0.04]);
+    near(holm(&[]), &[]);
+}
+
+#[test]
+fn non_inferiority_is_read_off_the_interval() {
+    let verdict = |values: &[f64]| Verdict::of(&Mean::of(values).unwrap(), 1.0);
+    // Mean −0.2, half width 4.303·0.1/√3 = 0.25: a small loss, and clearly less than a point.
+    assert_eq!(verdict(&[-0.1, -0.2, -0.3]), Verdict::NonInferior);
+    // The lower end is −1.05 with mean −0.8, and −0.95 with mean −0.7.
+    assert_eq!(verdict(&[-0.7, -0.8, -0.9]), Verdict::NotShown);
+    assert_eq!(verdict(&[-0.6, -0.7, -0.8]), Verdict::NonInferior);
+    // The upper end is −1.05 with mean −1.3.
+    assert_eq!(verdict(&[-1.2, -1.3, -1.4]), Verdict::Worse);
+    assert_eq!(verdict(&[-1.1, -1.2, -1.3]), Verdict::NotShown);
+    assert_eq!(verdict(&[5.0]), Verdict::NotShown);
 }
 
 #[test]
@@ -149,9 +215,9 @@ fn a_run_counts_once() {
     }
     // Nor do callers with entries of their own.
     let twice = [runs.clone(), runs.clone()].concat();
-    assert_eq!(summary::markdown(&twice), summary::markdown(&runs));
-    assert!(summary::markdown(&twice).contains("| moco_v3 | SER | 5 | 72.0 ± 2.0 |"));
-    assert_eq!(summary::html(&twice).unwrap(), summary::html(&runs).unwrap());
+    assert_eq!(first::markdown(&twice), first::markdown(&runs));
+    assert!(first::markdown(&twice).contains("| moco_v3 | SER | 5 | 72.0 ± 2.0 |"));
+    assert_eq!(first::html(&twice).unwrap(), first::html(&runs).unwrap());
     // Of two results of one run the later one counts, under its old id or another.
     for id in ["moco_v3-SER-2", "renamed"] {
         let later = Entry { id: id.to_string(), seconds: 9.0, ..runs[2].clone() };
@@ -168,33 +234,6 @@ fn a_run_counts_once() {
 }
 
 #[test]
-fn runs_have_names_of_their_own() {
-    let cells = plan::cells();
-    let ids: Vec<String> =
-        cells.iter().flat_map(|cell| (0..cell.seeds).map(move |seed| cell.id(seed, 3))).collect();
-    assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
-    assert!(ids.iter().all(|id| !id.contains(['/', ' '])));
-    let seeds = |group: &str, method: &str| -> Vec<u64> {
-        let of = |c: &&plan::Cell| c.group == group && c.method.name() == method;
-        cells.iter().filter(of).map(|c| c.seeds).collect()
-    };
-    assert_eq!(seeds("methods", "moco_v3"), [5, 5, 5]);
-    assert_eq!(seeds("methods", "dino"), [3, 3, 3]);
-    assert_eq!(seeds("methods", "barlow_twins"), [3, 3, 3]);
-    for group in plan::SWEEPS {
-        assert!(!seeds(group, "moco_v3").is_empty(), "{group}");
-        assert!(seeds(group, "moco_v3").iter().all(|&n| n >= 3), "{group}");
-    }
-    // What a sweep is paired with is run, with as many seeds.
-    for cell in cells.iter().filter(|c| c.group != "methods") {
-        let reference = plan::reference(cell.group);
-        let of = |c: &&plan::Cell| c.method == cell.method && c.variant == reference;
-        let found = cells.iter().find(of);
-        assert!(found.is_some_and(|r| r.seeds >= cell.seeds), "{}", cell.variant);
-    }
-}
-
-#[test]
 fn sweeps_are_paired_with_what_they_depart_from() {
     let mut entries = Vec::new();
     for seed in 0..2 {
@@ -205,7 +244,7 @@ fn sweeps_are_paired_with_what_they_depart_from() {
         let bicubic = entry("moco_v3", "D4 and scales, bicubic", seed, 62.0 + noise);
         entries.push(bicubic);
     }
-    let text = summary::markdown(&entries);
+    let text = first::markdown(&entries);
     assert!(text.contains("| moco_v3 | λ=3 − SER | 2 | **+1.5 ± 0.0** |"));
     let nearest =
         "| moco_v3 | D4 and scales, nearest − D4 and scales, bicubic | 2 | **-2.0 ± 0.0** |";
@@ -223,7 +262,7 @@ fn add_ons_are_compared_between_layers() {
         entries.push(entry("moco_v3", "EquiMod final", seed, 69.0 + noise));
         entries.push(entry("moco_v3", "EquiMod layer 1", seed, 69.5 + noise));
     }
-    let text = summary::markdown(&entries);
+    let text = first::markdown(&entries);
     for row in [
         "| moco_v3 | EquiMod layer 1 − baseline | 3 | **-0.5 ± 0.0** |",
         "| moco_v3 | EquiMod layer 1 − EquiMod final | 3 | **+0.5 ± 0.0** |",
@@ -234,27 +273,21 @@ fn add_ons_are_compared_between_layers() {
     }
 }
 
-/// The names under which runs stand in the ledger are those of the plan: a finished run is not run again.
+/// The first study's runs are all in its tables, and stand under no protocol.
 #[test]
-fn finished_runs_are_known_by_the_plan() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl");
-    let done = ledger::read(path.as_ref()).unwrap().entries;
-    assert!(done.len() >= 84, "{}", done.len());
-    let cells = plan::cells();
-    for entry in done {
-        let cell = cells
-            .iter()
-            .find(|c| entry.seed < c.seeds && c.id(entry.seed, entry.epochs) == entry.id);
-        let cell = cell.unwrap_or_else(|| panic!("{} is not planned", entry.id));
-        // The kept runs were made with 0.1, which had other words for two groups.
-        let words = entry.options.iter().map(|word| match word.as_str() {
-            "rotations" => "c4",
-            "none" => "trivial",
-            word => word,
-        });
-        assert!(words.eq(cell.options.iter().map(String::as_str)), "{}", entry.id);
-        assert_eq!(cell.group, entry.group, "{}", entry.id);
+fn the_first_study_is_still_read() {
+    let path: &Path =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/results/study.jsonl").as_ref();
+    let entries = ledger::read(path).unwrap().entries;
+    assert_eq!(entries.len(), 96);
+    assert_eq!(protocol::of_all(&entries, path).unwrap(), None);
+    assert!(protocol::note(&entries).starts_with("0 of 96 records"));
+    let text = first::markdown(&entries);
+    for entry in &entries {
+        let row = format!("| {} | {} |", entry.method, entry.variant);
+        assert!(text.contains(&row), "{row}");
     }
+    assert!(text.contains("| moco_v3 | SER | 5 | 75.7 ± 1.6 | 72.0 ± 1.4 | 33.1 ± 3.6 |"));
 }
 
 #[test]
@@ -267,7 +300,7 @@ fn verdicts_follow_from_intervals() {
         entries.push(entry("moco_v3", "SER", seed, 71.0 + noise + 0.01 * noise));
         entries.push(entry("moco_v3", "λ=0", seed, 69.0 + noise + 0.01 * noise));
     }
-    let text = summary::markdown(&entries);
+    let text = first::markdown(&entries);
     let row = |claim: &str| {
         let row = text.lines().find(|l| l.contains(claim));
         row.unwrap_or_else(|| panic!("{claim} in {text}")).to_string()
@@ -279,6 +312,6 @@ fn verdicts_follow_from_intervals() {
     let at = |part: &str| text.find(part).unwrap();
     assert!(at("| moco_v3 | baseline |") < at("| moco_v3 | λ=0 |"));
     assert!(at("| moco_v3 | λ=0 |") < at("| moco_v3 | SER |"));
-    assert!(summary::html(&entries).unwrap().contains("<svg"));
-    assert!(!summary::markdown(&[]).is_empty());
+    assert!(first::html(&entries).unwrap().contains("<svg"));
+    assert!(!first::markdown(&[]).is_empty());
 }

@@ -462,6 +462,12 @@ fn impossible_options_are_refused() {
         (vec!["--balance-every", "0"], vec!["--balance-every"]),
         (vec!["--balance-target", "-1"], vec!["--balance-target", "above 0"]),
         (vec!["--balance-target", "inf"], vec!["--balance-target", "inf"]),
+        (vec!["--lambda-end", "-1"], vec!["--lambda-end", "-1"]),
+        (vec!["--lambda-end", "0", "--baseline"], vec!["--lambda-end", "--baseline"]),
+        (
+            vec!["--lambda-end", "0", "--balance-target", "0.1"],
+            vec!["--lambda-end", "--balance-target"],
+        ),
         (vec!["--balance-every", "2", "--baseline"], vec!["--balance-every", "no second gradient"]),
         (
             vec!["--balance-target", "0.1", "--lambda", "0"],
@@ -606,6 +612,32 @@ fn comparing_gradients_changes_no_run() {
         let page = fs::read_to_string(plain.join("report.html")).unwrap();
         assert!(!page.contains("Balance of the gradients"));
     }
+}
+
+/// λ falls by a cosine: `½·2·(1 + cos(π·t/12))` of 12 steps. A run that was killed goes on with the same values.
+#[test]
+fn lambda_falls_over_a_run() {
+    let folder = TempDir::new().unwrap();
+    let data = pictures(folder.path());
+    let options = ["--lambda", "2", "--lambda-end", "0"];
+    let whole = folder.path().join("whole");
+    succeeds(&run(&mut command(Method::MocoV3, &data, &whole, &options)));
+    let expected = traces(&whole);
+    let mut steps = 0;
+    for record in &expected.1 {
+        if let Record::Step(step) = record {
+            let lambda = 1.0 + (std::f64::consts::PI * step.step as f64 / 12.0).cos();
+            assert!((step.lambda - lambda).abs() < 1e-12, "{step:?}, expected {lambda}");
+            steps += 1;
+        }
+    }
+    assert_eq!(steps, 12);
+    let killed = folder.path().join("killed");
+    kill_after(7, command(Method::MocoV3, &data, &killed, &options), &killed);
+    let again = [&options[..], &["--resume"]].concat();
+    succeeds(&run(&mut command(Method::MocoV3, &data, &killed, &again)));
+    assert_eq!(expected.1, traces(&killed).1);
+    assert!(expected.0 == traces(&killed).0);
 }
 
 /// λ is what the first measurement suggests, then its moving average; a run that was killed finds it again.
