@@ -21,7 +21,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use ser_reg_trainers::{
@@ -145,7 +145,7 @@ fn check(args: &Args, ledger: &Path) -> Result<BTreeMap<String, PathBuf>> {
         ensure!(accepted, "--minutes: expected a finite number, at least 0, got {minutes}");
     }
     for group in &args.only {
-        Group::from_str(group).context("--only")?;
+        Group::from_str(group).map_err(|e| anyhow!("--only: {e}"))?;
     }
     if let Some(variant) = &args.extend {
         let names: Vec<String> = plan::candidates().into_iter().map(|(name, _)| name).collect();
