@@ -93,6 +93,8 @@ impl FibreOperator {
                 Some(source) => source,
                 slot => slot.insert(field.source_indices(turn)?),
             };
+            // Here the number of channels is known to be sane.
+            sources.reserve(if sample == 0 { source.len() * elements.len() } else { 0 });
             sources.extend_from_slice(source);
         }
         Ok(Self::of(channels, elements.len(), sources))

@@ -100,8 +100,8 @@ pub struct ViewConfig {
     pub min_overlap: f64,
     /// How images are resampled; default: [`Resample::default`].
     ///
-    /// Bicubic filters overshoot at edges, so that pixels in `[0, 1]` can leave this range. Views are not clamped: a
-    /// clamp would not commute with the elements. Clamp them before a step that needs the range, such as a power.
+    /// Bicubic filters overshoot at edges, so that pixels in `[0, 1]` can leave this range. Views are not clamped,
+    /// because an action is linear. Clamp them before a step that needs the range, such as a power.
     pub resample: Resample,
 }
 

@@ -71,3 +71,17 @@ pub fn patches(x: &Tensor, patch: usize) -> Result<Tensor> {
     let x = x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?;
     Ok(x.reshape((batch, grid * grid, channels * patch * patch))?)
 }
+
+/// What `encode` makes of images `(n, …)`, so many at a time.
+pub fn chunked(
+    x: &Tensor,
+    size: usize,
+    encode: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let count = x.dim(0)?;
+    let mut chunks = Vec::new();
+    for start in (0..count).step_by(size) {
+        chunks.push(encode(&x.narrow(0, start, size.min(count - start))?)?.detach());
+    }
+    Ok(Tensor::cat(&chunks, 0)?)
+}

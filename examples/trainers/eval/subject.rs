@@ -31,6 +31,16 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// The block whose tokens are read: the one that `--dense-layer` names, or the regularized one.
+    pub fn layer(&self, named: Option<usize>) -> Result<usize> {
+        let (layer, depth) = (named.unwrap_or(self.card.layer), self.card.vit.depth);
+        ensure!(
+            (1..=depth).contains(&layer),
+            "--dense-layer: expected one of the {depth} blocks, got {layer}"
+        );
+        Ok(layer)
+    }
+
     /// From weights under the names that [`Vit::new`] asks for.
     pub fn new(
         name: impl Into<String>,

@@ -100,7 +100,8 @@ impl Means {
 }
 
 impl Run {
-    /// Saves the encoder that the method's paper evaluates, of DINO the teacher, measures it on all images, and writes the report; with `--compare`, trains the variants too. After
+    /// Saves the encoder that the method's paper evaluates (of DINO the teacher), measures it on all images, and writes the
+    /// report. With `--compare` it trains the variants too. After
     /// Ctrl-C it says how to go on instead, and ends the program.
     pub fn finish(mut self, encoder: &Vit, state: &State) -> Result<()> {
         self.progress.finish();

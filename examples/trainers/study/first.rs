@@ -6,11 +6,12 @@ use anyhow::Result;
 use super::{
     ledger::{self, Entry},
     statistics::Mean,
+    tables::interval,
 };
 use crate::{
     report::{
         page::{Figure, Page},
-        plots::{self, Axes, Interval, Intervals, PALETTE},
+        plots::{self, Axes, Intervals, PALETTE},
     },
     settings::Method,
 };
@@ -396,14 +397,4 @@ pub fn html(entries: &[Entry]) -> Result<String> {
         .collect();
     page.figures(&figures);
     Ok(page.html())
-}
-
-fn interval(mean: Mean) -> Option<Interval> {
-    let half = mean.half_width.unwrap_or(f64::NAN);
-    Some(Interval {
-        mean: mean.mean,
-        low: mean.mean - half,
-        high: mean.mean + half,
-        samples: mean.values,
-    })
 }

@@ -7,12 +7,12 @@ use super::{
     ledger::{self, Entry},
     plan::{self, Cell, Group, Set},
     protocol,
-    tables::{self, COST, Column, FEW, MAIN, Row, STABILITY},
+    tables::{self, COST, Column, FEW, MAIN, Row, STABILITY, interval},
 };
 use crate::{
     report::{
         page::{Figure, Page},
-        plots::{self, Axes, Interval, Intervals, PALETTE},
+        plots::{self, Axes, Intervals, PALETTE},
     },
     settings::Method,
 };
@@ -145,14 +145,7 @@ pub fn html(entries: &[Entry]) -> Result<String> {
                     .iter()
                     .map(|&set| {
                         let row = Row::new(Group::A, set, Method::MocoV3, variant);
-                        let mean = row.mean(entries, figure)?;
-                        let half = mean.half_width.unwrap_or(f64::NAN);
-                        Some(Interval {
-                            mean: mean.mean,
-                            low: mean.mean - half,
-                            high: mean.mean + half,
-                            samples: mean.values,
-                        })
+                        interval(row.mean(entries, figure)?)
                     })
                     .collect(),
             })

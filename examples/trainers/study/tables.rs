@@ -5,7 +5,7 @@ use super::{
     plan::{Group, Set},
     statistics::Mean,
 };
-use crate::settings::Method;
+use crate::{report::plots::Interval, settings::Method};
 
 /// A figure of the tables: its name in the ledger, its heading, its digits.
 pub type Column = (&'static str, &'static str, usize);
@@ -137,4 +137,15 @@ pub fn differences(entries: &[Entry], pairs: &[[Row; 2]], columns: &[Column]) ->
         }
     }
     text
+}
+
+/// A mean as charts take it.
+pub(super) fn interval(mean: Mean) -> Option<Interval> {
+    let half = mean.half_width.unwrap_or(f64::NAN);
+    Some(Interval {
+        mean: mean.mean,
+        low: mean.mean - half,
+        high: mean.mean + half,
+        samples: mean.values,
+    })
 }

@@ -1,11 +1,13 @@
 //! Parts of a set: drawn by class, the same for all encoders, whatever the order of the images. And what fills the area that
 //! a moved image leaves.
 
+mod common;
+
 use candle_core::Device;
+use common::subject;
 use indicatif::ProgressBar;
 use ser_reg_trainers::{
     data::Images,
-    encoder::{Card, Network},
     eval::{
         self, Options, Part, Report, Subject,
         border::Border,
@@ -13,8 +15,6 @@ use ser_reg_trainers::{
         dense::{self, scene::Scene},
         perturbation::Perturbation,
     },
-    vit::{Vit, VitConfig},
-    weights::Weights,
 };
 
 const CPU: Device = Device::Cpu;
@@ -30,22 +30,6 @@ fn ordered(per_class: usize, classes: u32) -> Images {
         }
     }
     images
-}
-
-fn subject(images: &Images) -> Subject {
-    let card = Card {
-        vit: VitConfig { dim: 16, ..VitConfig::small(images, 2, false).unwrap() },
-        statistics: images.statistics(),
-        layer: 2,
-        method: "moco_v3".to_string(),
-        mode: "ser".to_string(),
-        seed: 5,
-        network: Network::Encoder,
-    };
-    let weights = Weights::seeded(1);
-    Vit::new(&card.vit, weights.builder(&CPU)).unwrap();
-    let named = weights.named().into_iter().map(|(n, v)| (n, v.as_detached_tensor()));
-    Subject::new("encoder", named, &card, &CPU).unwrap()
 }
 
 fn evaluate(subject: &Subject, images: &Images, options: &Options) -> Report {

@@ -1,5 +1,7 @@
 //! A value that is NaN or infinite ends an evaluation or a run with an error that says where it came from.
 
+mod common;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -7,14 +9,15 @@ use std::{
 };
 
 use candle_core::{Device, Tensor};
+use common::card;
 use indicatif::ProgressBar;
 use ser_reg_trainers::{
     data::Images,
-    encoder::{self, Card, Network},
+    encoder::{self, Card},
     eval::{self, Evaluation, Options, Part, Subject, dense, matching, probe::Probe},
     finite,
     knn::Bank,
-    vit::{Vit, VitConfig},
+    vit::Vit,
     weights::Weights,
 };
 
@@ -30,18 +33,6 @@ fn images(n: usize) -> Images {
         images.labels.push(class as u32);
     }
     images
-}
-
-fn card(images: &Images) -> Card {
-    Card {
-        vit: VitConfig { dim: 16, ..VitConfig::small(images, 2, false).unwrap() },
-        statistics: images.statistics(),
-        layer: 2,
-        method: "moco_v3".to_string(),
-        mode: "ser".to_string(),
-        seed: 5,
-        network: Network::Encoder,
-    }
 }
 
 /// The weights of an untrained encoder; the first value of `name` becomes `value`.

@@ -1,6 +1,9 @@
 //! Matching of tokens between two poses: perfect tokens match all and tell the pose, shuffled ones match by chance.
 
+mod common;
+
 use candle_core::{Device, Tensor};
+use common::subject;
 use indicatif::ProgressBar;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::StandardNormal;
@@ -10,9 +13,8 @@ use ser_reg::{
 };
 use ser_reg_trainers::{
     data::Images,
-    encoder::{Card, Network},
     eval::{
-        self, Options, Part, Subject,
+        self, Options, Part,
         border::Border,
         matching::{
             self, nearest,
@@ -20,8 +22,6 @@ use ser_reg_trainers::{
             registration, score,
         },
     },
-    vit::{Vit, VitConfig},
-    weights::Weights,
 };
 
 const CPU: Device = Device::Cpu;
@@ -180,22 +180,6 @@ fn noise(n: usize) -> Images {
         images.labels.push(class.into());
     }
     images
-}
-
-fn subject(images: &Images) -> Subject {
-    let card = Card {
-        vit: VitConfig { dim: 16, ..VitConfig::small(images, 2, false).unwrap() },
-        statistics: images.statistics(),
-        layer: 2,
-        method: "moco_v3".to_string(),
-        mode: "ser".to_string(),
-        seed: 5,
-        network: Network::Encoder,
-    };
-    let weights = Weights::seeded(1);
-    Vit::new(&card.vit, weights.builder(&CPU)).unwrap();
-    let named = weights.named().into_iter().map(|(n, v)| (n, v.as_detached_tensor()));
-    Subject::new("encoder", named, &card, &CPU).unwrap()
 }
 
 #[test]

@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     corruption::{generator, picture},
-    features::patches,
+    features::{self, patches},
     probe::Probe,
     subject::Subject,
 };
@@ -98,12 +98,7 @@ pub fn measure(
 ) -> Result<Dense> {
     let first = subjects.first().context("expected an encoder, got none")?;
     let config = &first.card.vit;
-    let (patch, layer) = (config.patch, options.layer.unwrap_or(first.card.layer));
-    ensure!(
-        (1..=config.depth).contains(&layer),
-        "--dense-layer: expected one of the {} blocks, got {layer}",
-        config.depth
-    );
+    let (patch, layer) = (config.patch, first.layer(options.layer)?);
     ensure!(
         !bank.is_empty() && !test.is_empty(),
         "expected training and test images for the canvases, got {} and {}",
@@ -177,7 +172,7 @@ fn row(
     encode: impl Fn(&Tensor) -> Result<Tensor>,
 ) -> Result<Row> {
     let flat = |set: &Set| -> Result<Tensor> {
-        let map = chunked(&set.x, &encode)?;
+        let map = features::chunked(&set.x, CHUNK, &encode)?;
         Ok(map.flatten_to(1)?.to_device(&Device::Cpu)?)
     };
     let (train_tokens, test_tokens) = (flat(train)?, flat(test)?);
@@ -235,7 +230,9 @@ fn row(
         token_accuracy: 100.0 * right as f64 / test_labels.len() as f64,
         box_iou: 100.0 * overlaps.iter().sum::<f64>() / overlaps.len().max(1) as f64,
         ap50: 100.0 * precision::mean(&detections, &truth),
-        correspondence: correspondence::measure(&test.x, &positive, grid, |x| chunked(x, &encode))?,
+        correspondence: correspondence::measure(&test.x, &positive, grid, |x| {
+            features::chunked(x, CHUNK, &encode)
+        })?,
     })
 }
 
@@ -246,11 +243,20 @@ fn best(probabilities: &[f32]) -> (usize, f32) {
     probabilities.iter().enumerate().fold(first, better)
 }
 
-fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let count = x.dim(0)?;
-    let mut maps = Vec::new();
-    for start in (0..count).step_by(CHUNK) {
-        maps.push(encode(&x.narrow(0, start, CHUNK.min(count - start))?)?.detach());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_come_from_every_class_and_again_when_all_were_taken() {
+        let labels: Vec<u32> = (0..40).map(|i| i / 10).collect();
+        let images = Images { pixels: vec![0; 40], labels, channels: 1, side: 1 };
+        let rng = &mut generator(draw::SEED, 0, 0);
+        let of_classes = |deck: &[usize]| {
+            let count = |class| deck.iter().filter(|&&i| images.labels[i] == class).count();
+            [0, 1, 2, 3].map(count)
+        };
+        assert_eq!(of_classes(&deck(&images, 12, rng)), [3; 4]);
+        assert_eq!(of_classes(&deck(&images, 92, rng)), [23; 4]);
     }
-    Ok(Tensor::cat(&maps, 0)?)
 }

@@ -144,12 +144,7 @@ pub fn measure(
 ) -> Result<Detect> {
     let first = subjects.first().context("expected an encoder, got none")?;
     let (config, set) = (&first.card.vit, &options.set);
-    let layer = options.layer.unwrap_or(first.card.layer);
-    ensure!(
-        (1..=config.depth).contains(&layer),
-        "--dense-layer: expected one of the {} blocks, got {layer}",
-        config.depth
-    );
+    let layer = first.layer(options.layer)?;
     ensure!(
         config.channels == 3,
         "--boxes: expected an encoder of color images, got one of {} channel",

@@ -18,11 +18,8 @@ use serde::{Deserialize, Serialize};
 use self::pairs::{Kind, Pair, distance, place};
 use super::{
     border::Border,
-    corruption::{
-        Picture, generator,
-        picture::{self},
-    },
-    features::patches,
+    corruption::{Picture, generator, picture},
+    features::{self, patches},
     subject::Subject,
 };
 use crate::{
@@ -106,12 +103,7 @@ pub fn measure(
 ) -> Result<Matching> {
     let first = subjects.first().context("expected an encoder, got none")?;
     let config = &first.card.vit;
-    let layer = options.layer.unwrap_or(first.card.layer);
-    ensure!(
-        (1..=config.depth).contains(&layer),
-        "--dense-layer: expected one of the {} blocks, got {layer}",
-        config.depth
-    );
+    let layer = first.layer(options.layer)?;
     ensure!(
         options.images > 0 && !test.is_empty(),
         "expected at least one test image to match, got {} of {}",
@@ -136,7 +128,7 @@ pub fn measure(
             score(
                 views.kind,
                 &views.pairs,
-                [&chunked(a, encode)?, &chunked(b, encode)?],
+                [&features::chunked(a, CHUNK, encode)?, &features::chunked(b, CHUNK, encode)?],
                 grid,
                 seed,
             )
@@ -262,13 +254,4 @@ pub fn score(
         matched: percent(sum(2), sum(3)),
         registered: percent(sum(4), pairs.len()),
     })
-}
-
-fn chunked(x: &Tensor, encode: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
-    let count = x.dim(0)?;
-    let mut maps = Vec::new();
-    for start in (0..count).step_by(CHUNK) {
-        maps.push(encode(&x.narrow(0, start, CHUNK.min(count - start))?)?.detach());
-    }
-    Ok(Tensor::cat(&maps, 0)?)
 }

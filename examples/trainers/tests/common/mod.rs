@@ -12,8 +12,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use candle_core::Device;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use ser_reg_trainers::{records::Record, run::log, settings::Method};
+use ser_reg_trainers::{
+    data::Images,
+    encoder::{Card, Network},
+    eval::Subject,
+    records::Record,
+    run::log,
+    settings::Method,
+    vit::{Vit, VitConfig},
+    weights::Weights,
+};
 
 /// The program of an example; `cargo test` builds them all.
 pub fn program(name: &str) -> PathBuf {
@@ -130,4 +140,26 @@ pub fn kill_after(lines: usize, mut command: Command, out: &Path) {
     // A run that had ended before would prove nothing.
     #[cfg(unix)]
     assert_eq!(status.signal(), Some(9), "expected a kill, got {status}");
+}
+
+/// A small encoder's description, for these images.
+pub fn card(images: &Images) -> Card {
+    Card {
+        vit: VitConfig { dim: 16, ..VitConfig::small(images, 2, false).unwrap() },
+        statistics: images.statistics(),
+        layer: 2,
+        method: "moco_v3".to_string(),
+        mode: "ser".to_string(),
+        seed: 5,
+        network: Network::Encoder,
+    }
+}
+
+/// That encoder, untrained.
+pub fn subject(images: &Images) -> Subject {
+    let card = card(images);
+    let weights = Weights::seeded(1);
+    Vit::new(&card.vit, weights.builder(&Device::Cpu)).unwrap();
+    let named = weights.named().into_iter().map(|(n, v)| (n, v.as_detached_tensor()));
+    Subject::new("encoder", named, &card, &Device::Cpu).unwrap()
 }

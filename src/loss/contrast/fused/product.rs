@@ -1,7 +1,7 @@
 //! The three matrix products of a contrast, over a block of weights that lies in panels.
 //!
 //! A block of `len` anchors against `n` tokens is stored as ⌈n / [`PANEL`]⌉ tiles of (len, [`PANEL`]), the last one
-//! narrower, one after the other: tiles are made, read and add_transposed_product by one thread each. How the work is cut does not depend
+//! narrower, one after the other: tiles are made, read and multiplied by one thread each. How the work is cut does not depend
 //! on the number of threads, so neither does the result.
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
