@@ -168,12 +168,6 @@ pub(super) fn run<T: Real>(
             let end = first + cols_seen.len();
             let (r, c) = (&of_rows.scale[rows.range.clone()], &of_cols.scale[first..end]);
             tile::weigh(tile, T::from_f64(rate), labels, r, c);
-            if rows.side != cols.side {
-                for i in rows.range.start.max(first)..rows.range.end.min(end) {
-                    tile[(i - rows.range.start) * cols_seen.len() + (i - first)] =
-                        T::from_f64(of_rows.pull[i] + of_cols.pull[i]);
-                }
-            }
         };
         match kept.take() == Some(i) {
             true => panels(block, rows.range.len(), weigh),
@@ -186,6 +180,19 @@ pub(super) fn run<T: Real>(
             && !rectangle.is_square()
         {
             add_transposed_product(block, a, width, &mut grad[cols.span(width)]);
+        }
+    }
+    // The pulls of the positives come last: they are much larger than the pushes, and a sum that holds one rounds every
+    // later push to its size.
+    let pulls = weights[0].pull.iter().zip(&weights[1].pull).map(|(a, b)| T::from_f64(a + b));
+    let pulls: Vec<T> = pulls.collect();
+    for (own, other) in [(sets[0], sets[1]), (sets[1], sets[0])] {
+        let Some(grad) = &mut bank.grads[own] else {
+            continue;
+        };
+        let pairs = grad.chunks_exact_mut(width).zip(bank.rows[other].chunks_exact(width));
+        for ((grad, p), &pull) in pairs.zip(&pulls) {
+            grad.iter_mut().zip(p).for_each(|(g, &p)| *g += pull * p);
         }
     }
     Ok(value)
